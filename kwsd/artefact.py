@@ -1,0 +1,121 @@
+"""The artefact: one TorchScript file with `kwsd.json` inside, and how to read the latter without torch."""
+
+import zipfile
+from pathlib import Path
+
+import msgspec
+
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.errors import NO_INPUT, NO_PERMISSION, ModelError
+
+FORMAT = 1
+SILENCE = "_silence_"  # the label for nobody speaking
+UNKNOWN = "_unknown_"  # the label for any other speech
+METADATA = "kwsd.json"  # the name under the archive's `extra/` folder
+LARGEST_METADATA = 1 << 20  # bytes
+PICKLES = (b"\x80", b"(", b"}", b"]", b"c")  # how a bare Python pickle begins
+
+
+class Geometry(msgspec.Struct, frozen=True, kw_only=True):
+    """The log-mel front end inside the artefact, for people; the daemon does not need it."""
+
+    mels: int
+    frame: int  # samples
+    frame_hop: int  # samples
+    fft: int  # points
+    lowest_hz: float
+    highest_hz: float
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured number and the command that gave it."""
+
+    name: str
+    value: float
+    low: float  # 95 % interval
+    high: float
+    command: str
+
+
+class ArtefactInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What `kwsd.json` says of the weights it lies beside."""
+
+    format: int
+    architecture: str
+    labels: tuple[str, ...]
+    sample_rate: int  # Hz
+    window: int  # samples
+    features: Geometry | None
+    thresholds: dict[str, float]  # recommended score per label
+    figures: tuple[Figure, ...]
+    data: str
+    licence: str
+    weights_sha256: str
+
+    @property
+    def id(self) -> str:
+        """What events call the model: enough of the hash to tell it from any other."""
+        return f"sha256:{self.weights_sha256[:16]}"
+
+
+def read_info(path: Path) -> ArtefactInfo:
+    """Metadata of an artefact, checked, without executing or unpickling anything in the file.
+
+    Raises ModelError if the file is missing, is no artefact, is damaged, or does not fit this kwsd.
+    """
+    info = _decode(path, _read_metadata(path))
+    if info.format != FORMAT:
+        raise ModelError(f"{path}: artefact format {info.format}; this kwsd reads {FORMAT}; export it again")
+    if info.sample_rate != SAMPLE_RATE:
+        raise ModelError(f"{path}: trained at {info.sample_rate} Hz; kwsd listens at {SAMPLE_RATE} Hz; retrain it")
+    if info.window != WINDOW:
+        raise ModelError(f"{path}: takes windows of {info.window} samples; kwsd makes {WINDOW}; retrain it")
+    if len(info.labels) < 2 or len(set(info.labels)) != len(info.labels):
+        raise ModelError(f"{path}: its labels are fewer than two or repeated; export it again")
+    return info
+
+
+def _read_metadata(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            found = [name for name in names if name.endswith(f"/extra/{METADATA}")]
+            if not found:
+                raise ModelError(f"{path}: {_what_it_is(names)}; make an artefact of it with kwsd export")
+            entry = archive.getinfo(found[0])
+            if entry.file_size > LARGEST_METADATA:
+                raise ModelError(f"{path}: its {METADATA} is implausibly large; export it again")
+            return archive.read(entry)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such model; train and export one, or name another", exit_code=NO_INPUT) from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: is a folder, not a model", exit_code=NO_INPUT) from None
+    except PermissionError:
+        raise ModelError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+        raise ModelError(f"{path}: {_what_bytes_are(path)}; name a file that kwsd export made") from None
+
+
+def _what_it_is(names: list[str]) -> str:
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "is TorchScript without kwsd's metadata"
+    if any(name.endswith("data.pkl") for name in names):
+        return "is a PyTorch checkpoint, not an artefact"
+    return "is a zip file, but no model"
+
+
+def _what_bytes_are(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(b"PK"):
+        return "is truncated or damaged"
+    if start.startswith(PICKLES):
+        return "looks like a Python pickle, which kwsd never loads"
+    return "is not a model"
+
+
+def _decode(path: Path, metadata: bytes) -> ArtefactInfo:
+    try:
+        return msgspec.json.decode(metadata, type=ArtefactInfo)
+    except msgspec.MsgspecError as error:
+        raise ModelError(f"{path}: its {METADATA} cannot be read ({error}); export it again") from None

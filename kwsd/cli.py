@@ -1,0 +1,378 @@
+"""The `kwsd` command. The only module that ends the process."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from kwsd import __version__
+from kwsd.errors import INTERNAL, IO, OK, USAGE, ConfigError, KwsdError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main() -> NoReturn:
+    """Run a command; every way out leads through here."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        code = dispatch(arguments)
+    except KwsdError as error:
+        if debug:
+            traceback.print_exc()
+        say(f"{error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = OK
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        say(f"internal error: {error!r}; run it with --debug for details, and please report it")
+        code = INTERNAL
+    sys.exit(finish(code))
+
+
+def finish(code: int) -> int:
+    """Flush what was printed; a reader that went away is no error, a full disk is."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains at exit
+    except OSError as error:
+        say(f"stdout: cannot be written ({error.strerror})")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return IO
+    return code
+
+
+def say(message: str) -> None:
+    """One line for the user."""
+    print(f"kwsd: {message}", file=sys.stderr, flush=True)
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Parse and run; `kwsd --config X` is `kwsd run --config X`."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        arguments = ["run", *arguments]
+    options = make_parser().parse_args(arguments)
+    command: Command = options.command
+    return command(options)
+
+
+# --- parsing ------------------------------------------------------------------------------------------------
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="kwsd",
+        description="Hear spoken commands and turn them into JSON events. Without a command: run.",
+    )
+    parser.add_argument("--version", action="version", version=f"kwsd {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_run, _add_check, _add_devices, _add_replay, _add_train, _add_eval, _add_export, _add_bench):
+        add(commands)
+    return parser
+
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _add(commands: "Commands", name: str, command: Command, about: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=about, description=about)
+    parser.set_defaults(command=command)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: the one kwsd comes with)")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="artefact to use instead of the config's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, e.g. debouncer.threshold=0.9",
+    )
+
+
+def _add_run(commands: "Commands") -> None:
+    parser = _add(commands, "run", run, "Listen, and write one JSON line per event to stdout and the socket.")
+    _add_config_options(parser)
+    parser.add_argument(
+        "--source",
+        metavar="SOURCE",
+        help="listen to this instead: - (raw s16le 16 kHz mono on stdin), a FIFO, or an audio file",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+
+
+def _add_check(commands: "Commands") -> None:
+    parser = _add(commands, "check", check, "Validate a configuration and print the effective one.")
+    _add_config_options(parser)
+
+
+def _add_devices(commands: "Commands") -> None:
+    parser = _add(commands, "devices", devices, "List the microphones.")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_replay(commands: "Commands") -> None:
+    parser = _add(commands, "replay", replay, "Run the daemon's pipeline on recordings, as fast as it goes.")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="WAV, FLAC or Ogg, any rate")
+    parser.add_argument("--channel", default="mix", metavar="N", help="which channel, from 1, or mix (default)")
+    _add_config_options(parser)
+
+
+def _add_train(commands: "Commands") -> None:
+    parser = _add(commands, "train", train, "Train a network on Speech Commands.")
+    parser.add_argument("--model", required=True, metavar="NAME", help="simplenet or matchboxnet")
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that holds SpeechCommands/")
+    parser.add_argument("--download", action="store_true", help="fetch the data set into ROOT if it is not there")
+    parser.add_argument(
+        "--labels", metavar="LABELS", help="all, commands, or a,b,c (default: as the network's recipe says)"
+    )
+    parser.add_argument(
+        "--negatives",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="long recordings of talk, heard as _unknown_",
+    )
+    parser.add_argument(
+        "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of noise"
+    )
+    parser.add_argument("--quick", action="store_true", help="a demo in under a minute: few clips, few epochs")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training clips")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="checkpoint (default: models/NAME.ckpt)")
+    parser.add_argument("--resume", action="store_true", help="go on with the checkpoint")
+
+
+def _add_eval(commands: "Commands") -> None:
+    parser = _add(commands, "eval", evaluate, "Accuracy of a model on labelled clips, overall and per word.")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="artefact or checkpoint")
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that holds SpeechCommands/")
+    parser.add_argument("--subset", choices=("training", "validation", "testing"), default="testing")
+    parser.add_argument(
+        "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of silence and noise"
+    )
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="confusion matrix (default: beside the model)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_export(commands: "Commands") -> None:
+    parser = _add(commands, "export", export, "Turn a checkpoint into an artefact the daemon loads.")
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="from kwsd train, or a bare SimpleNet state_dict")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="where the artefact goes")
+    parser.add_argument("--labels", metavar="LABELS", help="labels of a bare state_dict, in order: all, or a,b,c")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="compare on its test clips, and store the accuracy")
+    parser.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="[LABEL=]SCORE",
+        help="recommended threshold, for all labels or one",
+    )
+
+
+def _add_bench(commands: "Commands") -> None:
+    parser = _add(commands, "bench", bench, "Measure every stage, and the whole daemon on real audio.")
+    _add_config_options(parser)
+    parser.add_argument("--streams", type=int, default=1, metavar="N", help="streams scored at once (default 1)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="how long the daemon runs (default 60)"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def _settings(options: argparse.Namespace, *more: str) -> tuple[str, ...]:
+    model = (f"model={options.model.resolve()}",) if options.model else ()
+    return (*model, *more, *options.set)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`kwsd run`"""
+    from kwsd.config import load_config
+    from kwsd.daemon import run as run_daemon
+
+    set_up_logging(logging.DEBUG if options.verbose else logging.INFO)
+    source = (f"streams=[{_stream(options.source)}]",) if options.source else ()
+    return run_daemon(lambda: load_config(options.config, _settings(options, *source)))
+
+
+def _stream(source: str) -> str:
+    """A stream for `--source`, as YAML."""
+    import json
+
+    if source == "-":
+        return json.dumps({"source": "pcm", "name": "stdin", "path": "-"})
+    path = Path(source).absolute()
+    if path.is_fifo():
+        return json.dumps({"source": "pcm", "name": path.name[:64], "path": str(path)})
+    return json.dumps({"source": "file", "name": path.name[:64], "path": str(path)})
+
+
+def set_up_logging(level: int) -> None:
+    """To stderr: with a time for people, with a priority for the journal, which has its own clock."""
+    journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler(sys.stderr)
+    if journal:
+        priorities = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+        def add_priority(record: logging.LogRecord) -> bool:
+            record.priority = priorities.get(record.levelno, 3)
+            return True
+
+        handler.addFilter(add_priority)
+    handler.setFormatter(logging.Formatter("<%(priority)d>%(message)s" if journal else "%(asctime)s kwsd: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def check(options: argparse.Namespace) -> int:
+    """`kwsd check`"""
+    from kwsd.artefact import read_info
+    from kwsd.config import effective_yaml, load_config
+    from kwsd.pipeline import make_rules
+
+    config = load_config(options.config, _settings(options))
+    make_rules(config, read_info(config.model_path))
+    print(effective_yaml(config), end="")
+    return OK
+
+
+def devices(options: argparse.Namespace) -> int:
+    """`kwsd devices`"""
+    import json
+
+    from kwsd.source import find_device, input_devices
+
+    found = input_devices()
+    default = find_device("default")["index"]
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return OK
+    for device in found:
+        mark = "*" if device["index"] == default else " "
+        rate, channels = device["default_samplerate"], device["max_input_channels"]
+        print(f"{mark}{device['index']:3d}  {rate:6.0f} Hz  {channels:3d} channels  {device['name']}")
+    return OK
+
+
+def replay(options: argparse.Namespace) -> int:
+    """`kwsd replay`"""
+    from kwsd.config import load_config
+    from kwsd.event import Stamp
+    from kwsd.replay import replay as replay_file
+    from kwsd.spotter import load_spotter
+
+    channel = _channel(options.channel)
+    config = load_config(options.config, _settings(options))
+    for path in options.files:
+        if not path.exists():
+            raise KwsdError(f"{path}: no such file", exit_code=66)
+    spotter = load_spotter(config.model_path, config.device)
+    stamp = Stamp()
+    for path in options.files:
+        for event in replay_file(config, spotter, path, channel):
+            sys.stdout.write(stamp.line(event).decode())
+            sys.stdout.flush()
+    return OK
+
+
+def _channel(text: str) -> int | None:
+    if text == "mix":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--channel {text}: a number from 1, or mix", exit_code=USAGE)
+    return int(text) - 1
+
+
+def train(options: argparse.Namespace) -> int:
+    """`kwsd train`"""
+    from kwsd.training.train import TrainOptions
+    from kwsd.training.train import train as train_network
+
+    if options.epochs is not None and options.epochs < 1:
+        raise ConfigError(f"--epochs {options.epochs}: at least 1", exit_code=USAGE)
+    train_network(
+        TrainOptions(
+            model=options.model,
+            data=options.data,
+            out=options.out or Path("models") / f"{options.model}.ckpt",
+            labels=options.labels,
+            noise=tuple(options.noise),
+            negatives=tuple(options.negatives),
+            epochs=options.epochs,
+            device=options.device,
+            seed=options.seed,
+            download=options.download,
+            quick=options.quick,
+            resume=options.resume,
+            command=_command_line(options),
+        ),
+        say,
+    )
+    return OK
+
+
+def _command_line(options: argparse.Namespace) -> str:
+    """What was typed, with the data's place taken out: it says how, not where."""
+    root = str(options.data)
+    return " ".join(["kwsd", *(argument.replace(root, "DATA") for argument in sys.argv[1:])])
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """`kwsd eval`"""
+    import json
+
+    from kwsd.training.evaluate import draw_confusion, evaluate_model
+
+    evaluation = evaluate_model(options.model, options.data, options.subset, tuple(options.noise))
+    for reason in evaluation.skipped:
+        say(f"skipped {reason}")
+    picture = options.picture or options.model.with_suffix(".confusion.png")
+    try:
+        draw_confusion(evaluation, picture)
+    except OSError as error:
+        raise KwsdError(f"{picture}: cannot be written ({error.strerror})", exit_code=IO) from None
+    print(json.dumps(evaluation.as_dict()) if options.json else evaluation.table())
+    say(f"confusion matrix: {picture}")
+    return OK
+
+
+def export(options: argparse.Namespace) -> int:
+    """`kwsd export`"""
+    from kwsd.training.export import export_checkpoint
+
+    info = export_checkpoint(options.checkpoint, options.out, options.labels, options.data, tuple(options.threshold))
+    say(f"{options.out}: {info.architecture}, {len(info.labels)} labels, {info.id}; same outputs as the checkpoint")
+    return OK
+
+
+def bench(options: argparse.Namespace) -> int:
+    """`kwsd bench`"""
+    import json
+
+    from kwsd.bench import measure, report
+    from kwsd.config import load_config
+
+    if options.streams < 1:
+        raise ConfigError(f"--streams {options.streams}: at least 1", exit_code=USAGE)
+    config = load_config(options.config, _settings(options))
+    figures = measure(config, options.streams, options.seconds)
+    print(json.dumps(figures, indent=1) if options.json else report(figures))
+    return OK

@@ -1,0 +1,319 @@
+"""The daemon: wires sources, pipeline and sinks together; owns lifecycle, signals and reload."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from kwsd import __version__
+from kwsd.artefact import read_info
+from kwsd.config import Config
+from kwsd.errors import IO, OK, KwsdError
+from kwsd.event import VERSION, AudioLost, Event, Hello, Line, Ready, Reload, Shutdown, Stamp, unnumbered
+from kwsd.listening import Listening, Reports
+from kwsd.pipeline import Progress, make_rules
+from kwsd.sinks import Sink
+from kwsd.sinks.stdout import Stdout
+from kwsd.sinks.unix_socket import UnixSocket, default_path
+from kwsd.spotter import Spotter, load_spotter
+from kwsd.systemd import Notifier
+
+log = logging.getLogger("kwsd")
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The daemon was asked to stop while it waited for something."""
+
+
+def run(load: Callable[[], Config]) -> int:
+    """Run until a signal, the end of all audio, or a failure; the exit code. `load` reads the configuration."""
+    daemon = Daemon(load)
+    code = asyncio.run(daemon.main())
+    if daemon.loading:  # torch is half imported in a thread, and cannot be waited for
+        os._exit(code)
+    return code
+
+
+class Daemon:
+    """One run of `kwsd run`."""
+
+    def __init__(self, load: Callable[[], Config]) -> None:
+        self._load = load
+        self._config = load()
+        self.loading = False
+        self._notifier = Notifier()
+        self._stamp = Stamp()
+        self._sinks: dict[str, Sink] = {}
+        self._stop = asyncio.Event()
+        self._reason = "end of audio"
+        self._failure: KwsdError | None = None
+        self._ready = False
+        self._detections = 0
+        self._last_heard = ""
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def main(self) -> int:
+        """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
+        self._loop = asyncio.get_running_loop()
+        self._capture_signals()
+        try:
+            await self._start_up()
+            await self._stop.wait()
+        except Stopped:
+            pass
+        except KwsdError as error:
+            self._failure = error
+            self._reason = str(error)
+        await self._shut_down()
+        if self._failure is not None:
+            raise self._failure
+        return OK
+
+    # --- startup ---
+
+    async def _start_up(self) -> None:
+        """What fails fast comes first: the model's metadata, devices, sockets; then torch; then sound."""
+        config = self._config
+        self._info = read_info(config.model_path)
+        make_rules(config, self._info)
+        self._listening: Listening | None = None
+        listening = Listening(config, self._reports())
+        await self._open_sinks(config)
+        self._spotter: Spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
+        listening.start(self._spotter)
+        self._listening = listening
+        log.info("listening on %s with %s", self._stream_names(), config.model_path)
+
+    async def _open_sinks(self, config: Config) -> None:
+        wanted: dict[str, Sink] = {}
+        if config.sinks.stdout:
+            wanted["stdout"] = self._sinks.get("stdout") or Stdout(self._stdout_broke)
+        if config.sinks.socket.enabled:
+            path = config.sinks.socket.path
+            place = default_path() if path == "auto" else config.resolve(path)
+            key = f"{place} {config.sinks.socket.queue}"
+            open_there = [sink for sink in self._sinks.values() if isinstance(sink, UnixSocket) and sink.path == place]
+            if key not in self._sinks and open_there:
+                await open_there[0].close()
+            wanted[key] = self._sinks.get(key) or await UnixSocket.open(place, config.sinks.socket.queue, self._hello)
+            log.info("events on %s", place)
+        old, self._sinks = self._sinks, wanted
+        for key, sink in old.items():
+            if key not in wanted:
+                await sink.close()
+
+    def _reports(self) -> Reports:
+        def progress(progress: Progress) -> None:
+            if progress.scored:
+                self._notifier.alive()
+            if progress.heard or progress.overruns or not self._ready:
+                self._loop.call_soon_threadsafe(self._on_progress, progress)
+
+        def audio_lost(event: AudioLost, failure: KwsdError) -> None:
+            self._loop.call_soon_threadsafe(self._on_audio_lost, event, failure)
+
+        def over(failure: KwsdError | None) -> None:
+            self._loop.call_soon_threadsafe(self._on_over, failure)
+
+        return Reports(progress, audio_lost, over)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run slow work aside. Raises what it raises, or Stopped if a signal came first."""
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def deliver(result: T | None, error: Exception | None) -> None:
+            self.loading = False
+            if done.cancelled():
+                return
+            done.set_exception(error) if error else done.set_result(result)  # type: ignore[arg-type]
+
+        def body() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except Exception as raised:
+                error = raised
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(deliver, result, error)
+
+        self.loading = True
+        threading.Thread(target=body, name="loading", daemon=True).start()
+        stopping = asyncio.ensure_future(self._stop.wait())
+        either: list[asyncio.Future[Any]] = [done, stopping]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not done.done():
+            done.cancel()
+            raise Stopped
+        return done.result()
+
+    # --- main loop ---
+
+    def _on_progress(self, progress: Progress) -> None:
+        if not self._ready and progress.scored:
+            self._ready = True
+            self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=tuple(self._names())))
+            self._notifier.ready(self._status())
+            log.info("ready")
+        for overrun in progress.overruns:
+            log.warning("overrun: %s", overrun)
+            self._emit(overrun)
+        for heard in progress.heard:
+            self._detections += 1
+            self._last_heard = f"; last heard: {heard.keyword}"
+            self._emit(heard)
+        if progress.heard:
+            self._notifier.status(self._status())
+
+    def _on_audio_lost(self, event: AudioLost, failure: KwsdError) -> None:
+        if failure.exit_code == OK:  # worth a word, but everything there was has been heard
+            log.warning("%s", failure)
+            return
+        self._emit(event)
+        if any(s.name == event.stream and s.live and not s.lead_in for s in self._running().streams):
+            self._end(event.reason, failure)  # a microphone: systemd starts us anew
+
+    def _on_over(self, failure: KwsdError | None) -> None:
+        wrong = failure if failure and failure.exit_code != OK else None
+        self._end(str(wrong) if wrong else "end of audio", wrong)
+
+    def _stdout_broke(self, error: OSError) -> None:
+        """Called from the sink's thread."""
+        failure = None
+        if not isinstance(error, BrokenPipeError):
+            failure = KwsdError(f"stdout: cannot be written ({error.strerror})", exit_code=IO)
+        self._loop.call_soon_threadsafe(self._end, "stdout closed", failure)
+
+    def _end(self, reason: str, failure: KwsdError | None = None) -> None:
+        if not self._stop.is_set():
+            self._reason, self._failure = reason, failure
+            self._stop.set()
+
+    def _emit(self, event: Event) -> None:
+        line = self._stamp.line(event)
+        for sink in self._sinks.values():
+            sink(line)
+
+    # --- signals and reload ---
+
+    def _capture_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_stop_signal, number)
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+
+    def _on_stop_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():  # the second one forces
+            os._exit(128 + number)
+        self._end(number.name)
+
+    def _on_reload_signal(self) -> None:
+        task = self._loop.create_task(self._reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reload(self) -> None:
+        async with self._reloading:
+            if self._listening is None or self._stop.is_set():
+                return
+            self._notifier.reloading()
+            try:
+                await self._switch_to(self._load())
+                self._emit(Reload(ok=True))
+                log.info("reloaded")
+            except KwsdError as error:
+                self._emit(Reload(ok=False, error=str(error)))
+                log.error("reload: %s; the old configuration is kept", error)
+            except Stopped:
+                return
+            self._notifier.ready(self._status())
+
+    async def _switch_to(self, config: Config) -> None:
+        """All of a new configuration, or nothing of it. Raises KwsdError for why not."""
+        info = read_info(config.model_path)
+        make_rules(config, info)
+        spotter = self._spotter
+        if info != spotter.info or config.device != self._config.device:
+            spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
+        before = self._config
+        await self._open_sinks(config)
+        try:
+            self._relisten(config, spotter)
+        except KwsdError:
+            await self._open_sinks(before)
+            raise
+        self._config, self._spotter, self._info = config, spotter, info
+
+    def _relisten(self, config: Config, spotter: Spotter) -> None:
+        """Keep the sources running if they are the same; else start the new ones, or the old ones again."""
+        old = self._running()
+        if _same_streams(config, old.config):
+            old.replace(old.pipeline(config, spotter))
+            old.config = config
+            return
+        old.stop()
+        try:
+            self._listening = Listening(config, self._reports())
+            self._listening.start(spotter)
+        except KwsdError:
+            if self._listening is not old and self._listening is not None:
+                self._listening.stop()
+            self._listening = Listening(old.config, self._reports())
+            self._listening.start(self._spotter)
+            raise
+
+    # --- shutdown ---
+
+    async def _shut_down(self) -> None:
+        """Sources first, then the last event, then the sinks."""
+        self._notifier.stopping()
+        listening = getattr(self, "_listening", None)
+        if listening is not None:
+            await asyncio.to_thread(listening.stop)
+            await asyncio.sleep(0)  # what the inference thread reported last
+        if self._sinks:
+            self._emit(Shutdown(reason=self._reason, detections=self._detections))
+        await asyncio.gather(*(sink.close() for sink in self._sinks.values()))
+        log.info("stopped: %s", self._reason)
+
+    # --- what others are told ---
+
+    def _hello(self) -> Line:
+        return unnumbered(
+            Hello(
+                kwsd=__version__,
+                schema=VERSION,
+                model=self._info.id,
+                keywords=self._keywords(),
+                streams=tuple(self._names()),
+            )
+        )
+
+    def _running(self) -> Listening:
+        assert self._listening is not None
+        return self._listening
+
+    def _keywords(self) -> tuple[str, ...]:
+        return make_rules(self._config, self._info).keywords
+
+    def _names(self) -> list[str]:
+        return [stream.name for stream in self._config.streams]
+
+    def _stream_names(self) -> str:
+        return ", ".join(self._names())
+
+    def _status(self) -> str:
+        return f"listening on {self._stream_names()}; {self._detections} words heard{self._last_heard}"
+
+
+def _same_streams(one: Config, other: Config) -> bool:
+    """Whether sources, their windows and their ring can stay as they are."""
+    same = one.streams == other.streams and one.folder == other.folder
+    return same and msgspec.structs.asdict(one.window) == msgspec.structs.asdict(other.window)

@@ -1,0 +1,163 @@
+"""From posteriors to detections: smooth, judge, fire once, re-arm. Pure, in samples, vectorised over streams."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwsd.artefact import SILENCE
+from kwsd.window import Indices
+
+Scores = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+
+LONG_AGO = np.iinfo(np.int64).min // 2
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a score becomes a detection. Arrays have one entry per keyword."""
+
+    keywords: tuple[str, ...]
+    threshold: Scores  # score at which a keyword is a candidate
+    release: Scores  # score under which it is armed again
+    margin: Scores  # lead over the runner-up
+    min_hits: Indices  # consecutive windows a candidate must last
+    refractory: Indices  # samples from firing until it may be armed again
+    isolation_speech: Indices  # samples of speech allowed within `isolation`; negative: any
+    isolation: int  # samples looked back on
+    smoothing: int  # windows in the mean
+    hop: int  # samples between windows
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A keyword was said."""
+
+    stream: int
+    keyword: str
+    score: float
+    threshold: float
+    runner_up: str  # the label next to it
+    runner_up_score: float
+    end: int  # sample index one past the window that decided
+
+
+class Debouncer:
+    """State for n streams, kept in arrays. `step` is the whole story; each rule is one method."""
+
+    def __init__(self, rules: Rules, labels: Sequence[str], streams: int) -> None:
+        """Raises ValueError for a keyword that is no label, or isolation without a silence label."""
+        self.rules, self.labels = rules, tuple(labels)
+        self._columns = np.array([self.labels.index(keyword) for keyword in rules.keywords], np.intp)
+        self._silence = self.labels.index(SILENCE) if SILENCE in self.labels else -1
+        if self._silence < 0 and (rules.isolation_speech >= 0).any():
+            raise ValueError(f"isolation needs a model with the label {SILENCE}")
+        lookback = max(1, rules.isolation // rules.hop)
+        shape = (streams, len(rules.keywords))
+        self._recent = np.zeros((streams, rules.smoothing, len(self.labels)), np.float32)
+        self._speech = np.zeros((streams, lookback), np.bool_)  # was there speech, per hop
+        self._count = np.zeros(streams, np.int64)  # windows since the last gap
+        self._last_end = np.full(streams, LONG_AGO, np.int64)
+        self._hits = np.zeros(shape, np.int64)
+        self._armed = np.ones(shape, np.bool_)
+        self._fired_at = np.full(shape, LONG_AGO, np.int64)
+
+    def inherit(self, old: "Debouncer") -> None:
+        """Remember what another debouncer fired on the same streams, so that no word is told twice."""
+        for mine, keyword in enumerate(self.rules.keywords):
+            if keyword in old.rules.keywords:
+                theirs = old.rules.keywords.index(keyword)
+                self._armed[:, mine] = old._armed[:, theirs]
+                self._fired_at[:, mine] = old._fired_at[:, theirs]
+
+    def step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
+        """Windows (n,) with posteriors (n, labels), in time order within a stream; any number per stream."""
+        for rows in _turns(streams):
+            yield from self._step(streams[rows], ends[rows], posteriors[rows])
+
+    def _step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
+        """One window each of distinct streams."""
+        self._forget_across_gaps(streams, ends)
+        smoothed = self._smooth(streams, posteriors)  # (n, labels)
+        scores = smoothed[:, self._columns]  # (n, keywords)
+        rivals = _runners_up(smoothed)[:, self._columns]  # (n, keywords) index of a label
+        candidates = self._candidates(streams, scores, np.take_along_axis(smoothed, rivals, 1))
+        isolated = self._isolated(streams, posteriors)
+        fired = self._fire_once(streams, ends, candidates & isolated)
+        self._rearm(streams, ends, scores)
+        for row, keyword in np.argwhere(fired).tolist():
+            rival = int(rivals[row, keyword])
+            yield Detection(
+                stream=int(streams[row]),
+                keyword=self.rules.keywords[keyword],
+                score=float(scores[row, keyword]),
+                threshold=float(self.rules.threshold[keyword]),
+                runner_up=self.labels[rival],
+                runner_up_score=float(smoothed[row, rival]),
+                end=int(ends[row]),
+            )
+
+    def _forget_across_gaps(self, streams: Indices, ends: Indices) -> None:
+        """What was heard before a gap says nothing about after it. Armed and refractory stay: they prevent doubles."""
+        broken = streams[ends - self._last_end[streams] != self.rules.hop]
+        self._count[broken] = 0
+        self._hits[broken] = 0
+        self._speech[broken] = False
+        self._last_end[streams] = ends
+
+    def _smooth(self, streams: Indices, posteriors: Scores) -> Scores:
+        """Mean over the last windows: (n, labels); zero until there are enough of them."""
+        window = self.rules.smoothing
+        self._recent[streams, self._count[streams] % window] = posteriors
+        self._count[streams] += 1
+        enough = self._count[streams] >= window  # (n,)
+        return np.where(enough[:, None], self._recent[streams].mean(1), np.float32(0.0))
+
+    def _candidates(self, streams: Indices, scores: Scores, rivals: Scores) -> Flags:
+        """Above the threshold and ahead of the runner-up, for enough windows in a row: (n, keywords)."""
+        ahead = (scores >= self.rules.threshold) & (scores >= rivals + self.rules.margin)
+        self._hits[streams] = np.where(ahead, self._hits[streams] + 1, 0)
+        return np.asarray(self._hits[streams] >= self.rules.min_hits)
+
+    def _isolated(self, streams: Indices, posteriors: Scores) -> Flags:
+        """Said on its own: little speech in the time looked back on. (n, keywords)."""
+        if self._silence < 0:
+            return np.ones((len(streams), len(self.rules.keywords)), np.bool_)
+        self._speech[streams] = np.roll(self._speech[streams], 1, axis=1)
+        self._speech[streams, 0] = posteriors[:, self._silence] < 0.5
+        speech = self._speech[streams].sum(1, keepdims=True) * self.rules.hop  # (n, 1) samples
+        return np.asarray((speech <= self.rules.isolation_speech) | (self.rules.isolation_speech < 0))
+
+    def _fire_once(self, streams: Indices, ends: Indices, candidates: Flags) -> Flags:
+        """Candidates that are armed fire and disarm themselves, and nobody else: (n, keywords)."""
+        fired = candidates & self._armed[streams]
+        self._armed[streams] &= ~fired
+        self._fired_at[streams] = np.where(fired, ends[:, None], self._fired_at[streams])
+        return fired
+
+    def _rearm(self, streams: Indices, ends: Indices, scores: Scores) -> None:
+        """Armed again once the score fell below the release level and the refractory time is over."""
+        rested = ends[:, None] - self._fired_at[streams] >= self.rules.refractory
+        self._armed[streams] |= (scores < self.rules.release) & rested
+
+
+def _turns(streams: Indices) -> Iterator[slice]:
+    """Runs of rows in which no stream occurs twice, in order."""
+    start = 0
+    seen: set[int] = set()
+    for row, stream in enumerate(streams.tolist()):
+        if stream in seen:
+            yield slice(start, row)
+            start, seen = row, set()
+        seen.add(stream)
+    if start < len(streams):
+        yield slice(start, len(streams))
+
+
+def _runners_up(smoothed: Scores) -> NDArray[np.intp]:
+    """For every label the best of the others: (n, labels) → (n, labels) indices."""
+    order = np.argsort(smoothed, axis=1)  # (n, labels)
+    best, second = order[:, -1:], order[:, -2:-1]  # (n, 1)
+    return np.where(np.arange(smoothed.shape[1]) == best, second, best)

@@ -1,0 +1,128 @@
+"""What the daemon says: one compact JSON object per line, additive changes only."""
+
+import secrets
+import time
+from datetime import UTC, datetime
+
+import msgspec
+
+VERSION = 1
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class RunnerUp(msgspec.Struct, frozen=True):
+    """The label that came second."""
+
+    keyword: str
+    score: float
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """What every event carries besides its own fields; `stamp` fills it in."""
+
+
+class Heard(_Event, frozen=True, kw_only=True, tag="detection"):
+    """A keyword was said."""
+
+    stream: str
+    keyword: str
+    score: float  # smoothed posterior, 0 to 1
+    threshold: float
+    runner_up: RunnerUp
+    start_s: float  # the word's first sample, on the stream's own time axis
+    end_s: float
+    latency_ms: int | None = None  # arrival of the deciding window's last sample → event; live sources only
+    level_dbfs: float  # of the word
+    model: str
+
+
+class Ready(_Event, frozen=True, kw_only=True, tag="ready"):
+    """Audio reached the model; from now on words are heard."""
+
+    model: str
+    keywords: tuple[str, ...]
+    streams: tuple[str, ...]
+
+
+class Overrun(_Event, frozen=True, kw_only=True, tag="overrun"):
+    """Audio came faster than it was dealt with; some was not listened to."""
+
+    stream: str
+    skipped_windows: int = 0  # inference was late
+    lost_samples: int = 0  # at 16 kHz; overwritten before they were read
+    device_overflows: int = 0  # the sound system dropped audio, nobody knows how much
+
+
+class AudioLost(_Event, frozen=True, kw_only=True, tag="audio_lost"):
+    """A stream will deliver no more audio though it should."""
+
+    stream: str
+    reason: str
+
+
+class Reload(_Event, frozen=True, kw_only=True, tag="reload"):
+    """The configuration was read again."""
+
+    ok: bool
+    error: str | None = None  # why the old one was kept
+
+
+class Shutdown(_Event, frozen=True, kw_only=True, tag="shutdown"):
+    """The last event of a run."""
+
+    reason: str
+    detections: int
+
+
+class Hello(_Event, frozen=True, kw_only=True, tag="hello"):
+    """The first line a reader of the socket gets."""
+
+    kwsd: str  # version
+    schema: int  # of the events
+    model: str
+    keywords: tuple[str, ...]
+    streams: tuple[str, ...]
+
+
+class Dropped(_Event, frozen=True, kw_only=True, tag="dropped"):
+    """This reader was too slow: its oldest events are gone."""
+
+    count: int
+
+
+Event = Heard | Ready | Overrun | AudioLost | Reload | Shutdown
+Line = bytes
+
+_encoder = msgspec.json.Encoder()
+
+
+class Stamp:
+    """Numbers and dates the events of one run."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+
+    def line(self, event: Event) -> Line:
+        """The event as one JSON line, with version, type, id, seq and time (UTC) in front."""
+        fields = msgspec.to_builtins(event)
+        now = time.time()
+        head = {"v": VERSION, "type": fields.pop("type"), "id": ulid(now), "seq": self._seq, "time": iso(now)}
+        self._seq += 1
+        return _encoder.encode(head | fields) + b"\n"
+
+
+def unnumbered(notice: Hello | Dropped) -> Line:
+    """A line that concerns one reader only, and so has no place in the sequence."""
+    fields = msgspec.to_builtins(notice)
+    return _encoder.encode({"v": VERSION, "type": fields.pop("type"), "time": iso(time.time())} | fields) + b"\n"
+
+
+def iso(now: float) -> str:
+    """Seconds since the epoch as UTC to the millisecond."""
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ulid(now: float) -> str:
+    """A sortable unique id: 48 bits of milliseconds, 80 random bits, in Crockford's base 32."""
+    number = int(now * 1000) << 80 | secrets.randbits(80)
+    return "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))

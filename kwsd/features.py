@@ -1,0 +1,53 @@
+"""Log-mel frames: the one definition, used in training and inside every exported artefact."""
+
+import torch
+from torch import Tensor, nn
+
+from kwsd.audio_format import SAMPLE_RATE
+
+FRAME = 480  # samples under one Hann window: 30 ms
+FRAME_HOP = 160  # samples between frames: 10 ms
+FFT = 512  # points; the frame is zero-padded up to it
+MELS = 40
+LOWEST_HZ = 20.0
+HIGHEST_HZ = 7600.0
+FLOOR = 1e-6  # mel power added before the logarithm: about the hiss of a quiet 16-bit microphone
+
+
+def mel_scale(hz: Tensor) -> Tensor:
+    """Hertz to mel (O'Shaughnessy 1987, the HTK formula)."""
+    return 2595.0 * torch.log10(1.0 + hz / 700.0)
+
+
+def mel_filters() -> Tensor:
+    """Triangular filters, equally spaced in mel, each of peak 1: (FFT // 2 + 1, MELS)."""
+    bins = mel_scale(torch.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1))  # (bins,)
+    low, high = mel_scale(torch.tensor([LOWEST_HZ, HIGHEST_HZ])).tolist()
+    corners = torch.linspace(low, high, MELS + 2)  # (mels + 2,)
+    rising = (bins[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])  # (bins, mels)
+    falling = (corners[2:] - bins[:, None]) / (corners[2:] - corners[1:-1])  # (bins, mels)
+    return torch.minimum(rising, falling).clamp(min=0.0)  # (bins, mels)
+
+
+class LogMel(nn.Module):
+    """Samples (batch, n) in ±1 to log-mel frames (batch, MELS, 1 + (n - FRAME) // FRAME_HOP).
+
+    No frame is padded at the edges (`center=False`): a frame depends on its own 30 ms alone, so frames of
+    overlapping windows are the same numbers and can be shared.
+    """
+
+    taper: Tensor  # (FRAME,)
+    filters: Tensor  # (bins, MELS)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame, self.frame_hop, self.fft, self.floor = FRAME, FRAME_HOP, FFT, FLOOR
+        self.register_buffer("taper", torch.hann_window(FRAME), persistent=False)
+        self.register_buffer("filters", mel_filters(), persistent=False)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        frames = windows.unfold(-1, self.frame, self.frame_hop)  # (batch, frames, FRAME)
+        spectrum = torch.fft.rfft(frames * self.taper, n=self.fft)  # (batch, frames, bins)
+        power = spectrum.real.square() + spectrum.imag.square()  # (batch, frames, bins)
+        mels = torch.matmul(power, self.filters)  # (batch, frames, mels)
+        return torch.log(mels + self.floor).transpose(1, 2)  # (batch, mels, frames)

@@ -1,0 +1,115 @@
+"""Where a source puts its blocks, and how they become 16 kHz mono in the ring."""
+
+import time
+from typing import Protocol
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from kwsd.audio_format import SAMPLE_RATE
+from kwsd.ring import RingBuffer, Samples
+
+SECONDS = 4.0  # of audio kept at the source's own rate: how long inference may sleep before samples are lost
+LONGEST_BLOCK = 8192  # frames; longer blocks are mixed in pieces
+PIECE_S = 0.25  # of audio converted at once
+
+
+class _AsItIs:
+    """The resampler for audio that is at 16 kHz already."""
+
+    def resample_chunk(self, samples: Samples, last: bool = False) -> Samples:
+        return samples
+
+
+class _Resampler(Protocol):
+    def resample_chunk(self, samples: Samples, last: bool = False) -> Samples: ...
+
+
+def resampler(rate: int) -> _Resampler:
+    """A stateful converter from `rate` Hz to 16 kHz; any cut into blocks gives the same samples."""
+    return (
+        _AsItIs() if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    )
+
+
+class Inlet:
+    """One stream on its way in.
+
+    The source's thread calls `write`, `overflow` and `end`; the inference thread calls the rest. Between them
+    is a ring at the source's own rate, so that the audio callback never resamples, allocates or waits.
+    """
+
+    def __init__(self, ring: RingBuffer, stream: int, rate: int, channel: int | None) -> None:
+        """`channel` counts from 0; None mixes all of them."""
+        self.stream, self.rate, self.channel = stream, rate, channel
+        self.overflows = 0  # how often the sound system dropped audio
+        self.lost = 0  # samples at 16 kHz that were overwritten unread
+        self.ended = False  # nothing will be written any more
+        self.drained = False  # and all of it is in the ring
+        self.wrote_at = time.monotonic()  # when the last block came, for latency
+        self._ring = ring
+        self._native = RingBuffer(1, int(SECONDS * rate))
+        self._mixed = np.zeros(LONGEST_BLOCK, np.float32)
+        self._piece = np.zeros(int(PIECE_S * rate), np.float32)
+        self._resampler = resampler(rate)
+        self._read = 0  # native samples converted so far
+
+    def write(self, frames: NDArray[np.float32]) -> None:
+        """A block (frames, channels) in ±1. Copies it and returns."""
+        if self.channel is not None:
+            self._native.write(0, frames[:, self.channel])
+        elif frames.shape[1] == 1:
+            self._native.write(0, frames[:, 0])
+        else:
+            for start in range(0, len(frames), LONGEST_BLOCK):
+                piece = frames[start : start + LONGEST_BLOCK]
+                mixed = self._mixed[: len(piece)]
+                np.mean(piece, axis=1, out=mixed)
+                self._native.write(0, mixed)
+        self.wrote_at = time.monotonic()
+
+    def overflow(self) -> None:
+        """The sound system dropped audio before the block that is written next."""
+        self.overflows += 1
+        self._native.skip(0)
+
+    def end(self) -> None:
+        """No more blocks will come."""
+        self.ended = True
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of audio that are written and not yet converted."""
+        return float(self._native.written[0] - self._read) / self.rate
+
+    @property
+    def room(self) -> float:
+        """Seconds of audio that can be written before unread samples are overwritten."""
+        return SECONDS - self.backlog
+
+    def pump(self, most_s: float = SECONDS) -> None:
+        """Convert what came, at most `most_s` seconds of it, into the 16 kHz ring."""
+        ended = self.ended  # looked at first: what was written before is then certainly in sight
+        available = int(self._native.written[0])
+        goal = min(available, self._read + int(most_s * self.rate))
+        while self._read < goal:
+            piece = self._piece[: min(goal - self._read, len(self._piece))]
+            if self._native.read(0, self._read, piece):
+                self._read += len(piece)
+                self._ring.write(self.stream, self._resampler.resample_chunk(piece))
+            else:
+                self._cross_gap()
+        if ended and self._read >= available and not self.drained:
+            if self.rate != SAMPLE_RATE:
+                self._ring.write(self.stream, self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            self.drained = True
+
+    def _cross_gap(self) -> None:
+        """Go on behind a gap: count what lies before it as lost, start a new resampler, keep the clock."""
+        lost = self._native.oldest(0) - self._read
+        self._read += lost
+        self._resampler = resampler(self.rate)
+        skipped = round(lost * SAMPLE_RATE / self.rate)
+        self.lost += skipped
+        self._ring.skip(self.stream, skipped)

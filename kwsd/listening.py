@@ -1,0 +1,140 @@
+"""Sources and the inference thread of one configuration, from start to stop."""
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
+from kwsd.errors import INTERNAL, IO, AudioError, KwsdError
+from kwsd.event import AudioLost
+from kwsd.inlet import Inlet
+from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
+from kwsd.source import AudioFile, Microphone, RawPcm, Source
+from kwsd.spotter import Spotter
+
+DEAF_AFTER_S = 2.0  # a live source that delivered nothing for this long is lost
+WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
+
+
+def make_source(stream: StreamConfig, config: Config) -> Source:
+    """The source a stream of the config describes. Raises KwsdError if it cannot be had."""
+    channel = None if stream.channel == "mix" else stream.channel - 1
+    if isinstance(stream, MicrophoneConfig):
+        return Microphone(stream.device, channel, stream.block_ms)
+    if isinstance(stream, FileConfig):
+        return AudioFile(config.resolve(stream.path), channel, realtime=stream.realtime)
+    path = stream.path if stream.path == "-" else str(config.resolve(stream.path))
+    return RawPcm(path, stream.rate, stream.channels, stream.format, channel)
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What the inference thread has to say. All are called from that thread."""
+
+    progress: Callable[[Progress], None]  # windows were scored, or audio was lost
+    audio_lost: Callable[[AudioLost, KwsdError], None]  # a stream broke
+    over: Callable[[KwsdError | None], None]  # nothing more will come, and why if that is wrong
+
+
+class Listening:
+    """Runs from `start` to `stop`. One thread scores windows whenever a source wakes it."""
+
+    def __init__(self, config: Config, reports: Reports) -> None:
+        """Raises KwsdError if a source cannot be had."""
+        self.config = config
+        self._reports = reports
+        self.sources: Sequence[Source] = [make_source(stream, config) for stream in config.streams]
+        self.streams = [
+            StreamInfo(stream.name, source.live, source.lead_in)
+            for stream, source in zip(config.streams, self.sources, strict=True)
+        ]
+        self._ring = make_ring(config, len(self.sources))
+        self._inlets = [Inlet(self._ring, i, s.rate, s.channel) for i, s in enumerate(self.sources)]
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._pipeline: Pipeline | None = None
+        self._successor: Pipeline | None = None
+        self._broken: set[int] = set()
+        self._failure: KwsdError | None = None
+        self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
+
+    def start(self, spotter: Spotter) -> None:
+        """Raises KwsdError if a source refuses to start."""
+        self._pipeline = self.pipeline(self.config, spotter)
+        for source, inlet in zip(self.sources, self._inlets, strict=True):
+            inlet.wrote_at = time.monotonic()
+            source.start(inlet, self._wake)
+        self._thread.start()
+
+    def pipeline(self, config: Config, spotter: Spotter) -> Pipeline:
+        """A pipeline on these streams. Raises ConfigError if config and model contradict each other."""
+        return Pipeline(config, spotter, self._ring, self._inlets, self.streams)
+
+    def replace(self, successor: Pipeline) -> None:
+        """Go on with another pipeline from the next batch on, without a gap."""
+        self._successor = successor
+        self._wake()
+
+    def stop(self) -> None:
+        """Stop the sources and the thread; returns when both have."""
+        self._stopping = True
+        for source in self.sources:
+            source.stop()
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout=0.5)
+        if not self._thread.is_alive():
+            os.close(self._wakeup)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wakeup, 1)
+
+    def _guarded(self) -> None:
+        """The thread's top: whatever happens here ends the daemon, never just the thread."""
+        try:
+            self._listen()
+        except KwsdError as error:
+            self._reports.over(error)
+        except Exception as error:
+            over = KwsdError(f"inference thread: {error!r}; please report this", exit_code=INTERNAL)
+            over.__cause__ = error
+            self._reports.over(over)
+
+    def _listen(self) -> None:
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        assert self._pipeline is not None
+        while not self._stopping:
+            if self._successor is not None:
+                successor, self._successor = self._successor, None
+                successor.take_over(self._pipeline)
+                self._pipeline = successor
+            progress = self._pipeline.advance()
+            if progress.scored or progress.overruns:
+                self._reports.progress(progress)
+            if progress.scored:
+                continue
+            self._look_for_losses()
+            if self._pipeline.finished:
+                self._reports.over(self._failure)
+                return
+            if poll.poll(WAKE_AT_LEAST_S * 1000):
+                os.eventfd_read(self._wakeup)
+
+    def _look_for_losses(self) -> None:
+        for i, (source, inlet) in enumerate(zip(self.sources, self._inlets, strict=True)):
+            failure = source.failure
+            if source.live and not inlet.ended and time.monotonic() - inlet.wrote_at > DEAF_AFTER_S:
+                failure = failure or AudioError(
+                    f"stream {self.streams[i].name}: no audio for {DEAF_AFTER_S:g} s; "
+                    "check the device and the sound server",
+                    exit_code=IO,
+                )
+            if failure is not None and i not in self._broken:
+                self._broken.add(i)
+                self._failure = self._failure or failure
+                self._reports.audio_lost(AudioLost(stream=self.streams[i].name, reason=str(failure)), failure)
+                inlet.end()

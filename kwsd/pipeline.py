@@ -1,0 +1,192 @@
+"""The stages in a row, without threads: what came in → windows → posteriors → detections.
+
+`kwsd run` calls `advance` from its inference thread whenever audio arrives, `kwsd replay` in a plain loop.
+"""
+
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kwsd.artefact import SILENCE, ArtefactInfo
+from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
+from kwsd.config import Config, KeywordConfig
+from kwsd.debouncer import Debouncer, Detection, Rules
+from kwsd.errors import ConfigError
+from kwsd.event import Heard, Overrun, RunnerUp
+from kwsd.inlet import SECONDS, Inlet
+from kwsd.ring import RingBuffer, Samples
+from kwsd.span import level_dbfs, word_span
+from kwsd.spotter import Spotter
+from kwsd.window import WindowSchedule
+
+FALLBACK_THRESHOLD = 0.8  # for a label the artefact recommends nothing for
+NO_LIMIT = -1
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What the pipeline needs to know of a source."""
+
+    name: str
+    live: bool
+    lead_in: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one call of `advance` brought."""
+
+    scored: int  # windows
+    heard: list[Heard]
+    overruns: list[Overrun]
+
+
+def make_ring(config: Config, streams: int) -> RingBuffer:
+    """A 16 kHz ring that holds a window behind everything an inlet can have in store."""
+    backlog = samples(max(SECONDS, config.window.max_batch * config.window.hop_ms / 1000))
+    return RingBuffer(streams, 2 * WINDOW + backlog)
+
+
+class Pipeline:
+    """Everything between the inlets and the events, for all streams at once."""
+
+    def __init__(
+        self, config: Config, spotter: Spotter, ring: RingBuffer, inlets: Sequence[Inlet], streams: Sequence[StreamInfo]
+    ) -> None:
+        """Raises ConfigError if config and model contradict each other."""
+        self.spotter, self.ring, self.inlets, self.streams = spotter, ring, inlets, streams
+        hop = samples(config.window.hop_ms / 1000)
+        live = np.array([stream.live for stream in streams])
+        self.schedule = WindowSchedule(len(streams), hop, config.window.max_batch, live)
+        self.rules = make_rules(config, spotter.info)
+        self.debouncer = Debouncer(self.rules, spotter.info.labels, len(streams))
+        self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
+        self._overflows = [0] * len(inlets)  # counts already told
+        self._lost = [0] * len(inlets)
+        for i, stream in enumerate(streams):
+            if stream.lead_in and ring.written[i] == 0:
+                ring.lead_in(i, WINDOW)
+
+    def take_over(self, old: "Pipeline") -> None:
+        """Go on where another pipeline on the same ring stood: no window twice, no word twice."""
+        self.schedule.start_at(old.schedule.next_end)
+        self.debouncer.inherit(old.debouncer)
+        self._overflows, self._lost = old._overflows, old._lost
+
+    def advance(self) -> Progress:
+        """Take what came, score the windows that are due, and say what was heard."""
+        for inlet, stream in zip(self.inlets, self.streams, strict=True):
+            inlet.pump(SECONDS if stream.live else self._batch_s)
+        batch = self.schedule.take(self.ring)
+        heard = []
+        if len(batch):
+            posteriors = self.spotter.score(batch.windows)  # (n, labels)
+            rows = {
+                (s, e): row for row, (s, e) in enumerate(zip(batch.streams.tolist(), batch.ends.tolist(), strict=True))
+            }
+            for detection in self.debouncer.step(batch.streams, batch.ends, posteriors):
+                heard.append(self._describe(detection, batch.windows[rows[detection.stream, detection.end]]))
+        return Progress(len(batch), heard, self._overruns(batch.skipped.tolist()))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stream has ended and all of it was scored."""
+        drained = all(inlet.drained for inlet in self.inlets)
+        return drained and bool((self.ring.written < np.maximum(self.schedule.next_end, 0)).all())
+
+    def _describe(self, detection: Detection, window: Samples) -> Heard:
+        start, end = word_span(window)
+        first = detection.end - WINDOW  # sample index of the window's first sample
+        return Heard(
+            stream=self.streams[detection.stream].name,
+            keyword=detection.keyword,
+            score=round(detection.score, 3),
+            threshold=round(detection.threshold, 3),
+            runner_up=RunnerUp(detection.runner_up, round(detection.runner_up_score, 3)),
+            start_s=seconds(max(0, first + start)),
+            end_s=seconds(first + end),
+            latency_ms=self._latency_ms(detection) if self.streams[detection.stream].live else None,
+            level_dbfs=round(level_dbfs(window[start:end]), 1),
+            model=self.spotter.info.id,
+        )
+
+    def _latency_ms(self, detection: Detection) -> int:
+        """From the arrival of the window's last sample until now."""
+        arrived_after = (int(self.ring.written[detection.stream]) - detection.end) / SAMPLE_RATE
+        return max(0, round((time.monotonic() - self.inlets[detection.stream].wrote_at + arrived_after) * 1000))
+
+    def _overruns(self, skipped: list[int]) -> list[Overrun]:
+        told = []
+        for i, inlet in enumerate(self.inlets):
+            overflows, lost = inlet.overflows - self._overflows[i], inlet.lost - self._lost[i]
+            if overflows or lost or skipped[i]:
+                self._overflows[i], self._lost[i] = inlet.overflows, inlet.lost
+                told.append(
+                    Overrun(
+                        stream=self.streams[i].name,
+                        skipped_windows=skipped[i],
+                        lost_samples=lost,
+                        device_overflows=overflows,
+                    )
+                )
+        return told
+
+
+def make_rules(config: Config, info: ArtefactInfo) -> Rules:
+    """The config's rules for the labels of a model, in samples.
+
+    Raises ConfigError for a keyword the model does not know, or a release level above its threshold.
+    """
+    chosen = _keywords(config, info)
+    common = config.debouncer
+
+    def per_keyword(field: str, default: float | int) -> list[float]:
+        own = [getattr(keyword, field) for keyword in chosen.values()]
+        return [default if value is None else value for value in own]
+
+    recommended = [info.thresholds.get(label, FALLBACK_THRESHOLD) for label in chosen]
+    if common.threshold is not None:
+        recommended = [common.threshold] * len(chosen)
+    own = [keyword.threshold for keyword in chosen.values()]
+    threshold = [r if t is None else t for r, t in zip(recommended, own, strict=True)]
+    release = per_keyword("release", common.release)
+    for label, low, high in zip(chosen, release, threshold, strict=True):
+        if low > high:
+            raise ConfigError(
+                f"{label}: its release {low:g} is above its threshold {high:g}; "
+                f"lower debouncer.release or keywords.{label}.release"
+            )
+    isolation = samples(common.isolation_s)
+    speech = [samples(s) for s in per_keyword("isolation_speech_s", common.isolation_speech_s)]
+    off = isolation == 0 or SILENCE not in info.labels
+    hop = samples(config.window.hop_ms / 1000)
+    return Rules(
+        keywords=tuple(chosen),
+        threshold=np.array(threshold, np.float32),
+        release=np.array(release, np.float32),
+        margin=np.array(per_keyword("margin", common.margin), np.float32),
+        min_hits=np.array(per_keyword("min_hits", common.min_hits), np.int64),
+        refractory=np.array(
+            [samples(ms / 1000) for ms in per_keyword("refractory_ms", common.refractory_ms)], np.int64
+        ),
+        isolation_speech=np.array([NO_LIMIT if off else s for s in speech], np.int64),
+        isolation=isolation,
+        smoothing=max(1, round(common.smoothing_ms / config.window.hop_ms)),
+        hop=hop,
+    )
+
+
+def _keywords(config: Config, info: ArtefactInfo) -> dict[str, KeywordConfig]:
+    real = [label for label in info.labels if not label.startswith("_")]
+    if config.keywords == "all":
+        return {label: KeywordConfig() for label in real}
+    assert isinstance(config.keywords, dict)
+    for keyword in config.keywords:
+        if keyword not in real:
+            near = difflib.get_close_matches(keyword, real, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"keywords.{keyword}: the model does not know it; {hint}It knows {', '.join(real)}")
+    return config.keywords

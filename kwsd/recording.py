@@ -1,0 +1,76 @@
+"""Audio files (libsndfile: WAV, FLAC, Ogg, …) as mono float32 at 16 kHz."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from kwsd.audio_format import SAMPLE_RATE
+from kwsd.errors import NO_PERMISSION, AudioError
+
+DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
+
+
+def open_recording(path: Path) -> soundfile.SoundFile:
+    """Open an audio file of any rate and channel count.
+
+    Raises AudioError, naming the file and the remedy, if it is missing, unreadable, empty or not audio.
+    """
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder; name a WAV, FLAC or Ogg file")
+    try:
+        if path.stat().st_size == 0:
+            raise AudioError(f"{path}: is empty (0 bytes); record it again")
+        recording = soundfile.SoundFile(path)
+    except FileNotFoundError:
+        raise AudioError(f"{path}: no such file") from None
+    except PermissionError:
+        raise AudioError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
+    except soundfile.LibsndfileError as error:
+        if path.is_fifo():
+            raise AudioError(f"{path}: is a FIFO; read raw samples from it with --source") from None
+        raise AudioError(
+            f"{path}: not readable as audio ({error.error_string.rstrip('.')}); use WAV, FLAC or Ogg"
+        ) from None
+    if recording.frames == 0:
+        recording.close()
+        raise AudioError(f"{path}: holds no samples")
+    return recording
+
+
+def read_blocks(recording: soundfile.SoundFile, frames: int) -> Iterator[NDArray[np.float32]]:
+    """Blocks (frames, channels) until the file ends; the last may be shorter.
+
+    Raises AudioError where the file breaks off inside a compressed packet.
+    """
+    while True:
+        try:
+            block = recording.read(frames, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                f"{recording.name}: damaged after {recording.tell()} samples ({error.error_string})"
+            ) from None
+        if len(block) == 0:
+            return
+        yield block
+
+
+def read_recording(path: Path) -> NDArray[np.float32]:
+    """A whole file mixed to mono and resampled to 16 kHz: (samples,).
+
+    Raises AudioError if it cannot be read, or holds samples that are not numbers.
+    """
+    with open_recording(path) as recording:
+        rate = recording.samplerate
+        mono = np.concatenate([block.mean(axis=1) for block in read_blocks(recording, 1 << 16)])
+    if not np.isfinite(mono).all():
+        raise AudioError(f"{path}: holds samples that are not numbers (NaN or infinite)")
+    return mono if rate == SAMPLE_RATE else np.asarray(soxr.resample(mono, rate, SAMPLE_RATE), dtype=np.float32)
+
+
+def is_truncated(recording: soundfile.SoundFile) -> bool:
+    """Whether the header promises more samples than the file holds (libsndfile notes it and reads on)."""
+    return "should be" in recording.extra_info

@@ -1,0 +1,56 @@
+"""Events on standard output, written by a thread of its own so that a reader who pauses stops nobody."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from kwsd.event import Dropped, Line, unnumbered
+
+QUEUE = 1024  # lines kept for a reader that is slow
+FLUSH_S = 0.3  # how long `close` waits for it
+
+
+class Stdout:
+    """Writes lines to a file descriptor. `broken` is called, once and from the thread, when the reader is gone."""
+
+    def __init__(self, broken: Callable[[OSError], None], fd: int = 1) -> None:
+        self._fd, self._broken = fd, broken
+        self._lines: deque[Line] = deque()
+        self._dropped = 0
+        self._ready = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_all, name="stdout", daemon=True)
+        self._thread.start()
+
+    def __call__(self, line: Line) -> None:
+        """Queue a line; the oldest goes if the queue is full."""
+        with self._ready:
+            if len(self._lines) >= QUEUE:
+                self._lines.popleft()
+                self._dropped += 1
+            self._lines.append(line)
+            self._ready.notify()
+
+    async def close(self) -> None:
+        """Write what is queued, but do not wait long for a reader that does not read."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify()
+        self._thread.join(FLUSH_S)
+
+    def _next(self) -> Line | None:
+        with self._ready:
+            self._ready.wait_for(lambda: self._lines or self._closed)
+            if self._dropped:
+                count, self._dropped = self._dropped, 0
+                return unnumbered(Dropped(count=count))
+            return self._lines.popleft() if self._lines else None
+
+    def _write_all(self) -> None:
+        try:
+            while (line := self._next()) is not None:
+                while line:
+                    line = line[os.write(self._fd, line) :]
+        except OSError as error:
+            self._broken(error)

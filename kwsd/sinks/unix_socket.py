@@ -1,0 +1,201 @@
+"""Events on a UNIX socket: many readers, each with a bounded queue of its own."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
+from kwsd.event import Dropped, Line, unnumbered
+
+MODE = 0o660
+FLUSH_S = 0.3  # how long `close` waits for readers
+
+
+class Reader:
+    """One connection. What it is too slow for, it loses, oldest first, and is told."""
+
+    def __init__(self, queue: int, hello: Line) -> None:
+        self._lines: deque[Line] = deque([hello])
+        self._queue = queue
+        self._dropped = 0
+        self._ready = asyncio.Event()
+        self._ready.set()
+        self._closed = False
+
+    def put(self, line: Line) -> None:
+        """Queue a line."""
+        if len(self._lines) >= self._queue:
+            self._lines.popleft()
+            self._dropped += 1
+        self._lines.append(line)
+        self._ready.set()
+
+    def close(self) -> None:
+        """No more lines will come."""
+        self._closed = True
+        self._ready.set()
+
+    async def send_to(self, writer: asyncio.StreamWriter) -> None:
+        """Write until closed, or the reader is gone."""
+        writer.transport.set_write_buffer_limits(high=0)  # drain waits until the kernel took it all
+        while await self._ready.wait():
+            if self._dropped:
+                count, self._dropped = self._dropped, 0
+                writer.write(unnumbered(Dropped(count=count)))
+            elif self._lines:
+                writer.write(self._lines.popleft())
+            elif self._closed:
+                return
+            else:
+                self._ready.clear()
+                continue
+            await writer.drain()
+
+
+class UnixSocket:
+    """Listens at a path. Open it with `await UnixSocket.open(…)`."""
+
+    def __init__(self, path: Path, queue: int, hello: Callable[[], Line]) -> None:
+        self.path = path
+        self._queue, self._hello = queue, hello
+        self._readers: dict[Reader, asyncio.Task[None]] = {}
+        self._server: asyncio.Server | None = None
+        self._inode = -1
+
+    @classmethod
+    async def open(cls, path: Path, queue: int, hello: Callable[[], Line]) -> "UnixSocket":
+        """Bind and listen. `hello` makes the first line for a reader.
+
+        Raises ConfigError or KwsdError if the folder is missing, forbidden, or another daemon answers there.
+        """
+        sink = cls(path, queue, hello)
+        listener = _bind(path)
+        sink._inode = path.stat().st_ino
+        sink._server = await asyncio.start_unix_server(sink._serve, sock=listener)
+        return sink
+
+    def __call__(self, line: Line) -> None:
+        """Queue a line for every reader."""
+        for reader in self._readers:
+            reader.put(line)
+
+    async def close(self) -> None:
+        """Let readers have what is queued, shortly; then remove the socket file if it is still ours."""
+        assert self._server is not None
+        self._server.close()
+        for reader in self._readers:
+            reader.close()
+        if self._readers:
+            _, late = await asyncio.wait(self._readers.values(), timeout=FLUSH_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+
+    async def _serve(self, incoming: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader = Reader(self._queue, self._hello())
+        sending = asyncio.create_task(reader.send_to(writer))
+        gone = asyncio.create_task(_until_gone(incoming))
+        self._readers[reader] = sending
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._readers[reader]
+            for task in (sending, gone):
+                task.cancel()
+            await asyncio.gather(sending, gone, return_exceptions=True)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+
+async def _until_gone(incoming: asyncio.StreamReader) -> None:
+    """Returns when the reader hung up. What it says is thrown away."""
+    with contextlib.suppress(OSError):
+        while await incoming.read(4096):
+            pass
+
+
+def _bind(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _unlink_stale(path)
+        before = os.umask(0o777 & ~MODE)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen()
+        listener.setblocking(False)
+    except FileNotFoundError:
+        listener.close()
+        raise ConfigError(f"sinks.socket.path: {path}: the folder {path.parent} is not there; create it") from None
+    except PermissionError:
+        listener.close()
+        raise ConfigError(
+            f"sinks.socket.path: {path}: no permission; choose a folder you may write to", exit_code=NO_PERMISSION
+        ) from None
+    except OSError as error:
+        listener.close()
+        reason = "is too long for a socket" if "too long" in str(error) else error.strerror or str(error)
+        raise ConfigError(f"sinks.socket.path: {path}: {reason}", exit_code=IO) from None
+    except KwsdError:
+        listener.close()
+        raise
+    return listener
+
+
+def _unlink_stale(path: Path) -> None:
+    """Remove a socket file that nobody answers on; anything else stays and is an error."""
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if not is_socket:
+        raise ConfigError(f"sinks.socket.path: {path}: is in the way and no socket; remove it or name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.settimeout(1.0)
+            probe.connect(str(path))
+        except OSError as error:
+            if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
+                raise
+            path.unlink(missing_ok=True)
+            return
+    raise KwsdError(
+        f"sinks.socket.path: {path}: another kwsd answers there; stop it or name another path", exit_code=UNAVAILABLE
+    )
+
+
+def default_path() -> Path:
+    """`$RUNTIME_DIRECTORY/events.sock` under systemd, else `$XDG_RUNTIME_DIR/kwsd/events.sock`, for root `/run/kwsd`.
+
+    The folder is made where it is missing. Raises ConfigError if there is no such place.
+    """
+    systemd = os.environ.get("RUNTIME_DIRECTORY")
+    if systemd:
+        return Path(systemd.split(":")[0]) / "events.sock"
+    user = os.environ.get("XDG_RUNTIME_DIR")
+    if user:
+        folder = Path(user) / "kwsd"
+    elif os.geteuid() == 0:
+        folder = Path("/run/kwsd")
+    else:
+        raise ConfigError(
+            "sinks.socket.path: auto finds no place ($XDG_RUNTIME_DIR is not set); "
+            "name a path, or say sinks.socket.enabled: false"
+        )
+    try:
+        folder.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"sinks.socket.path: auto: {folder} cannot be made ({error.strerror}); name a path, "
+            "or say sinks.socket.enabled: false"
+        ) from None
+    return folder / "events.sock"

@@ -1,0 +1,365 @@
+"""Where samples come from: a microphone, an audio file, raw PCM from a pipe. Sources know nothing of words."""
+
+import errno
+import fnmatch
+import os
+import select
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, AudioError, ConfigError, KwsdError
+from kwsd.inlet import Inlet
+
+if TYPE_CHECKING:
+    import sounddevice
+
+Frames = NDArray[np.float32]  # (frames, channels) in ±1
+
+BLOCK_S = 0.02  # of audio a file or pipe delivers at once
+USUAL_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8_000)  # Hz, tried when a device refuses its own default
+TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
+PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
+
+
+class Source(Protocol):
+    """One stream of audio. `start` returns at once; blocks then arrive in the inlet from another thread."""
+
+    rate: int  # Hz
+    channel: int | None  # which to listen to, from 0; None: the mean of all
+    live: bool  # real time: what is not taken in time is lost. Else it can be made to wait
+    lead_in: bool  # counts as preceded by silence
+
+    def start(self, inlet: Inlet, wake: Callable[[], None]) -> None: ...
+
+    def stop(self) -> None: ...
+
+    @property
+    def failure(self) -> KwsdError | None:
+        """Why it delivers no more, if it ought to."""
+        ...
+
+
+# --- microphone ---------------------------------------------------------------------------------------------
+
+
+def portaudio() -> Any:
+    """The sounddevice module. Raises AudioError if the PortAudio library is not installed."""
+    try:
+        import sounddevice
+    except OSError:
+        raise AudioError(
+            "the PortAudio library is not installed; on Debian and Ubuntu: apt install libportaudio2, "
+            "on Fedora: dnf install portaudio, on Arch: pacman -S portaudio",
+            exit_code=UNAVAILABLE,
+        ) from None
+    return sounddevice
+
+
+def input_devices() -> list[dict[str, Any]]:
+    """What PortAudio says of every device that can record."""
+    sounddevice = portaudio()
+    return [dict(device) for device in sounddevice.query_devices() if device["max_input_channels"] > 0]
+
+
+def find_device(wanted: str | int) -> dict[str, Any]:
+    """An input device by number, by exact name, or by a pattern (`*USB*`) that fits just one; `default`.
+
+    Raises AudioError if none fits, naming those that come near.
+    """
+    sounddevice = portaudio()
+    devices = input_devices()
+    if not devices:
+        raise AudioError(
+            "no microphone: PortAudio finds no device that can record; plug one in, or start the sound server",
+        )
+    if wanted == "default":
+        number = sounddevice.default.device[0]
+        found = [device for device in devices if device["index"] == number] or devices[:1]
+    elif isinstance(wanted, int):
+        found = [device for device in devices if device["index"] == wanted]
+    else:
+        found = [device for device in devices if device["name"] == wanted]
+        found = found or [d for d in devices if fnmatch.fnmatch(d["name"].lower(), wanted.lower())]
+    if len(found) == 1:
+        return found[0]
+    what = "several microphones fit" if found else "no such microphone"
+    near = ", ".join(f"{device['index']} {device['name']!r}" for device in found or devices)
+    raise AudioError(f"{what}: {wanted!r}; there are: {near}; choose one by number, name or pattern")
+
+
+class Microphone:
+    """A PortAudio input device at its own rate; kwsd resamples, never the device."""
+
+    live = True
+    lead_in = False
+
+    def __init__(self, device: str | int, channel: int | None, block_ms: float) -> None:
+        """Raises AudioError if the device is not there or refuses every usual rate."""
+        self.channel = channel
+        self._device = find_device(device)
+        self._block_ms = block_ms
+        most = int(self._device["max_input_channels"])
+        if channel is not None and channel >= most:
+            raise AudioError(f"microphone {self._device['name']!r}: has {most} channels, not {channel + 1}")
+        self._channels = min(most, 8) if channel is None else channel + 1
+        self.rate = self._supported_rate()
+        self._stream: sounddevice.InputStream | None = None
+        self._stopping = False
+        self._failure: AudioError | None = None
+
+    def _supported_rate(self) -> int:
+        sounddevice = portaudio()
+        refusal = ""
+        for rate in (round(self._device["default_samplerate"]), *USUAL_RATES):
+            try:
+                sounddevice.check_input_settings(
+                    device=self._device["index"], channels=self._channels, dtype="float32", samplerate=rate
+                )
+                return int(rate)
+            except sounddevice.PortAudioError as error:
+                refusal = str(error)
+        raise AudioError(f"microphone {self._device['name']!r}: cannot be opened ({refusal})", exit_code=UNAVAILABLE)
+
+    def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
+        """Open the device. Raises AudioError if it refuses."""
+        sounddevice = portaudio()
+
+        def callback(frames: Frames, count: int, time: object, status: "sounddevice.CallbackFlags") -> None:
+            if status.input_overflow:
+                inlet.overflow()
+            inlet.write(frames)
+            wake()
+
+        def finished() -> None:
+            if not self._stopping:
+                self._failure = AudioError(
+                    f"microphone {self._device['name']!r}: stopped delivering; was it unplugged?", exit_code=IO
+                )
+                wake()
+
+        try:
+            self._stream = sounddevice.InputStream(
+                samplerate=self.rate,
+                blocksize=round(self.rate * self._block_ms / 1000),
+                device=self._device["index"],
+                channels=self._channels,
+                dtype="float32",
+                callback=callback,
+                finished_callback=finished,
+            )
+            self._stream.start()
+        except sounddevice.PortAudioError as error:
+            raise AudioError(
+                f"microphone {self._device['name']!r}: cannot be opened ({error}); is another program using it?",
+                exit_code=UNAVAILABLE,
+            ) from None
+
+    def stop(self) -> None:
+        """Close the device."""
+        self._stopping = True
+        if self._stream is not None:
+            self._stream.close()
+
+    @property
+    def failure(self) -> KwsdError | None:
+        """Set when the device stopped by itself."""
+        return self._failure
+
+
+# --- recordings and pipes -----------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Delivers blocks from a thread of its own, in real time or as fast as they are taken."""
+
+    def __init__(self, rate: int, *, realtime: bool) -> None:
+        self.rate, self.live = rate, realtime
+        self._realtime = realtime
+        self._stop = threading.Event()
+        self._failure: KwsdError | None = None
+        self._thread: threading.Thread | None = None
+
+    def blocks(self) -> Iterator[Frames]:
+        """The audio, block by block, until it ends. Raises KwsdError where it cannot go on."""
+        raise NotImplementedError
+
+    def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
+        """Begin to deliver."""
+        self._thread = threading.Thread(target=self._deliver, args=(inlet, wake), name="source", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Deliver no more."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=0.5)
+
+    @property
+    def failure(self) -> KwsdError | None:
+        """Set when the audio broke off."""
+        return self._failure
+
+    def _deliver(self, inlet: Inlet, wake: Callable[[], None]) -> None:
+        begun, delivered = time.monotonic(), 0
+        try:
+            for block in self.delivered():
+                delivered += len(block)
+                if self._realtime:
+                    self._stop.wait(max(0.0, begun + delivered / self.rate - time.monotonic()))
+                while not self._realtime and inlet.room < 1.0 and not self._stop.is_set():
+                    time.sleep(0.005)
+                if self._stop.is_set():
+                    return
+                inlet.write(block)
+                wake()
+        except Exception as error:  # a thread's top: nothing may die unheard
+            self._failure = AudioError(f"reading audio failed: {error!r}", exit_code=IO)
+        finally:
+            inlet.end()
+            wake()
+
+    def delivered(self) -> Iterator[Frames]:
+        """All blocks, then a second of silence, so that the last word crosses the whole window.
+
+        Where the audio breaks off, `failure` says why, and what came before is still heard to its end.
+        """
+        channels = 1
+        try:
+            for block in self.blocks():
+                channels = block.shape[1]
+                yield block
+        except KwsdError as error:
+            self._failure = error
+        size = round(BLOCK_S * self.rate)
+        for _ in range(round(TAIL_S / BLOCK_S)):
+            yield np.zeros((size, channels), np.float32)
+
+
+class AudioFile(_Reader):
+    """A WAV, FLAC or Ogg file of any rate. Counts as preceded and followed by a second of silence."""
+
+    lead_in = True
+
+    def __init__(self, path: Path, channel: int | None, *, realtime: bool) -> None:
+        """Raises AudioError if the file cannot be read, or lacks the channel."""
+        from kwsd.recording import open_recording
+
+        self._recording = open_recording(path)
+        super().__init__(self._recording.samplerate, realtime=realtime)
+        self._path = path
+        self.channel = channel
+        if channel is not None and channel >= self._recording.channels:
+            raise AudioError(f"{path}: has {self._recording.channels} channels, not {channel + 1}")
+
+    def blocks(self) -> Iterator[Frames]:
+        """The file's frames; AudioError after the last where the file is cut short."""
+        from kwsd.recording import is_truncated, read_blocks
+
+        read = 0
+        with self._recording:
+            truncated = is_truncated(self._recording)
+            for block in read_blocks(self._recording, round(BLOCK_S * self.rate)):
+                check_finite(block, str(self._path), read)
+                read += len(block)
+                yield block
+        if truncated:
+            raise AudioError(
+                f"{self._path}: is cut short after {read / self.rate:.2f} s; all there is was listened to", exit_code=IO
+            )
+
+
+FORMATS = {"s16le": ("<i2", 32768.0), "s32le": ("<i4", 2147483648.0), "f32le": ("<f4", 1.0)}
+
+
+class RawPcm(_Reader):
+    """Headerless interleaved samples from stdin (`-`), a FIFO or a file."""
+
+    lead_in = False
+
+    def __init__(self, path: str, rate: int, channels: int, sample_format: str, channel: int | None) -> None:
+        """Raises AudioError if there is no such pipe, ConfigError if stdin is a terminal."""
+        super().__init__(rate, realtime=False)
+        self.channel = channel
+        self._name = "stdin" if path == "-" else path
+        self._channels = channels
+        self._type, self._full_scale = FORMATS[sample_format]
+        self._fd = self._open(path)
+
+    def _open(self, path: str) -> int:
+        if path == "-":
+            if sys.stdin is None or sys.stdin.closed:
+                raise AudioError(f"stdin: is closed; {PIPE_HINT}")
+            if os.isatty(0):
+                raise ConfigError(f"stdin: is a terminal; {PIPE_HINT}")
+            return 0
+        try:
+            # A FIFO without a writer would block until one comes; with O_NONBLOCK it opens, and poll waits.
+            return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise AudioError(f"{path}: no such file or FIFO; create it with mkfifo") from None
+        except PermissionError:
+            raise AudioError(f"{path}: permission denied", exit_code=NO_PERMISSION) from None
+        except OSError as error:
+            raise AudioError(f"{path}: cannot be opened ({error.strerror})") from None
+
+    def blocks(self) -> Iterator[Frames]:
+        """Frames until the writer closes; an incomplete last frame is dropped and said."""
+        frame = np.dtype(self._type).itemsize * self._channels  # bytes
+        rest, read = b"", 0
+        while not self._stop.is_set():
+            chunk = self._read(round(BLOCK_S * self.rate) * frame)
+            if chunk is None:
+                continue
+            if not chunk:
+                break
+            rest += chunk
+            whole = len(rest) // frame * frame
+            samples = np.frombuffer(rest[:whole], self._type).astype(np.float32) / np.float32(self._full_scale)
+            rest = rest[whole:]
+            block = samples.reshape(-1, self._channels)
+            check_finite(block, self._name, read)
+            read += len(block)
+            if len(block):
+                yield block
+        if read == 0 and not self._stop.is_set():
+            raise AudioError(f"{self._name}: ended before a single sample came; pipe audio into it")
+        if rest:
+            self._failure = AudioError(
+                f"{self._name}: ended inside a sample ({len(rest)} of {frame} bytes); the rest was listened to",
+                exit_code=0,
+            )
+
+    def _read(self, size: int) -> bytes | None:
+        """Bytes, b'' at the end, None if nothing came for a while."""
+        fifo = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        events = poll.poll(100)
+        if not events or (fifo and not events[0][1] & (select.POLLIN | select.POLLHUP)):
+            return None
+        try:
+            return os.read(self._fd, size)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EISDIR:
+                raise AudioError(f"{self._name}: is a folder") from None
+            raise AudioError(f"{self._name}: cannot be read ({error.strerror})", exit_code=IO) from None
+
+
+def check_finite(block: Frames, name: str, before: int) -> None:
+    """Raises AudioError at the first sample that is not a number."""
+    if not np.isfinite(block).all():
+        row = int(np.argwhere(~np.isfinite(block))[0][0])
+        raise AudioError(
+            f"{name}: sample {before + row} is not a number (NaN or infinite); repair the recording", exit_code=IO
+        )

@@ -1,0 +1,1 @@
+"""Training, evaluation and export. The daemon never imports this package."""

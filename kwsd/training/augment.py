@@ -1,0 +1,108 @@
+"""Batched augmentation of whole framed windows, on the training device.
+
+The daemon meets a word anywhere in its window, at any level, over any noise; the clips have it in the
+middle of a second, close to the microphone. These functions close that gap. All take a generator, so a
+run can be repeated.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from kwsd.audio_format import WINDOW
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Between which bounds each property is drawn, uniformly."""
+
+    snr_db: tuple[float, float] = (0.0, 30.0)  # word over noise
+    noisy: float = 0.7  # share of windows that get noise at all
+    babble_snr_db: tuple[float, float] = (8.0, 25.0)  # word over a distant talker
+    babbling: float = 0.15  # share of windows with one
+    gain_db: tuple[float, float] = (-24.0, 6.0)
+    hiss_dbfs: tuple[float, float] = (-80.0, -50.0)  # the microphone's own noise
+    tilt_db: tuple[float, float] = (-8.0, 8.0)  # from the lowest mel band to the highest
+
+
+RANGES = Ranges()
+
+
+def uniform(n: int, bounds: tuple[float, float], like: Tensor, generator: Generator) -> Tensor:
+    """n numbers drawn uniformly between two bounds: (n, 1), on the device of `like`."""
+    drawn = torch.rand(n, 1, generator=generator) * (bounds[1] - bounds[0]) + bounds[0]
+    return drawn.to(like.device)
+
+
+def chosen(n: int, share: float, like: Tensor, generator: Generator) -> Tensor:
+    """1.0 for a share of n windows, 0.0 for the rest: (n, 1)."""
+    return (torch.rand(n, 1, generator=generator) < share).float().to(like.device)
+
+
+def place(clips: Tensor, onset: Tensor, target: Tensor, speed: Tensor) -> Tensor:
+    """Moves the sample at `onset` to `target` and plays the clip `speed` times as fast around it.
+
+    clips (batch, 16000); onset, target in samples and speed (batch, 1) → (batch, 16000), zeros where the
+    clip has no samples. Linear interpolation.
+    """
+    time = torch.arange(WINDOW, device=clips.device)  # (16000,)
+    position = (time - target) * speed + onset  # (batch, 16000)
+    left = position.floor()  # (batch, 16000)
+    fraction = position - left  # (batch, 16000)
+    inside = (left >= 0) & (left < WINDOW - 1)  # (batch, 16000)
+    index = left.clamp(0, WINDOW - 2).long()  # (batch, 16000)
+    placed = torch.gather(clips, 1, index) * (1 - fraction) + torch.gather(clips, 1, index + 1) * fraction
+    return placed * inside  # (batch, 16000)
+
+
+def rms(windows: Tensor) -> Tensor:
+    """Root-mean-square amplitude, never quite zero: (batch, n) → (batch, 1)."""
+    return windows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-5)
+
+
+def mix(windows: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
+    """Adds noise at a signal-to-noise ratio (batch, 1) in dB: (batch, n) → (batch, n)."""
+    wanted = rms(windows) * torch.pow(10.0, -snr_db / 20.0)  # (batch, 1)
+    return windows + noise * (wanted / rms(noise))  # (batch, n)
+
+
+def degrade(windows: Tensor, noise: Tensor, babble: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
+    """Noise, a distant talker, gain and hiss over windows (batch, 16000), clipped at full scale."""
+    n = len(windows)
+    snr = uniform(n, ranges.snr_db, windows, generator)
+    noisy = mix(windows, noise, snr)
+    windows = torch.where(chosen(n, ranges.noisy, windows, generator) > 0, noisy, windows)
+    babbling = mix(windows, babble, uniform(n, ranges.babble_snr_db, windows, generator))
+    windows = torch.where(chosen(n, ranges.babbling, windows, generator) > 0, babbling, windows)
+    windows = windows * torch.pow(10.0, uniform(n, ranges.gain_db, windows, generator) / 20.0)
+    hiss = torch.randn(windows.shape, generator=generator).to(windows.device)
+    windows = windows + hiss * torch.pow(10.0, uniform(n, ranges.hiss_dbfs, windows, generator) / 20.0)
+    return windows.clamp(-1.0, 1.0)  # (batch, 16000)
+
+
+def at_level(noise: Tensor, bounds_dbfs: tuple[float, float], generator: Generator) -> Tensor:
+    """Noise (batch, n) brought to a drawn level in dBFS."""
+    return noise / rms(noise) * torch.pow(10.0, uniform(len(noise), bounds_dbfs, noise, generator) / 20.0)
+
+
+def colour(frames: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
+    """Another microphone's frequency response: a tilt over log-mel frames (batch, mels, frames)."""
+    mels = frames.shape[1]
+    slope = torch.linspace(-0.5, 0.5, mels, device=frames.device)  # (mels,)
+    tilt_db = uniform(len(frames), ranges.tilt_db, frames, generator) * slope  # (batch, mels)
+    return frames + tilt_db[:, :, None] * 0.2303  # natural logarithm of power per dB  # (batch, mels, frames)
+
+
+def spec_augment(frames: Tensor, generator: Generator, masks: int = 2, time: int = 10, mels: int = 4) -> Tensor:
+    """SpecAugment (Park et al. 2019): masks of up to `time` frames and up to `mels` bands, filled with the mean."""
+    batch, bands, length = frames.shape
+    fill = frames.mean((1, 2), keepdim=True)  # (batch, 1, 1)
+    for axis, size, widest in ((2, length, time), (1, bands, mels)):
+        for _ in range(masks):
+            width = torch.rand(batch, 1, generator=generator) * widest
+            start = torch.rand(batch, 1, generator=generator) * (size - width)
+            steps = torch.arange(size)
+            masked = ((steps >= start) & (steps < start + width)).to(frames.device)  # (batch, size)
+            frames = torch.where(masked.unsqueeze(3 - axis), fill, frames)  # (batch, mels, frames)
+    return frames

@@ -1,0 +1,170 @@
+"""From clips, talk and noise to batches of windows and targets."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kwsd.artefact import SILENCE, UNKNOWN
+from kwsd.audio_format import WINDOW
+from kwsd.training import augment
+from kwsd.training.dataset import Clips
+
+CUT_SHARE = 0.08  # of an augmented batch: keywords cut off by the window's edge, to be heard as unknown
+TALK_SHARE = 0.22  # connected speech, unknown as well
+SILENCE_SHARE = 0.08  # noise, hiss and digital silence
+OTHER_SHARE = 0.12  # clips of other words
+SPEED = (0.85, 1.15)
+HIDDEN = (0.4, 0.8)  # share of a cut word that lies outside the window
+LONGEST_TO_CUT = 12_800  # samples: where the span is longer, the clip is too noisy to tell where the word is
+PAUSE = 0.003  # root-mean-square amplitude (-50 dBFS) under which a piece of talk is a pause, not speech
+SILENCE_DBFS = (-75.0, -20.0)
+KEYWORD_BALANCE = 0.5  # 0: by how many clips there are, 1: every keyword as often as any other
+
+
+def to_float(samples: NDArray[np.int16]) -> Tensor:
+    """16-bit samples to float32 in ±1."""
+    return torch.from_numpy(np.ascontiguousarray(samples)).float() / 32768.0
+
+
+def crops(recording: NDArray[np.int16], n: int, rng: np.random.Generator) -> Tensor:
+    """n one-second pieces of a long recording from anywhere: (n, 16000)."""
+    if recording.size <= WINDOW:
+        recording = np.resize(recording, WINDOW + 1)
+    starts = rng.integers(0, recording.size - WINDOW, n)
+    return to_float(recording[starts[:, None] + np.arange(WINDOW)])
+
+
+def targets_of(words: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.int64]:
+    """The label index of each word; words that are no label are `_unknown_`, or -1 without that label."""
+    index = {label: i for i, label in enumerate(labels)}
+    return np.array([index.get(word, index.get(UNKNOWN, -1)) for word in words], np.int64)
+
+
+@dataclass(frozen=True)
+class PlainBatches:
+    """Every clip once an epoch, shuffled, as it is."""
+
+    clips: Clips
+    labels: tuple[str, ...]
+    batch: int
+    seed: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.clips) / self.batch)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows (batch, 16000) and targets (batch,). The same number gives the same batches."""
+        targets = targets_of(self.clips.words, self.labels)
+        order = np.random.default_rng([self.seed, number]).permutation(len(self.clips))
+        for rows in np.array_split(order, len(self)):
+            yield to_float(self.clips.samples[np.sort(rows)]), torch.from_numpy(targets[np.sort(rows)])
+
+
+class AugmentedBatches:
+    """Keywords placed anywhere in the window, cut keywords, other words, talk and silence, over noise.
+
+    An epoch has as many windows as there are keyword clips, divided by the share of keywords in a batch.
+    """
+
+    def __init__(
+        self,
+        clips: Clips,
+        labels: tuple[str, ...],
+        batch: int,
+        seed: int,
+        *,
+        noise: NDArray[np.int16],
+        talk: NDArray[np.int16] | None,
+        device: torch.device,
+    ) -> None:
+        self.clips, self.labels, self.batch, self.seed = clips, labels, batch, seed
+        self.noise, self.device = noise, device
+        self.unknown = labels.index(UNKNOWN) if UNKNOWN in labels else -1
+        self.silence = labels.index(SILENCE) if SILENCE in labels else -1
+        self.targets = targets_of(clips.words, labels)
+        self.keywords = np.flatnonzero((self.targets != self.unknown) & (self.targets >= 0))
+        self.others = np.flatnonzero(self.targets == self.unknown) if self.unknown >= 0 else np.array([], np.intp)
+        often = np.bincount(self.targets[self.keywords], minlength=len(labels))[self.targets[self.keywords]]
+        weight = 1.0 / often**KEYWORD_BALANCE
+        self.weights = weight / weight.sum()
+        short = np.diff(clips.spans[self.keywords], axis=1)[:, 0] <= LONGEST_TO_CUT
+        self.cuttable = self.keywords[short]
+        self.talk = talk if self.unknown >= 0 else None
+        self.babble = noise if talk is None else talk
+        self.shares = self._shares()
+
+    def _shares(self) -> dict[str, int]:
+        """How many windows of each kind a batch holds; what cannot be had goes to the keywords."""
+        wanted = {
+            "cut": CUT_SHARE if self.unknown >= 0 else 0.0,
+            "other": OTHER_SHARE if self.others.size else 0.0,
+            "talk": TALK_SHARE if self.talk is not None else 0.0,
+            "silence": SILENCE_SHARE if self.silence >= 0 else 0.0,
+        }
+        shares = {kind: round(share * self.batch) for kind, share in wanted.items()}
+        return {"keyword": self.batch - sum(shares.values())} | shares
+
+    def __len__(self) -> int:
+        return max(1, round(self.keywords.size / self.shares["keyword"]))
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows (batch, 16000) and targets (batch,). The same number gives the same batches."""
+        rng = np.random.default_rng([self.seed, number])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        for _ in range(len(self)):
+            yield self._draw(rng, generator)
+
+    def _draw(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        n = self.shares
+        keywords = rng.choice(self.keywords, n["keyword"], p=self.weights)
+        cut = rng.choice(self.cuttable, n["cut"])
+        others = rng.choice(self.others, n["other"]) if n["other"] else np.array([], np.intp)
+        rows = np.concatenate([keywords, cut, others])
+        spoken = self._place(rows, slice(n["keyword"], n["keyword"] + n["cut"]), rng)
+        parts = [spoken]
+        talk_target = np.full(n["talk"], self.unknown)
+        if self.talk is not None:
+            parts.append(crops(self.talk, n["talk"], rng).to(self.device))
+            pauses = augment.rms(parts[-1])[:, 0].cpu().numpy() < PAUSE
+            talk_target[pauses] = self.silence if self.silence >= 0 else self.unknown
+        windows = torch.cat(parts)
+        noise = crops(self.noise, len(windows), rng).to(self.device)
+        babble = crops(self.babble, len(windows), rng).to(self.device)
+        windows = augment.degrade(windows, noise, babble, generator)
+        if n["silence"]:
+            quiet = augment.at_level(crops(self.noise, n["silence"], rng).to(self.device), SILENCE_DBFS, generator)
+            quiet[::4] = 0.0  # digital silence
+            quiet[1::4] = augment.at_level(
+                torch.randn(quiet[1::4].shape, generator=generator).to(self.device), (-90.0, -40.0), generator
+            )
+            windows = torch.cat([windows, quiet.clamp(-1.0, 1.0)])
+        targets = np.concatenate(
+            [
+                self.targets[keywords],
+                np.full(n["cut"] + n["other"], self.unknown),
+                talk_target,
+                np.full(n["silence"], self.silence),
+            ]
+        )
+        return windows, torch.from_numpy(targets).to(self.device)
+
+    def _place(self, rows: NDArray[np.intp], cut: slice, rng: np.random.Generator) -> Tensor:
+        """Clips with their word moved anywhere in the window, those in `cut` half out of it: (rows, 16000)."""
+        speed = rng.uniform(*SPEED, len(rows))
+        start, end = self.clips.spans[rows].T.astype(float)
+        length = (end - start) / speed
+        room = WINDOW - length
+        # A word too long to fit keeps its place but for a small shift.
+        onset = np.where(room > 0, rng.uniform(0, 1, len(rows)) * room, start + rng.uniform(-1600, 1600, len(rows)))
+        hidden = rng.uniform(*HIDDEN, len(rows)) * length
+        leaves_left = rng.random(len(rows)) < 0.5
+        outside = np.where(leaves_left, -hidden, WINDOW - length + hidden)
+        onset[cut] = outside[cut]
+        clips = to_float(self.clips.samples[rows]).to(self.device)
+        as_column = [torch.from_numpy(x[:, None]).float().to(self.device) for x in (start, onset, speed)]
+        return augment.place(clips, *as_column)

@@ -1,0 +1,87 @@
+"""A training run on disk: everything to go on with it, and everything to export it."""
+
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kwsd.errors import IO, NO_INPUT, KwsdError, ModelError
+from kwsd.networks import NETWORKS
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `kwsd train` writes after every epoch."""
+
+    model: str  # a name in NETWORKS
+    labels: tuple[str, ...]
+    epoch: int  # finished epochs
+    state: dict[str, Tensor]  # weights now
+    best_state: dict[str, Tensor]  # weights with the best validation accuracy, for evaluation and export
+    best_accuracy: float  # of best_state on the validation clips, 0 to 1
+    optimiser: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: int
+    command: str
+    data: str
+    format: int = FORMAT
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all: an older checkpoint stays until the new one is on the disk.
+
+        Raises KwsdError if the disk is full or the folder cannot be written.
+        """
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                torch.save(asdict(self), file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            unfinished.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else "the disk is full or failing"
+            kept = "; the one before is kept" if path.exists() else ""
+            raise KwsdError(f"{path}: cannot write the checkpoint ({reason}){kept}", exit_code=IO) from None
+
+    def network(self) -> nn.Module:
+        """The network with its best weights, in evaluation mode, on the CPU."""
+        network = NETWORKS[self.model](len(self.labels))
+        network.load_state_dict(self.best_state)
+        return network.eval()
+
+
+def load_dict(path: Path) -> dict[str, Any]:
+    """A file of torch.save that holds nothing but tensors and plain values.
+
+    Raises ModelError if it is missing, damaged, or would have to be unpickled.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such checkpoint", exit_code=NO_INPUT) from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})", exit_code=NO_INPUT) from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
+        raise ModelError(f"{path}: not a checkpoint, damaged, or not safe to load") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
+    return content
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint of `kwsd train`. Raises ModelError if the file is none."""
+    content = load_dict(path)
+    if content.get("format") != FORMAT or content.get("model") not in NETWORKS:
+        raise ModelError(f"{path}: not a checkpoint of this kwsd train")
+    try:
+        return Checkpoint(**{**content, "labels": tuple(content["labels"])})
+    except TypeError:
+        raise ModelError(f"{path}: a checkpoint of another kwsd; train again") from None

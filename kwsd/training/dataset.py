@@ -1,0 +1,189 @@
+"""Speech Commands clips and long recordings, decoded once and kept as 16-bit samples."""
+
+import hashlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from kwsd.audio_format import WINDOW
+from kwsd.errors import IO, AudioError, KwsdError
+from kwsd.recording import read_recording
+from kwsd.span import word_span
+from kwsd.training.labels import says_keyword
+
+SUBSETS = ("training", "validation", "testing")
+DECODERS = 4  # threads: decoding is mostly waiting for the disk
+
+
+@dataclass(frozen=True)
+class Clips:
+    """One-second clips. Every array's first axis is the clip."""
+
+    samples: NDArray[np.int16]  # (clips, 16000), padded or trimmed at the end
+    words: tuple[str, ...]  # what was said
+    speakers: tuple[str, ...]
+    spans: NDArray[np.int32]  # (clips, 2): first sample of the word, one past its last
+    paths: tuple[str, ...]
+    skipped: tuple[str, ...]  # why each unreadable clip was left out
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def take(self, rows: NDArray[np.intp]) -> "Clips":
+        """The clips of these rows."""
+        return Clips(
+            self.samples[rows],
+            tuple(self.words[i] for i in rows),
+            tuple(self.speakers[i] for i in rows),
+            self.spans[rows],
+            tuple(self.paths[i] for i in rows),
+            self.skipped,
+        )
+
+
+def cache_folder() -> Path:
+    """Where decoded data sets are kept: `$XDG_CACHE_HOME/kwsd`, by default `~/.cache/kwsd`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kwsd"
+
+
+def load_clips(root: Path, subset: str, *, download: bool = False, limit: int | None = None) -> Clips:
+    """A subset of Speech Commands, split as its own lists say, decoded once and cached.
+
+    With a `limit` only every n-th clip is taken, so that about that many remain. Clips that
+    cannot be read are named in `skipped`.
+    Raises AudioError if the data set is not there, or a subset is empty.
+    """
+    listing = _listing(root, subset, download)
+    if limit:
+        listing = listing[:: -(-len(listing) // limit)]
+    if not listing:
+        raise AudioError(f"{root}: no clips in the {subset} subset of Speech Commands")
+    cache = cache_folder() / f"{subset}-{_fingerprint(path for path, _, _ in listing)}"
+    if not (cache / "samples.npy").exists():
+        _decode(listing, cache)
+    index = np.load(cache / "index.npz")
+    return Clips(
+        np.load(cache / "samples.npy", mmap_mode="c"),
+        tuple(index["words"].tolist()),
+        tuple(index["speakers"].tolist()),
+        index["spans"],
+        tuple(index["paths"].tolist()),
+        tuple(index["skipped"].tolist()),
+    )
+
+
+def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, str]]:
+    """(path, word, speaker) of every clip in a subset."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torchaudio.datasets import SPEECHCOMMANDS  # type: ignore[import-untyped]
+
+    if download:
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        clips = SPEECHCOMMANDS(root.resolve(), subset=subset, download=download)
+    except (RuntimeError, FileNotFoundError):
+        raise AudioError(
+            f"{root}: no Speech Commands data set (SpeechCommands/speech_commands_v0.02) there; "
+            "name the folder that holds it with --data, or let kwsd fetch it with --download"
+        ) from None
+    except OSError as error:
+        raise AudioError(f"{root}: cannot download Speech Commands ({error})", exit_code=IO) from None
+    # The metadata's third field is the word; the fifth, which the article takes, numbers the utterance.
+    fields = (clips.get_metadata(i) for i in range(len(clips)))
+    archive = root.resolve() / "SpeechCommands"
+    return [(archive / path, word, speaker) for path, _, word, speaker, _ in fields]
+
+
+def _fingerprint(paths: Iterator[Path]) -> str:
+    """A name for exactly these files as they are now: path, size and time of change."""
+    digest = hashlib.sha256(b"clips 1")
+    for path in paths:
+        status = path.stat() if path.exists() else None
+        digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def fit(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Any length to 16000 samples of 16 bits: zeros at the end, or the end cut off."""
+    fitted = np.zeros(WINDOW, np.int16)
+    kept = samples[:WINDOW]
+    fitted[: len(kept)] = np.clip(np.round(kept * 32767.0), -32768, 32767)
+    return fitted
+
+
+def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
+    """Decode all clips into the cache; it appears whole or not at all."""
+    samples = np.zeros((len(listing), WINDOW), np.int16)
+    kept, skipped = [], []
+
+    def read(row: int) -> str | None:
+        try:
+            samples[row] = fit(read_recording(listing[row][0]))
+        except KwsdError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        results = pool.map(read, range(len(listing)))
+        progress = tqdm(results, total=len(listing), desc="decode", unit="clip", leave=False, disable=None)
+        for row, failure in enumerate(progress):
+            if failure:
+                skipped.append(failure)
+            else:
+                kept.append(row)
+    if not kept:
+        raise AudioError(f"none of {len(listing)} clips can be read; the first: {skipped[0]}")
+    spans = np.array([word_span(samples[row].astype(np.float32)) for row in kept], np.int32)
+    words, speakers, paths = (np.array([str(listing[row][field]) for row in kept]) for field in (1, 2, 0))
+    try:
+        unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
+        unfinished.mkdir(parents=True)
+        np.savez(
+            unfinished / "index.npz",
+            words=words, speakers=speakers, spans=spans, paths=paths, skipped=np.array(skipped, dtype=str),
+        )  # fmt: skip
+        np.save(unfinished / "samples.npy", samples[kept])
+        unfinished.rename(cache)
+    except OSError as error:
+        raise KwsdError(f"{cache}: cannot keep the decoded clips ({error}); set XDG_CACHE_HOME", exit_code=IO) from None
+
+
+def counts(words: Sequence[str]) -> dict[str, int]:
+    """How many clips there are of each word, most first."""
+    return dict(Counter(words).most_common())
+
+
+def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[list[NDArray[np.int16]], int]:
+    """All recordings under a folder as 16-bit samples, each (samples,), and how many were left out.
+
+    Where a `transcripts.tsv` (path, text) lies in the folder or one above a recording, recordings in which
+    one of the labels is spoken are left out: they would teach the network that a keyword is none.
+    Raises AudioError if nothing is left.
+    """
+    spoken = dict(_transcripts(folder))
+    pieces, left_out = [], 0
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".ogg"))
+    for path in tqdm(paths, desc=folder.name, unit="file", leave=False, disable=None):
+        if says_keyword(spoken.get(path, ""), labels):
+            left_out += 1
+            continue
+        pieces.append(np.clip(read_recording(path) * 32767.0, -32768, 32767).astype(np.int16))
+    if not pieces:
+        raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
+    return pieces, left_out
+
+
+def _transcripts(folder: Path) -> Iterator[tuple[Path, str]]:
+    for listing in folder.rglob("transcripts.tsv"):
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            path, _, text = line.partition("\t")
+            yield listing.parent / path, text

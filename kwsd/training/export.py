@@ -1,0 +1,193 @@
+"""`kwsd export`: a checkpoint, or a bare SimpleNet state dict, to an artefact that is proven to be the same network."""
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from kwsd.artefact import FORMAT, METADATA, ArtefactInfo, Figure, Geometry
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.errors import IO, USAGE, ConfigError, KwsdError, ModelError
+from kwsd.features import FFT, FRAME, FRAME_HOP, HIGHEST_HZ, LOWEST_HZ, MELS
+from kwsd.networks import NETWORKS
+from kwsd.networks.simplenet import SimpleNet
+from kwsd.recording import DEMO, read_recording
+from kwsd.spotter import load_spotter
+from kwsd.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
+from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
+from kwsd.training.dataset import load_clips
+from kwsd.training.evaluate import Rate
+from kwsd.training.labels import parse_labels
+from kwsd.training.train import labelled_windows, predictions
+
+COMPARE_EVERY = 5  # of the test clips, every n-th is compared
+TOLERANCE = 1e-4  # on log-probabilities, eager against exported
+LICENCE = "CC BY 4.0 (training recordings); the network's code is MIT"
+
+
+def export_checkpoint(
+    source: Path, out: Path, labels: str | None, data: Path | None, thresholds: tuple[str, ...]
+) -> ArtefactInfo:
+    """`kwsd export` as the command line has it. `data` gives the clips to compare on and the accuracy to store;
+    without it the recording that kwsd comes with is compared on, and no figure is stored."""
+    checkpoint = _checkpoint(source, labels)
+    recommended = parse_thresholds(thresholds, checkpoint.labels)
+    if data is None:
+        recording = read_recording(DEMO)
+        clips = torch.from_numpy(recording[: recording.size // WINDOW * WINDOW]).reshape(-1, WINDOW)
+        return export(checkpoint, out, clips, thresholds=recommended)
+    windows, targets = labelled_windows(load_clips(data, "testing"), checkpoint.labels, (data,), "testing")
+    guesses = torch.cat([b.argmax(1) for b in predictions(checkpoint.network(), windows, torch.device("cpu"))])
+    accuracy = Rate(int((guesses == targets).sum()), len(targets))
+    low, high = accuracy.interval
+    figure = Figure(
+        name="accuracy on the testing clips",
+        value=round(accuracy.value, 4),
+        low=round(low, 4),
+        high=round(high, 4),
+        command=f"kwsd eval --model {out.name} --data DATA",
+    )
+    return export(checkpoint, out, windows[::COMPARE_EVERY] / 32768.0, thresholds=recommended, figures=(figure,))
+
+
+def parse_thresholds(given: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, float]:
+    """`0.8` for all words and `stop=0.7` for one: score per label. Raises ConfigError for anything else."""
+    thresholds: dict[str, float] = {}
+    for text in sorted(given, key=lambda text: "=" in text):  # those for one word last
+        label, _, score = text.rpartition("=")
+        try:
+            value = float(score)
+        except ValueError:
+            value = -1.0
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"--threshold {text}: a score from 0 to 1, or LABEL=SCORE", exit_code=USAGE)
+        if label and label not in labels:
+            raise ConfigError(f"--threshold {text}: {label} is no label of this model; it has {', '.join(labels)}")
+        words = [label] if label else [name for name in labels if not name.startswith("_")]
+        thresholds |= dict.fromkeys(words, value)
+    return thresholds
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Path,
+    clips: Tensor,
+    *,
+    thresholds: dict[str, float] | None = None,
+    figures: tuple[Figure, ...] = (),
+) -> ArtefactInfo:
+    """Write the artefact, load it back, and compare it with the eager network on real clips (n, 16000) in ±1.
+
+    Raises ModelError, and leaves no file, if the two differ by more than 1e-4 in any log-probability.
+    """
+    network = checkpoint.network()
+    info = describe(checkpoint, thresholds or {}, figures)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write(network, info, unfinished)
+        _compare(network, unfinished, clips)
+        unfinished.replace(out)
+    except OSError as error:
+        raise KwsdError(f"{out}: cannot be written ({error.strerror})", exit_code=IO) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return info
+
+
+def _checkpoint(source: Path, labels: str | None) -> Checkpoint:
+    content = load_dict(source)
+    if content.get("format") == CHECKPOINT_FORMAT:
+        checkpoint = load_checkpoint(source)
+        if labels and parse_labels(labels) != checkpoint.labels:
+            raise ConfigError(f"{source}: was trained on {','.join(checkpoint.labels)}; leave out --labels")
+        return checkpoint
+    return _bare_simplenet(source, content, labels)
+
+
+def _bare_simplenet(source: Path, state: dict[str, Any], labels: str | None) -> Checkpoint:
+    """A checkpoint around `torch.save(model.state_dict(), …)` of a SimpleNet, whatever its layers are called."""
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{source}: neither a checkpoint of kwsd train nor a state dict")
+    shapes = [tuple(value.shape) for value in state.values()]
+    outputs = shapes[-1][0] if shapes[-1] else 0
+    own = SimpleNet(outputs).state_dict()
+    if shapes != [tuple(value.shape) for value in own.values()]:
+        raise ModelError(f"{source}: a state dict, but not SimpleNet's (16000 → 128 → 64 → labels)")
+    if labels is None:
+        raise ConfigError(
+            f"{source}: a bare state dict does not say its labels; give all {outputs} in order with --labels"
+        )
+    names = parse_labels(labels)
+    if len(names) != outputs:
+        raise ConfigError(f"--labels: {len(names)} labels for a network with {outputs} outputs")
+    weights = dict(zip(own, state.values(), strict=True))
+    return Checkpoint(
+        model="simplenet", labels=names, epoch=0, state=weights, best_state=weights, best_accuracy=0.0,
+        optimiser={}, recipe={}, seed=0, command="", data=f"unknown: exported from a bare state dict, {source.name}",
+    )  # fmt: skip
+
+
+def describe(checkpoint: Checkpoint, thresholds: dict[str, float], figures: tuple[Figure, ...]) -> ArtefactInfo:
+    """The metadata for a checkpoint."""
+    geometry = Geometry(
+        mels=MELS, frame=FRAME, frame_hop=FRAME_HOP, fft=FFT, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
+    )
+    return ArtefactInfo(
+        format=FORMAT,
+        architecture=checkpoint.model,
+        labels=checkpoint.labels,
+        sample_rate=SAMPLE_RATE,
+        window=WINDOW,
+        features=geometry if hasattr(NETWORKS[checkpoint.model], "classify") else None,
+        thresholds=thresholds,
+        figures=figures,
+        data=f"{checkpoint.data}; {checkpoint.command}" if checkpoint.command else checkpoint.data,
+        licence=LICENCE,
+        weights_sha256=weights_hash(checkpoint.best_state),
+    )
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """sha256 over names and bytes of all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + b"\0")
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def frozen(network: nn.Module) -> torch.jit.ScriptModule:
+    """The network as TorchScript with its weights as constants and batch normalisation folded away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; see design: load by what the file is
+        scripted: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(network.eval()))
+        return scripted
+
+
+def _write(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
+    metadata = msgspec.json.format(msgspec.json.encode(info), indent=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            torch.jit.save(frozen(network), str(path), _extra_files={METADATA: metadata})
+        except RuntimeError as error:  # how torch reports a full disk or a missing folder
+            raise KwsdError(f"{path}: cannot be written ({str(error).splitlines()[0]})", exit_code=IO) from None
+
+
+def _compare(network: nn.Module, path: Path, windows: Tensor) -> None:
+    loaded = load_spotter(path, "cpu")
+    with torch.inference_mode():
+        eager = network(windows)  # (n, labels)
+    exported = torch.from_numpy(loaded.score(windows.numpy())).clamp(min=1e-30).log()  # (n, labels)
+    # Below a posterior of 1e-6 the logarithm only magnifies rounding.
+    error = (eager.clamp(min=-13.8) - exported.clamp(min=-13.8)).abs().max().item()
+    if not error <= TOLERANCE:
+        raise ModelError(
+            f"the exported network differs from the trained one by {error:.2g} in log-probability; nothing was written"
+        )

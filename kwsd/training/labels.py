@@ -1,0 +1,46 @@
+"""Which labels a model learns, and which of them a spoken word belongs to."""
+
+from kwsd.artefact import SILENCE, UNKNOWN
+from kwsd.errors import ConfigError
+
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+
+# The 35 words of Speech Commands v0.02 (Warden 2018, arXiv:1804.03209, table 2).
+ALL = tuple(
+    sorted(
+        (
+            *COMMANDS,
+            *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+            *("backward", "bed", "bird", "cat", "dog", "follow", "forward", "happy", "house", "learn"),
+            *("marvin", "sheila", "tree", "visual", "wow"),
+        )
+    )
+)
+
+# Words that sound like a command: speech in which one is spoken says nothing about false alarms.
+HOMOPHONES = {"know": "no", "write": "right", "wright": "right", "rite": "right", "noe": "no", "yep": "yes"}
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """`all` (35 words), `commands` (ten commands, unknown, silence) or a comma-separated list of labels.
+
+    Raises ConfigError for an empty or repeated label.
+    """
+    if text == "all":
+        return ALL
+    if text == "commands":
+        return (*COMMANDS, UNKNOWN, SILENCE)
+    labels = tuple(part.strip() for part in text.split(","))
+    if not all(labels):
+        raise ConfigError(f"--labels {text!r}: an empty label; write them as a,b,c")
+    repeated = {label for label in labels if labels.count(label) > 1}
+    if repeated:
+        raise ConfigError(f"--labels: {', '.join(sorted(repeated))} is given more than once")
+    return labels
+
+
+def says_keyword(transcript: str, labels: tuple[str, ...]) -> bool:
+    """Whether one of the labels, or a word that sounds like it, is spoken in a transcript."""
+    letters = "".join(c if c.isalpha() or c == "'" else " " for c in transcript.lower())
+    words = {HOMOPHONES.get(word, word) for word in letters.split()}
+    return not words.isdisjoint(labels)

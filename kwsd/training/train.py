@@ -1,0 +1,320 @@
+"""`kwsd train`: clips to a checkpoint."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from kwsd.artefact import SILENCE
+from kwsd.audio_format import SAMPLE_RATE
+from kwsd.device import choose_device
+from kwsd.errors import AudioError, ConfigError, KwsdError
+from kwsd.networks import NETWORKS
+from kwsd.training import augment
+from kwsd.training.batches import AugmentedBatches, PlainBatches, crops, targets_of
+from kwsd.training.checkpoint import Checkpoint, load_checkpoint
+from kwsd.training.dataset import Clips, counts, load_clips, load_talk
+from kwsd.training.labels import parse_labels
+from kwsd.training.recipe import RECIPES, Recipe
+
+EVALUATION_BATCH = 256
+QUICK_EPOCHS = 3
+QUICK_CLIPS = {"training": 2000, "validation": 500}  # at most, evenly over the words
+SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says."""
+
+    model: str
+    data: Path
+    out: Path
+    labels: str | None = None
+    noise: tuple[Path, ...] = ()
+    negatives: tuple[Path, ...] = ()
+    epochs: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    download: bool = False
+    quick: bool = False
+    resume: bool = False
+    command: str = "kwsd train"
+
+
+@dataclass
+class Run:
+    """A training run in memory."""
+
+    network: Any  # an nn.Module; with features and classify where the recipe augments
+    optimiser: torch.optim.Optimizer
+    batches: PlainBatches | AugmentedBatches
+    validation: tuple[Tensor, Tensor]  # (n, 16000) int16-valued windows, (n,) targets
+    recipe: Recipe
+    device: torch.device
+    seed: int
+    best_state: dict[str, Tensor]
+    best_accuracy: float = 0.0
+    epoch: int = 0
+
+
+def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
+    """Train as the recipe says, write a checkpoint after every epoch, and return the last.
+
+    Ctrl-C raises KeyboardInterrupt after a usable checkpoint is on the disk.
+    """
+    recipe = _recipe(options)
+    labels = parse_labels(options.labels or recipe.labels)
+    torch.manual_seed(options.seed)
+    run = _prepare(options, recipe, labels, say)
+    if options.resume:
+        _resume(run, options, labels)
+
+    def checkpoint() -> Checkpoint:
+        return Checkpoint(
+            model=options.model,
+            labels=labels,
+            epoch=run.epoch,
+            state=_copy(run.network),
+            best_state=run.best_state,
+            best_accuracy=run.best_accuracy,
+            optimiser=run.optimiser.state_dict(),
+            recipe=dataclasses.asdict(recipe),
+            seed=options.seed,
+            command=options.command,
+            data=_describe(options),
+        )
+
+    saved = run.epoch > 0
+    try:
+        while run.epoch < recipe.epochs:
+            loss = _train_epoch(run)
+            run.epoch += 1
+            accuracy = evaluate(run.network, *run.validation, run.device)
+            if accuracy >= run.best_accuracy:
+                run.best_accuracy, run.best_state = accuracy, _copy(run.network)
+            checkpoint().save(options.out)
+            saved = True
+            say(
+                f"epoch {run.epoch}/{recipe.epochs}: loss {loss:.3f}, "
+                f"validation accuracy {accuracy:.1%} (best {run.best_accuracy:.1%})"
+            )
+    except KeyboardInterrupt:
+        if not saved:  # not even one epoch: better half an epoch than nothing
+            run.best_state = _copy(run.network)
+            checkpoint().save(options.out)
+        raise
+    return checkpoint()
+
+
+def _recipe(options: TrainOptions) -> Recipe:
+    if options.model not in RECIPES:
+        raise ConfigError(f"--model {options.model}: no such network; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[options.model]
+    if options.quick:
+        recipe = dataclasses.replace(recipe, epochs=QUICK_EPOCHS, warmup_epochs=0.5)
+    if options.epochs is not None:
+        recipe = dataclasses.replace(recipe, epochs=options.epochs)
+    return recipe
+
+
+def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say: Callable[[str], None]) -> Run:
+    device = choose_device(options.device)
+    clips = _load(options, "training", say)
+    validation = _load(options, "validation", say)
+    if not set(clips.paths).isdisjoint(validation.paths):
+        raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
+    noise_paths = (options.data, *options.noise)
+    network = NETWORKS[options.model](len(labels)).to(device)
+    batches: PlainBatches | AugmentedBatches
+    if recipe.augment:
+        talk = _load_negatives(options, labels, say)
+        noise = load_noise(noise_paths, "training")
+        batches = AugmentedBatches(
+            clips, labels, recipe.batch, options.seed, noise=noise, talk=talk, device=device
+        )  # fmt: skip
+    else:
+        batches = PlainBatches(_known(clips, labels), labels, recipe.batch, options.seed)
+    make = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
+    optimiser = make(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    held_out = labelled_windows(validation, labels, noise_paths, "validation")
+    return Run(network, optimiser, batches, held_out, recipe, device, options.seed, _copy(network))
+
+
+def _load(options: TrainOptions, subset: str, say: Callable[[str], None]) -> Clips:
+    limit = QUICK_CLIPS[subset] if options.quick else None
+    clips = load_clips(options.data, subset, download=options.download, limit=limit)
+    for reason in clips.skipped:
+        say(f"skipped {reason}")
+    if clips.skipped:
+        say(f"{subset}: {len(clips.skipped)} clips skipped")
+    per_word = ", ".join(f"{word} {n}" for word, n in counts(clips.words).items())
+    say(f"{subset}: {len(clips)} clips ({per_word})")
+    return clips
+
+
+def _known(clips: Clips, labels: tuple[str, ...]) -> Clips:
+    """The clips whose word is one of the labels."""
+    return clips.take(np.flatnonzero(targets_of(clips.words, labels) >= 0))
+
+
+def _load_negatives(
+    options: TrainOptions, labels: tuple[str, ...], say: Callable[[str], None]
+) -> NDArray[np.int16] | None:
+    pieces = []
+    for folder in options.negatives:
+        talk, left_out = load_talk(folder, labels)
+        minutes = sum(piece.size for piece in talk) / SAMPLE_RATE / 60
+        say(f"negatives: {minutes:.1f} min from {folder}, {left_out} recordings left out for a keyword")
+        pieces += talk
+    return np.concatenate(pieces) if pieces else None
+
+
+def load_noise(folders: tuple[Path, ...], subset: str) -> NDArray[np.int16]:
+    """The part of every noise recording that belongs to a subset, end to end.
+
+    A Speech Commands folder gives its `_background_noise_`, any other folder all it holds.
+    """
+    first, last = SILENCE_PART[subset]
+    pieces = []
+    for folder in folders:
+        background = folder / "SpeechCommands/speech_commands_v0.02/_background_noise_"
+        if not background.exists() and folder == folders[0]:
+            continue
+        recordings, _ = load_talk(background if background.exists() else folder, ())
+        pieces += [noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings]
+    if not pieces:
+        raise AudioError(f"{folders[0]}: no _background_noise_ in the data set; name recordings with --noise")
+    return np.concatenate(pieces)
+
+
+def labelled_windows(
+    clips: Clips, labels: tuple[str, ...], noise: tuple[Path, ...], subset: str
+) -> tuple[Tensor, Tensor]:
+    """The windows and targets a closed-set figure is taken over: the clips as they are and, where the model
+    has `_silence_`, one piece of noise per eleven clips: (n, 16000) int16, (n,)."""
+    targets = targets_of(clips.words, labels)
+    rows = np.flatnonzero(targets >= 0)
+    if not rows.size:
+        raise AudioError(f"none of the {subset} clips is one of the labels {', '.join(labels)}")
+    windows, wanted = torch.from_numpy(clips.samples[rows]), torch.from_numpy(targets[rows])
+    if SILENCE in labels:
+        n = max(1, rows.size // 11)
+        quiet = crops(load_noise(noise, subset), n, np.random.default_rng(0)) * 32768.0
+        windows = torch.cat([windows, quiet.short()])
+        wanted = torch.cat([wanted, torch.full((n,), labels.index(SILENCE))])
+    return windows, wanted
+
+
+def _resume(run: Run, options: TrainOptions, labels: tuple[str, ...]) -> None:
+    checkpoint = load_checkpoint(options.out)
+    if checkpoint.model != options.model or checkpoint.labels != labels:
+        raise ConfigError(
+            f"{options.out}: is a {checkpoint.model} with other labels or size; --resume cannot go on with it"
+        )
+    run.network.load_state_dict(checkpoint.state)
+    run.optimiser.load_state_dict(checkpoint.optimiser)
+    run.epoch, run.best_accuracy = checkpoint.epoch, checkpoint.best_accuracy
+    run.best_state = checkpoint.best_state
+
+
+def learning_rate(recipe: Recipe, epochs_done: float) -> float:
+    """Linear warm-up, then a half cosine down to zero; or constant."""
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    if epochs_done < recipe.warmup_epochs:
+        return recipe.learning_rate * epochs_done / recipe.warmup_epochs
+    rest = (epochs_done - recipe.warmup_epochs) / max(recipe.epochs - recipe.warmup_epochs, 1e-9)
+    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
+
+
+def _train_epoch(run: Run) -> float:
+    """One pass over the batches; the mean loss. What is drawn depends on seed and epoch alone."""
+    torch.manual_seed(run.seed * 100_003 + run.epoch)  # dropout
+    generator = torch.Generator().manual_seed(run.seed * 100_003 + run.epoch)
+    run.network.train()
+    steps = len(run.batches)
+    total, right, seen = 0.0, 0, 0
+    with _progress(run, steps) as progress:
+        for step, batch in enumerate(run.batches.epoch(run.epoch)):
+            for group in run.optimiser.param_groups:
+                group["lr"] = learning_rate(run.recipe, run.epoch + (step + 1) / steps)
+            windows, targets = (tensor.to(run.device) for tensor in batch)
+            run.optimiser.zero_grad()
+            log_probs = _forward(run, windows, generator)  # (batch, labels)
+            loss = smoothed_nll(log_probs, targets, run.recipe.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            run.optimiser.step()
+            total += loss.item() * len(windows)
+            right += int((log_probs.argmax(1) == targets).sum())
+            seen += len(windows)
+            if not math.isfinite(total):
+                raise KwsdError(
+                    f"epoch {run.epoch + 1}: the loss is not a number any more; the last checkpoint is kept"
+                )
+            progress.set_postfix(loss=f"{total / seen:.3f}", acc=f"{right / seen:.1%}", refresh=False)
+            progress.update(len(windows))
+    return total / seen
+
+
+def _progress(run: Run, steps: int) -> "tqdm[Any]":
+    return tqdm(
+        total=steps * run.recipe.batch,
+        desc=f"epoch {run.epoch + 1}/{run.recipe.epochs}",
+        unit="clip",
+        leave=False,
+        disable=None,
+    )
+
+
+def _forward(run: Run, windows: Tensor, generator: torch.Generator) -> Tensor:
+    """Log-probabilities (batch, labels), with masked features where the recipe says so."""
+    if not run.recipe.augment:
+        return run.network(windows)
+    frames = run.network.features(windows)  # (batch, mels, frames)
+    frames = augment.spec_augment(augment.colour(frames, generator), generator)
+    return run.network.classify(frames)
+
+
+def smoothed_nll(log_probs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Negative log-likelihood with label smoothing (Szegedy et al. 2016), over log-probabilities."""
+    return (1.0 - smoothing) * F.nll_loss(log_probs, targets) - smoothing * log_probs.mean()
+
+
+def predictions(network: nn.Module, windows: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Log-probabilities of int16 windows (n, 16000), batch by batch: (batch, labels)."""
+    network.eval()
+    with torch.inference_mode():
+        for batch in in_batches(windows):
+            yield network(batch.to(device).float() / 32768.0).cpu()
+
+
+def in_batches(windows: Tensor) -> tuple[Tensor, ...]:
+    """Windows (n, 16000) cut into batches that fit into memory."""
+    return torch.split(windows, EVALUATION_BATCH)
+
+
+def evaluate(network: nn.Module, windows: Tensor, targets: Tensor, device: torch.device) -> float:
+    """The share of windows whose most likely label is the target."""
+    guesses = torch.cat([batch.argmax(1) for batch in predictions(network, windows, device)])
+    return float((guesses == targets).float().mean())
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _describe(options: TrainOptions) -> str:
+    parts = ["Speech Commands v0.02 layout"]
+    parts += [f"noise from {folder.name}" for folder in options.noise]
+    parts += [f"talk from {'/'.join(folder.parts[-2:])}" for folder in options.negatives]
+    return ", ".join(parts)
