@@ -81,7 +81,7 @@ def _read_metadata(path: Path) -> bytes:
             names = archive.namelist()
             found = [name for name in names if name.endswith(f"/extra/{METADATA}")]
             if not found:
-                raise ModelError(f"{path}: {_what_it_is(names)}; make an artefact of it with kwsd export")
+                raise ModelError(f"{path}: {_what_it_is(names)}")
             entry = archive.getinfo(found[0])
             if entry.file_size > LARGEST_METADATA:
                 raise ModelError(f"{path}: its {METADATA} is implausibly large; export it again")
@@ -98,10 +98,10 @@ def _read_metadata(path: Path) -> bytes:
 
 def _what_it_is(names: list[str]) -> str:
     if any(name.endswith("/constants.pkl") for name in names):
-        return "is TorchScript without kwsd's metadata"
+        return f"is TorchScript without {METADATA}; name a file that kwsd export made"
     if any(name.endswith("data.pkl") for name in names):
-        return "is a PyTorch checkpoint, not an artefact"
-    return "is a zip file, but no model"
+        return "is a PyTorch checkpoint, not an artefact; make one of it with kwsd export"
+    return "is a zip file, but no model; name a file that kwsd export made"
 
 
 def _what_bytes_are(path: Path) -> str:

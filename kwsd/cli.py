@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,7 @@ def main() -> NoReturn:
     """Run a command; every way out leads through here."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    open_standard_streams()
     try:
         code = dispatch(arguments)
     except KwsdError as error:
@@ -38,6 +40,18 @@ def main() -> NoReturn:
     sys.exit(finish(code))
 
 
+def open_standard_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr came closed: else the next file or socket that is opened takes
+    its number, and gets events and messages written into it. To Python a closed stdin stays None."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 def finish(code: int) -> int:
     """Flush what was printed; a reader that went away is no error, a full disk is."""
     try:
@@ -45,10 +59,21 @@ def finish(code: int) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains at exit
     except OSError as error:
-        say(f"stdout: cannot be written ({error.strerror})")
+        if code == OK:  # else the reason was said
+            say(f"stdout: cannot be written ({error.strerror})")
+            code = IO
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return IO
     return code
+
+
+def show(text: str) -> None:
+    """Data for stdout, written at once. Raises KwsdError if the disk is full, BrokenPipeError if nobody reads."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise KwsdError(f"stdout: cannot be written ({error.strerror})", exit_code=IO) from None
 
 
 def say(message: str) -> None:
@@ -209,6 +234,7 @@ def run(options: argparse.Namespace) -> int:
     from kwsd.config import load_config
     from kwsd.daemon import run as run_daemon
 
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))  # until the daemon has its own: nothing is open yet
     set_up_logging(logging.DEBUG if options.verbose else logging.INFO)
     source = (f"streams=[{_stream(options.source)}]",) if options.source else ()
     return run_daemon(lambda: load_config(options.config, _settings(options, *source)))
@@ -250,7 +276,7 @@ def check(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, _settings(options))
     make_rules(config, read_info(config.model_path))
-    print(effective_yaml(config), end="")
+    show(effective_yaml(config))
     return OK
 
 
@@ -263,12 +289,12 @@ def devices(options: argparse.Namespace) -> int:
     found = input_devices()
     default = find_device("default")["index"]
     if options.json:
-        print(json.dumps(found, indent=1))
+        show(f"{json.dumps(found, indent=1)}\n")
         return OK
     for device in found:
         mark = "*" if device["index"] == default else " "
         rate, channels = device["default_samplerate"], device["max_input_channels"]
-        print(f"{mark}{device['index']:3d}  {rate:6.0f} Hz  {channels:3d} channels  {device['name']}")
+        show(f"{mark}{device['index']:3d}  {rate:6.0f} Hz  {channels:3d} channels  {device['name']}\n")
     return OK
 
 
@@ -288,8 +314,7 @@ def replay(options: argparse.Namespace) -> int:
     stamp = Stamp()
     for path in options.files:
         for event in replay_file(config, spotter, path, channel):
-            sys.stdout.write(stamp.line(event).decode())
-            sys.stdout.flush()
+            show(stamp.line(event).decode())
     return OK
 
 
@@ -349,7 +374,7 @@ def evaluate(options: argparse.Namespace) -> int:
         draw_confusion(evaluation, picture)
     except OSError as error:
         raise KwsdError(f"{picture}: cannot be written ({error.strerror})", exit_code=IO) from None
-    print(json.dumps(evaluation.as_dict()) if options.json else evaluation.table())
+    show((json.dumps(evaluation.as_dict()) if options.json else evaluation.table()) + "\n")
     say(f"confusion matrix: {picture}")
     return OK
 

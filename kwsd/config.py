@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -18,8 +18,8 @@ ENVIRONMENT = "KWSD_"
 NOT_SETTINGS = {"KWSD_DATA", "KWSD_CONFIG"}  # other variables that begin like ours
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
-NotNegative = Annotated[float, Meta(ge=0.0)]
+Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]
+Seconds = Annotated[float, Meta(ge=0.0, le=60.0)]
 Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 
@@ -74,21 +74,21 @@ class KeywordConfig(_Section, frozen=True, kw_only=True):
     release: Share | None = None
     margin: Share | None = None
     min_hits: Count | None = None
-    refractory_ms: NotNegative | None = None
-    isolation_speech_s: NotNegative | None = None
+    refractory_ms: Milliseconds | None = None
+    isolation_speech_s: Seconds | None = None
 
 
 class DebouncerConfig(_Section, frozen=True, kw_only=True):
     """When a score becomes a detection."""
 
-    smoothing_ms: Positive = 300.0
+    smoothing_ms: Annotated[float, Meta(gt=0.0, le=10_000.0)] = 300.0
     threshold: Share | None = None
     release: Share = 0.4
     margin: Share = 0.1
     min_hits: Count = 1
-    refractory_ms: NotNegative = 500.0
-    isolation_s: NotNegative = 2.5
-    isolation_speech_s: NotNegative = 1.6
+    refractory_ms: Milliseconds = 500.0
+    isolation_s: Seconds = 2.5
+    isolation_speech_s: Seconds = 1.6
 
 
 class SocketConfig(_Section, frozen=True, kw_only=True):
@@ -180,6 +180,9 @@ _Yaml.add_implicit_resolver(
 )
 
 
+KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # a word, or the << that takes over an alias
+
+
 class _Place:
     """Where each value came from, so that a complaint can name it."""
 
@@ -214,6 +217,8 @@ class _Place:
             raise ConfigError(f"{self.path}{line}: not valid YAML: {error.problem}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{self.path}: not valid YAML: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"{self.path}: is nested too deeply, or an alias in it holds itself") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.path}: must hold `key: value` lines, not a {type(tree).__name__}")
         return tree
@@ -223,6 +228,10 @@ class _Place:
         if isinstance(node, yaml.MappingNode):
             seen = set()
             for name, value in node.value:
+                if not isinstance(name, yaml.ScalarNode) or name.tag not in KEY_TAGS:
+                    raise ConfigError(
+                        f"{self.path}:{name.start_mark.line + 1}: {name.value}: a key must be a word; put it in quotes"
+                    )
                 inner = f"{key}.{name.value}".lstrip(".")
                 if name.value in seen:
                     raise ConfigError(f"{self.path}:{name.start_mark.line + 1}: {inner}: given twice")
@@ -271,20 +280,45 @@ class _Place:
     def complain(self, error: msgspec.ValidationError) -> ConfigError:
         """msgspec's words for a wrong value, turned into ours."""
         message, _, path = str(error).partition(" - at `")
-        key = re.sub(r"\[(\d+)\]", r".\1", path.rstrip("`")).removeprefix("$").lstrip(".").replace("[...]", "")
+        key = re.sub(r"\[(\d+)\]", r".\1", path.rstrip("`")).removeprefix("$").lstrip(".")
         unknown = re.match(r"Object contains unknown field `(.+)`", message)
         if unknown:
             wrong = unknown[1]
             near = difflib.get_close_matches(wrong, sorted(_known_keys(Config)), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            return self.error(f"{key}.{wrong}".lstrip("."), f"unknown key{hint}")
+            return self.error(self._spelled_out(f"{key}.{wrong}".lstrip(".")), f"unknown key{hint}")
+        key = self._spelled_out(key)
+        enum = re.match(r"Invalid enum value '(.+)'", message)
+        if enum:
+            return self.error(key, f"{enum[1]!r} is none of {', '.join(_choices(key.rpartition('.')[2]))}")
         tag = re.match(r"Invalid value '(.+)'", message)
         if tag and key.endswith("source"):
             kinds = ["microphone", "file", "pcm"]
             near = difflib.get_close_matches(tag[1], kinds, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
             return self.error(key, f"unknown source {tag[1]!r}; {hint}")
-        return self.error(key or "config", message[0].lower() + message[1:].replace("`", ""))
+        for jargon, word in (("object", "keys"), ("array", "list"), ("null", "nothing"), ("`", "")):
+            message = message.replace(jargon, word)
+        return self.error(key or "config", message[0].lower() + message[1:])
+
+    def _spelled_out(self, key: str) -> str:
+        """msgspec writes `keywords[...].margin` for any keyword: the one that is meant, where only one can be."""
+        pattern = re.escape(key).replace(re.escape("[...]"), r"\.[^.]+")
+        fitting = [known for known in {**self._lines, **self._sources} if re.fullmatch(pattern, known)]
+        return fitting[0] if len(fitting) == 1 else key.replace("[...]", "")
+
+
+def _choices(key: str) -> list[str]:
+    """The words a setting takes, for settings that take only certain words."""
+    return [
+        choice
+        for section in (Config, PcmConfig)
+        for field in msgspec.structs.fields(section)
+        if field.encode_name == key
+        for kind in (field.type, *get_args(field.type))
+        if get_origin(kind) is Literal
+        for choice in get_args(kind)
+    ]
 
 
 def _known_keys(struct: type[msgspec.Struct]) -> Iterator[str]:

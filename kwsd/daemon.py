@@ -190,7 +190,7 @@ class Daemon:
         failure = None
         if not isinstance(error, BrokenPipeError):
             failure = KwsdError(f"stdout: cannot be written ({error.strerror})", exit_code=IO)
-        self._loop.call_soon_threadsafe(self._end, "stdout closed", failure)
+        self._loop.call_soon_threadsafe(self._end, str(failure or "stdout closed"), failure)
 
     def _end(self, reason: str, failure: KwsdError | None = None) -> None:
         if not self._stop.is_set():
@@ -281,7 +281,8 @@ class Daemon:
         if self._sinks:
             self._emit(Shutdown(reason=self._reason, detections=self._detections))
         await asyncio.gather(*(sink.close() for sink in self._sinks.values()))
-        log.info("stopped: %s", self._reason)
+        if self._failure is None:  # else it is the last line, which the caller writes
+            log.info("stopped: %s", self._reason)
 
     # --- what others are told ---
 

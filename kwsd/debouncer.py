@@ -101,11 +101,12 @@ class Debouncer:
 
     def _forget_across_gaps(self, streams: Indices, ends: Indices) -> None:
         """What was heard before a gap says nothing about after it. Armed and refractory stay: they prevent doubles."""
-        broken = streams[ends - self._last_end[streams] != self.rules.hop]
-        self._count[broken] = 0
-        self._hits[broken] = 0
-        self._speech[broken] = False
+        broken = ends - self._last_end[streams] != self.rules.hop
         self._last_end[streams] = ends
+        if broken.any():
+            self._count[streams[broken]] = 0
+            self._hits[streams[broken]] = 0
+            self._speech[streams[broken]] = False
 
     def _smooth(self, streams: Indices, posteriors: Scores) -> Scores:
         """Mean over the last windows: (n, labels); zero until there are enough of them."""
@@ -125,8 +126,7 @@ class Debouncer:
         """Said on its own: little speech in the time looked back on. (n, keywords)."""
         if self._silence < 0:
             return np.ones((len(streams), len(self.rules.keywords)), np.bool_)
-        self._speech[streams] = np.roll(self._speech[streams], 1, axis=1)
-        self._speech[streams, 0] = posteriors[:, self._silence] < 0.5
+        self._speech[streams, self._count[streams] % self._speech.shape[1]] = posteriors[:, self._silence] < 0.5
         speech = self._speech[streams].sum(1, keepdims=True) * self.rules.hop  # (n, 1) samples
         return np.asarray((speech <= self.rules.isolation_speech) | (self.rules.isolation_speech < 0))
 
@@ -158,6 +158,8 @@ def _turns(streams: Indices) -> Iterator[slice]:
 
 def _runners_up(smoothed: Scores) -> NDArray[np.intp]:
     """For every label the best of the others: (n, labels) → (n, labels) indices."""
-    order = np.argsort(smoothed, axis=1)  # (n, labels)
-    best, second = order[:, -1:], order[:, -2:-1]  # (n, 1)
-    return np.where(np.arange(smoothed.shape[1]) == best, second, best)
+    best = smoothed.argmax(1)[:, None]  # (n, 1)
+    others = smoothed.copy()
+    np.put_along_axis(others, best, -1.0, 1)
+    second = others.argmax(1)[:, None]  # (n, 1)
+    return np.asarray(np.where(np.arange(smoothed.shape[1]) == best, second, best))

@@ -1,7 +1,8 @@
 """Sources and the inference thread of one configuration, from start to stop."""
 
-import os
-import select
+import contextlib
+import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ from kwsd.errors import INTERNAL, IO, AudioError, KwsdError
 from kwsd.event import AudioLost
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
-from kwsd.source import AudioFile, Microphone, RawPcm, Source
+from kwsd.source import AudioFile, Frames, Microphone, RawPcm, Source
 from kwsd.spotter import Spotter
 
 DEAF_AFTER_S = 2.0  # a live source that delivered nothing for this long is lost
+SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpreter lock; Python has 5 ms
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
 
 
@@ -53,7 +55,7 @@ class Listening:
         ]
         self._ring = make_ring(config, len(self.sources))
         self._inlets = [Inlet(self._ring, i, s.rate, s.channel) for i, s in enumerate(self.sources)]
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._pipeline: Pipeline | None = None
         self._successor: Pipeline | None = None
@@ -67,6 +69,7 @@ class Listening:
         for source, inlet in zip(self.sources, self._inlets, strict=True):
             inlet.wrote_at = time.monotonic()
             source.start(inlet, self._wake)
+        sys.setswitchinterval(SWITCH_S)
         self._thread.start()
 
     def pipeline(self, config: Config, spotter: Spotter) -> Pipeline:
@@ -78,6 +81,22 @@ class Listening:
         self._successor = successor
         self._wake()
 
+    def time_writes(self, durations_us: list[float]) -> None:
+        """Before `start`, with one stream: note how long each block holds up the thread that delivers it."""
+        [inlet], wake, write = self._inlets, self._wake, self._inlets[0].write
+        begun = 0
+
+        def timed_write(frames: Frames) -> None:
+            nonlocal begun
+            begun = time.perf_counter_ns()
+            write(frames)
+
+        def timed_wake() -> None:
+            wake()
+            durations_us.append((time.perf_counter_ns() - begun) / 1000)
+
+        inlet.write, self._wake = timed_write, timed_wake  # type: ignore[method-assign]
+
     def stop(self) -> None:
         """Stop the sources and the thread; returns when both have."""
         self._stopping = True
@@ -86,11 +105,17 @@ class Listening:
         self._wake()
         if self._thread.is_alive():
             self._thread.join(timeout=0.5)
-        if not self._thread.is_alive():
-            os.close(self._wakeup)
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wakeup, 1)
+        """Called by the audio callback. Putting into a SimpleQueue neither blocks nor hands over the interpreter
+        lock, as a system call would: the callback would then wait for it behind the thread it has just woken."""
+        self._wakeups.put(None)
+
+    def _wait(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._wakeups.get(timeout=WAKE_AT_LEAST_S)
+            while True:
+                self._wakeups.get_nowait()
 
     def _guarded(self) -> None:
         """The thread's top: whatever happens here ends the daemon, never just the thread."""
@@ -104,8 +129,6 @@ class Listening:
             self._reports.over(over)
 
     def _listen(self) -> None:
-        poll = select.poll()
-        poll.register(self._wakeup, select.POLLIN)
         assert self._pipeline is not None
         while not self._stopping:
             if self._successor is not None:
@@ -121,8 +144,7 @@ class Listening:
             if self._pipeline.finished:
                 self._reports.over(self._failure)
                 return
-            if poll.poll(WAKE_AT_LEAST_S * 1000):
-                os.eventfd_read(self._wakeup)
+            self._wait()
 
     def _look_for_losses(self) -> None:
         for i, (source, inlet) in enumerate(zip(self.sources, self._inlets, strict=True)):

@@ -84,11 +84,9 @@ class Pipeline:
         heard = []
         if len(batch):
             posteriors = self.spotter.score(batch.windows)  # (n, labels)
-            rows = {
-                (s, e): row for row, (s, e) in enumerate(zip(batch.streams.tolist(), batch.ends.tolist(), strict=True))
-            }
             for detection in self.debouncer.step(batch.streams, batch.ends, posteriors):
-                heard.append(self._describe(detection, batch.windows[rows[detection.stream, detection.end]]))
+                [row] = np.flatnonzero((batch.streams == detection.stream) & (batch.ends == detection.end))
+                heard.append(self.describe(detection, batch.windows[row]))
         return Progress(len(batch), heard, self._overruns(batch.skipped.tolist()))
 
     @property
@@ -97,7 +95,8 @@ class Pipeline:
         drained = all(inlet.drained for inlet in self.inlets)
         return drained and bool((self.ring.written < np.maximum(self.schedule.next_end, 0)).all())
 
-    def _describe(self, detection: Detection, window: Samples) -> Heard:
+    def describe(self, detection: Detection, window: Samples) -> Heard:
+        """The event for a detection and the window (16000,) that decided it."""
         start, end = word_span(window)
         first = detection.end - WINDOW  # sample index of the window's first sample
         return Heard(

@@ -9,7 +9,7 @@ import soxr
 from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.errors import NO_PERMISSION, AudioError
+from kwsd.errors import IO, NO_PERMISSION, AudioError
 
 DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
 
@@ -51,7 +51,9 @@ def read_blocks(recording: soundfile.SoundFile, frames: int) -> Iterator[NDArray
             block = recording.read(frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(
-                f"{recording.name}: damaged after {recording.tell()} samples ({error.error_string})"
+                f"{recording.name}: damaged after {recording.tell()} samples ({error.error_string.rstrip('.')}); "
+                "repair the recording",
+                exit_code=IO,
             ) from None
         if len(block) == 0:
             return
@@ -61,10 +63,12 @@ def read_blocks(recording: soundfile.SoundFile, frames: int) -> Iterator[NDArray
 def read_recording(path: Path) -> NDArray[np.float32]:
     """A whole file mixed to mono and resampled to 16 kHz: (samples,).
 
-    Raises AudioError if it cannot be read, or holds samples that are not numbers.
+    Raises AudioError if it cannot be read, is cut short, or holds samples that are not numbers.
     """
     with open_recording(path) as recording:
         rate = recording.samplerate
+        if is_truncated(recording):
+            raise AudioError(f"{path}: is cut short; replace it", exit_code=IO)
         mono = np.concatenate([block.mean(axis=1) for block in read_blocks(recording, 1 << 16)])
     if not np.isfinite(mono).all():
         raise AudioError(f"{path}: holds samples that are not numbers (NaN or infinite)")

@@ -1,5 +1,7 @@
 """Where samples come from: a microphone, an audio file, raw PCM from a pipe. Sources know nothing of words."""
 
+import contextlib
+import difflib
 import errno
 import fnmatch
 import os
@@ -92,8 +94,29 @@ def find_device(wanted: str | int) -> dict[str, Any]:
     if len(found) == 1:
         return found[0]
     what = "several microphones fit" if found else "no such microphone"
-    near = ", ".join(f"{device['index']} {device['name']!r}" for device in found or devices)
-    raise AudioError(f"{what}: {wanted!r}; there are: {near}; choose one by number, name or pattern")
+    near = ", ".join(f"{device['index']} {device['name']!r}" for device in found or _near(str(wanted), devices))
+    raise AudioError(f"{what}: {wanted!r}; choose one by number, name or pattern: {near}")
+
+
+def _near(wanted: str, devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Devices with a name like the wanted one, or all if none is."""
+    like = difflib.get_close_matches(wanted.lower(), [d["name"].lower() for d in devices], 5, 0.5)
+    near = [d for d in devices if wanted.strip("*?").lower() in d["name"].lower() or d["name"].lower() in like]
+    return near or devices
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Nothing on stderr: PortAudio and ALSA print there, over several lines, what they return as an error as well."""
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
 class Microphone:
@@ -109,7 +132,9 @@ class Microphone:
         self._block_ms = block_ms
         most = int(self._device["max_input_channels"])
         if channel is not None and channel >= most:
-            raise AudioError(f"microphone {self._device['name']!r}: has {most} channels, not {channel + 1}")
+            raise AudioError(
+                f"microphone {self._device['name']!r}: has {most} channels, no channel {channel + 1}; choose another"
+            )
         self._channels = min(most, 8) if channel is None else channel + 1
         self.rate = self._supported_rate()
         self._stream: sounddevice.InputStream | None = None
@@ -121,19 +146,23 @@ class Microphone:
         refusal = ""
         for rate in (round(self._device["default_samplerate"]), *USUAL_RATES):
             try:
-                sounddevice.check_input_settings(
-                    device=self._device["index"], channels=self._channels, dtype="float32", samplerate=rate
-                )
+                with _quietly():
+                    sounddevice.check_input_settings(
+                        device=self._device["index"], channels=self._channels, dtype="float32", samplerate=rate
+                    )
                 return int(rate)
             except sounddevice.PortAudioError as error:
                 refusal = str(error)
-        raise AudioError(f"microphone {self._device['name']!r}: cannot be opened ({refusal})", exit_code=UNAVAILABLE)
+        raise AudioError(
+            f"microphone {self._device['name']!r}: cannot be opened ({refusal}); see kwsd devices for others",
+            exit_code=UNAVAILABLE,
+        )
 
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Open the device. Raises AudioError if it refuses."""
         sounddevice = portaudio()
 
-        def callback(frames: Frames, count: int, time: object, status: "sounddevice.CallbackFlags") -> None:
+        def callback(frames: Frames, count: int, time: object, status: Any) -> None:
             if status.input_overflow:
                 inlet.overflow()
             inlet.write(frames)
@@ -147,16 +176,17 @@ class Microphone:
                 wake()
 
         try:
-            self._stream = sounddevice.InputStream(
-                samplerate=self.rate,
-                blocksize=round(self.rate * self._block_ms / 1000),
-                device=self._device["index"],
-                channels=self._channels,
-                dtype="float32",
-                callback=callback,
-                finished_callback=finished,
-            )
-            self._stream.start()
+            with _quietly():
+                self._stream = sounddevice.InputStream(
+                    samplerate=self.rate,
+                    blocksize=round(self.rate * self._block_ms / 1000),
+                    device=self._device["index"],
+                    channels=self._channels,
+                    dtype="float32",
+                    callback=callback,
+                    finished_callback=finished,
+                )
+                self._stream.start()
         except sounddevice.PortAudioError as error:
             raise AudioError(
                 f"microphone {self._device['name']!r}: cannot be opened ({error}); is another program using it?",
@@ -231,8 +261,9 @@ class _Reader:
         """All blocks, then a second of silence, so that the last word crosses the whole window.
 
         Where the audio breaks off, `failure` says why, and what came before is still heard to its end.
+        Where none came at all there is nothing to hear, and no silence is made up.
         """
-        channels = 1
+        channels = 0
         try:
             for block in self.blocks():
                 channels = block.shape[1]
@@ -240,7 +271,7 @@ class _Reader:
         except KwsdError as error:
             self._failure = error
         size = round(BLOCK_S * self.rate)
-        for _ in range(round(TAIL_S / BLOCK_S)):
+        for _ in range(round(TAIL_S / BLOCK_S) if channels else 0):
             yield np.zeros((size, channels), np.float32)
 
 
@@ -258,7 +289,9 @@ class AudioFile(_Reader):
         self._path = path
         self.channel = channel
         if channel is not None and channel >= self._recording.channels:
-            raise AudioError(f"{path}: has {self._recording.channels} channels, not {channel + 1}")
+            raise AudioError(
+                f"{path}: has {self._recording.channels} channels, no channel {channel + 1}; choose another, or mix"
+            )
 
     def blocks(self) -> Iterator[Frames]:
         """The file's frames; AudioError after the last where the file is cut short."""

@@ -75,9 +75,11 @@ def load_spotter(path: Path, device: str) -> TorchScriptSpotter:
 def check_output(posteriors: NDArray[np.float32], labels: int) -> None:
     """Raises ModelError unless one window gave one probability per label."""
     if posteriors.shape != (1, labels):
-        raise ModelError(f"gives {list(posteriors.shape)} for one window, not [1, {labels}]: its labels do not match")
+        raise ModelError(
+            f"gives {list(posteriors.shape)} for one window, not [1, {labels}] as its labels say; export it again"
+        )
     if not np.isfinite(posteriors).all() or abs(float(posteriors.sum()) - 1.0) > 1e-3:
-        raise ModelError("its outputs are not log-probabilities (their exponentials do not sum to 1)")
+        raise ModelError("its outputs are not log-probabilities (their exponentials do not sum to 1); export it again")
 
 
 def _last_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from kwsd.audio_format import WINDOW
 from kwsd.ring import RingBuffer, Samples
 
 Indices = NDArray[np.int64]
+NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class WindowSchedule:
         """
         first = self._round_up(np.maximum(self.next_end, ring.unbroken_from + WINDOW))  # (streams,)
         due = np.maximum((ring.written - first) // self.hop + 1, 0)  # (streams,)
+        if not due.any():
+            return Batch(NOTHING, NOTHING, self._windows[:0], due)
         taken = np.minimum(due, self.max_batch)  # (streams,)
         skipped = np.where(self.live, due - taken, 0)  # (streams,)
         self.next_end = np.where(due > 0, first + (taken + skipped) * self.hop, self.next_end)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
+from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 from kwsd.event import Dropped, Line, unnumbered
 
 MODE = 0o660
@@ -102,17 +102,25 @@ class UnixSocket:
 
     async def _serve(self, incoming: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reader = Reader(self._queue, self._hello())
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._readers[reader] = serving
         sending = asyncio.create_task(reader.send_to(writer))
         gone = asyncio.create_task(_until_gone(incoming))
-        self._readers[reader] = sending
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            pass  # the daemon stops, and this reader does not read
         finally:
             del self._readers[reader]
             for task in (sending, gone):
                 task.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 async def _until_gone(incoming: asyncio.StreamReader) -> None:
@@ -133,7 +141,7 @@ def _bind(path: Path) -> socket.socket:
             os.umask(before)
         listener.listen()
         listener.setblocking(False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         listener.close()
         raise ConfigError(f"sinks.socket.path: {path}: the folder {path.parent} is not there; create it") from None
     except PermissionError:
@@ -143,8 +151,9 @@ def _bind(path: Path) -> socket.socket:
         ) from None
     except OSError as error:
         listener.close()
-        reason = "is too long for a socket" if "too long" in str(error) else error.strerror or str(error)
-        raise ConfigError(f"sinks.socket.path: {path}: {reason}", exit_code=IO) from None
+        if "too long" in str(error):  # Python's own check, without an errno
+            raise ConfigError(f"sinks.socket.path: {path}: is too long for a socket; name a shorter path") from None
+        raise ConfigError(f"sinks.socket.path: {path}: cannot be bound ({error.strerror})", exit_code=IO) from None
     except KwsdError:
         listener.close()
         raise
@@ -196,6 +205,7 @@ def default_path() -> Path:
     except OSError as error:
         raise ConfigError(
             f"sinks.socket.path: auto: {folder} cannot be made ({error.strerror}); name a path, "
-            "or say sinks.socket.enabled: false"
+            "or say sinks.socket.enabled: false",
+            exit_code=NO_PERMISSION if isinstance(error, PermissionError) else CONFIG,
         ) from None
     return folder / "events.sock"

@@ -48,10 +48,9 @@ def place(clips: Tensor, onset: Tensor, target: Tensor, speed: Tensor) -> Tensor
     """
     time = torch.arange(WINDOW, device=clips.device)  # (16000,)
     position = (time - target) * speed + onset  # (batch, 16000)
-    left = position.floor()  # (batch, 16000)
-    fraction = position - left  # (batch, 16000)
-    inside = (left >= 0) & (left < WINDOW - 1)  # (batch, 16000)
-    index = left.clamp(0, WINDOW - 2).long()  # (batch, 16000)
+    inside = (position >= 0) & (position <= WINDOW - 1)  # (batch, 16000)
+    index = position.floor().clamp(0, WINDOW - 2).long()  # (batch, 16000)
+    fraction = position - index  # (batch, 16000)
     placed = torch.gather(clips, 1, index) * (1 - fraction) + torch.gather(clips, 1, index + 1) * fraction
     return placed * inside  # (batch, 16000)
 

@@ -34,8 +34,8 @@ def to_float(samples: NDArray[np.int16]) -> Tensor:
 def crops(recording: NDArray[np.int16], n: int, rng: np.random.Generator) -> Tensor:
     """n one-second pieces of a long recording from anywhere: (n, 16000)."""
     if recording.size <= WINDOW:
-        recording = np.resize(recording, WINDOW + 1)
-    starts = rng.integers(0, recording.size - WINDOW, n)
+        recording = np.resize(recording, WINDOW)
+    starts = rng.integers(0, recording.size - WINDOW + 1, n)
     return to_float(recording[starts[:, None] + np.arange(WINDOW)])
 
 
@@ -101,7 +101,7 @@ class AugmentedBatches:
     def _shares(self) -> dict[str, int]:
         """How many windows of each kind a batch holds; what cannot be had goes to the keywords."""
         wanted = {
-            "cut": CUT_SHARE if self.unknown >= 0 else 0.0,
+            "cut": CUT_SHARE if self.unknown >= 0 and self.cuttable.size else 0.0,
             "other": OTHER_SHARE if self.others.size else 0.0,
             "talk": TALK_SHARE if self.talk is not None else 0.0,
             "silence": SILENCE_SHARE if self.silence >= 0 else 0.0,
@@ -122,7 +122,7 @@ class AugmentedBatches:
     def _draw(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         n = self.shares
         keywords = rng.choice(self.keywords, n["keyword"], p=self.weights)
-        cut = rng.choice(self.cuttable, n["cut"])
+        cut = rng.choice(self.cuttable, n["cut"]) if n["cut"] else np.array([], np.intp)
         others = rng.choice(self.others, n["other"]) if n["other"] else np.array([], np.intp)
         rows = np.concatenate([keywords, cut, others])
         spoken = self._place(rows, slice(n["keyword"], n["keyword"] + n["cut"]), rng)

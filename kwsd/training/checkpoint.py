@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kwsd.errors import IO, NO_INPUT, KwsdError, ModelError
+from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 
 FORMAT = 1
@@ -46,15 +46,25 @@ class Checkpoint:
                 os.fsync(file.fileno())
             unfinished.replace(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            unfinished.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) else "the disk is full or failing"
-            kept = "; the one before is kept" if path.exists() else ""
-            raise KwsdError(f"{path}: cannot write the checkpoint ({reason}){kept}", exit_code=IO) from None
+            kept = "the one before is kept; " if path.exists() else ""
+            raise KwsdError(
+                f"{path}: cannot write the checkpoint ({reason}); {kept}make room, or choose another --out",
+                exit_code=NO_PERMISSION if isinstance(error, PermissionError) else IO,
+            ) from None
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def network(self) -> nn.Module:
-        """The network with its best weights, in evaluation mode, on the CPU."""
+        """The network with its best weights, in evaluation mode, on the CPU.
+
+        Raises ModelError if they are another network's.
+        """
         network = NETWORKS[self.model](len(self.labels))
-        network.load_state_dict(self.best_state)
+        try:
+            network.load_state_dict(self.best_state)
+        except RuntimeError:
+            raise ModelError(f"the weights do not fit this kwsd's {self.model}; train again") from None
         return network.eval()
 
 
@@ -83,5 +93,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: not a checkpoint of this kwsd train")
     try:
         return Checkpoint(**{**content, "labels": tuple(content["labels"])})
-    except TypeError:
+    except (TypeError, KeyError):
         raise ModelError(f"{path}: a checkpoint of another kwsd; train again") from None

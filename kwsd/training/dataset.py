@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shutil
+import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -90,13 +92,13 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
         root.mkdir(parents=True, exist_ok=True)
     try:
         clips = SPEECHCOMMANDS(root.resolve(), subset=subset, download=download)
-    except (RuntimeError, FileNotFoundError):
+    except (RuntimeError, OSError, tarfile.TarError) as error:
+        if download:
+            raise AudioError(f"{root}: cannot download Speech Commands ({error})", exit_code=IO) from None
         raise AudioError(
             f"{root}: no Speech Commands data set (SpeechCommands/speech_commands_v0.02) there; "
             "name the folder that holds it with --data, or let kwsd fetch it with --download"
         ) from None
-    except OSError as error:
-        raise AudioError(f"{root}: cannot download Speech Commands ({error})", exit_code=IO) from None
     # The metadata's third field is the word; the fifth, which the article takes, numbers the utterance.
     fields = (clips.get_metadata(i) for i in range(len(clips)))
     archive = root.resolve() / "SpeechCommands"
@@ -105,19 +107,22 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
 
 def _fingerprint(paths: Iterator[Path]) -> str:
     """A name for exactly these files as they are now: path, size and time of change."""
-    digest = hashlib.sha256(b"clips 1")
+    digest = hashlib.sha256(b"clips 2")
     for path in paths:
         status = path.stat() if path.exists() else None
         digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
     return digest.hexdigest()[:16]
 
 
+def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """±1 to 16 bits; what was 16 bits before comes back exactly."""
+    return np.clip(np.round(samples * 32768.0), -32768, 32767).astype(np.int16)
+
+
 def fit(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     """Any length to 16000 samples of 16 bits: zeros at the end, or the end cut off."""
-    fitted = np.zeros(WINDOW, np.int16)
-    kept = samples[:WINDOW]
-    fitted[: len(kept)] = np.clip(np.round(kept * 32767.0), -32768, 32767)
-    return fitted
+    kept = to_int16(samples[:WINDOW])
+    return np.pad(kept, (0, WINDOW - len(kept)))
 
 
 def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
@@ -144,17 +149,22 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
         raise AudioError(f"none of {len(listing)} clips can be read; the first: {skipped[0]}")
     spans = np.array([word_span(samples[row].astype(np.float32)) for row in kept], np.int32)
     words, speakers, paths = (np.array([str(listing[row][field]) for row in kept]) for field in (1, 2, 0))
+    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
-        unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
-        unfinished.mkdir(parents=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
         np.savez(
             unfinished / "index.npz",
             words=words, speakers=speakers, spans=spans, paths=paths, skipped=np.array(skipped, dtype=str),
         )  # fmt: skip
-        np.save(unfinished / "samples.npy", samples[kept])
+        np.save(unfinished / "samples.npy", samples[kept] if skipped else samples)
         unfinished.rename(cache)
     except OSError as error:
-        raise KwsdError(f"{cache}: cannot keep the decoded clips ({error}); set XDG_CACHE_HOME", exit_code=IO) from None
+        if not (cache / "samples.npy").exists():  # or another run was faster
+            raise KwsdError(
+                f"{cache}: cannot keep the decoded clips ({error}); set XDG_CACHE_HOME", exit_code=IO
+            ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def counts(words: Sequence[str]) -> dict[str, int]:
@@ -176,7 +186,7 @@ def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[list[NDArray[np.in
         if says_keyword(spoken.get(path, ""), labels):
             left_out += 1
             continue
-        pieces.append(np.clip(read_recording(path) * 32767.0, -32768, 32767).astype(np.int16))
+        pieces.append(to_int16(read_recording(path)))
     if not pieces:
         raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
     return pieces, left_out

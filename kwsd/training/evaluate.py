@@ -39,10 +39,11 @@ class Rate:
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return max(0.0, centre - half), min(1.0, centre + half)
 
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON, which has no NaN."""
         low, high = self.interval
-        return {"right": self.right, "of": self.of, "accuracy": self.value, "low": low, "high": high}
+        accuracy = self.value if self.of else None
+        return {"right": self.right, "of": self.of, "accuracy": accuracy, "low": low, "high": high}
 
     def __str__(self) -> str:
         low, high = self.interval

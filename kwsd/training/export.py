@@ -1,5 +1,6 @@
 """`kwsd export`: a checkpoint, or a bare SimpleNet state dict, to an artefact that is proven to be the same network."""
 
+import errno
 import hashlib
 import os
 import warnings
@@ -23,7 +24,7 @@ from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
 from kwsd.training.dataset import load_clips
 from kwsd.training.evaluate import Rate
 from kwsd.training.labels import parse_labels
-from kwsd.training.train import labelled_windows, predictions
+from kwsd.training.train import in_batches, labelled_windows, predictions
 
 COMPARE_EVERY = 5  # of the test clips, every n-th is compared
 TOLERANCE = 1e-4  # on log-probabilities, eager against exported
@@ -172,19 +173,22 @@ def frozen(network: nn.Module) -> torch.jit.ScriptModule:
 
 def _write(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
     metadata = msgspec.json.format(msgspec.json.encode(info), indent=1)
+    scripted = frozen(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            torch.jit.save(frozen(network), str(path), _extra_files={METADATA: metadata})
+            torch.jit.save(scripted, str(path), _extra_files={METADATA: metadata})
         except RuntimeError as error:  # how torch reports a full disk or a missing folder
-            raise KwsdError(f"{path}: cannot be written ({str(error).splitlines()[0]})", exit_code=IO) from None
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from None
 
 
 def _compare(network: nn.Module, path: Path, windows: Tensor) -> None:
     loaded = load_spotter(path, "cpu")
+    batches = in_batches(windows)
     with torch.inference_mode():
-        eager = network(windows)  # (n, labels)
-    exported = torch.from_numpy(loaded.score(windows.numpy())).clamp(min=1e-30).log()  # (n, labels)
+        eager = torch.cat([network(batch) for batch in batches])  # (n, labels)
+    posteriors = torch.cat([torch.from_numpy(loaded.score(batch.numpy())) for batch in batches])  # (n, labels)
+    exported = posteriors.clamp(min=1e-30).log()  # (n, labels)
     # Below a posterior of 1e-6 the logarithm only magnifies rounding.
     error = (eager.clamp(min=-13.8) - exported.clamp(min=-13.8)).abs().max().item()
     if not error <= TOLERANCE:

@@ -24,7 +24,7 @@ HOMOPHONES = {"know": "no", "write": "right", "wright": "right", "rite": "right"
 def parse_labels(text: str) -> tuple[str, ...]:
     """`all` (35 words), `commands` (ten commands, unknown, silence) or a comma-separated list of labels.
 
-    Raises ConfigError for an empty or repeated label.
+    Raises ConfigError for an empty or repeated label, or a single one.
     """
     if text == "all":
         return ALL
@@ -36,11 +36,14 @@ def parse_labels(text: str) -> tuple[str, ...]:
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
         raise ConfigError(f"--labels: {', '.join(sorted(repeated))} is given more than once")
+    if len(labels) < 2:
+        raise ConfigError(f"--labels {text}: a model tells words apart; give it at least two, such as {text},{UNKNOWN}")
     return labels
 
 
 def says_keyword(transcript: str, labels: tuple[str, ...]) -> bool:
     """Whether one of the labels, or a word that sounds like it, is spoken in a transcript."""
     letters = "".join(c if c.isalpha() or c == "'" else " " for c in transcript.lower())
-    words = {HOMOPHONES.get(word, word) for word in letters.split()}
+    spoken = (word.strip("'") for word in letters.split())
+    words = {HOMOPHONES.get(word, word) for word in spoken}
     return not words.isdisjoint(labels)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from kwsd.artefact import SILENCE
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.device import choose_device
-from kwsd.errors import AudioError, ConfigError, KwsdError
+from kwsd.errors import USAGE, AudioError, ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training import augment
 from kwsd.training.batches import AugmentedBatches, PlainBatches, crops, targets_of
@@ -109,7 +109,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
                 f"validation accuracy {accuracy:.1%} (best {run.best_accuracy:.1%})"
             )
     except KeyboardInterrupt:
-        if not saved:  # not even one epoch: better half an epoch than nothing
+        if not saved and not options.out.exists():  # not even one epoch: better half an epoch than nothing
             run.best_state = _copy(run.network)
             checkpoint().save(options.out)
         raise
@@ -119,6 +119,8 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
 def _recipe(options: TrainOptions) -> Recipe:
     if options.model not in RECIPES:
         raise ConfigError(f"--model {options.model}: no such network; there are {', '.join(RECIPES)}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed {options.seed}: 0 or more", exit_code=USAGE)
     recipe = RECIPES[options.model]
     if options.quick:
         recipe = dataclasses.replace(recipe, epochs=QUICK_EPOCHS, warmup_epochs=0.5)
@@ -130,6 +132,7 @@ def _recipe(options: TrainOptions) -> Recipe:
 def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say: Callable[[str], None]) -> Run:
     device = choose_device(options.device)
     clips = _load(options, "training", say)
+    _check_labels(clips, labels, say)
     validation = _load(options, "validation", say)
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
@@ -156,10 +159,19 @@ def _load(options: TrainOptions, subset: str, say: Callable[[str], None]) -> Cli
     for reason in clips.skipped:
         say(f"skipped {reason}")
     if clips.skipped:
-        say(f"{subset}: {len(clips.skipped)} clips skipped")
+        say(f"{subset}: {len(clips.skipped)} of {len(clips) + len(clips.skipped)} clips skipped")
     per_word = ", ".join(f"{word} {n}" for word, n in counts(clips.words).items())
     say(f"{subset}: {len(clips)} clips ({per_word})")
     return clips
+
+
+def _check_labels(clips: Clips, labels: tuple[str, ...], say: Callable[[str], None]) -> None:
+    """Says which labels have nothing to learn from. Raises AudioError if that is all of them."""
+    missing = [label for label in labels if not label.startswith("_") and label not in clips.words]
+    if missing:
+        say(f"no training clips of: {', '.join(missing)}")
+    if set(clips.words).isdisjoint(labels):
+        raise AudioError(f"none of the training clips is one of the labels {', '.join(labels)}")
 
 
 def _known(clips: Clips, labels: tuple[str, ...]) -> Clips:
@@ -221,8 +233,13 @@ def _resume(run: Run, options: TrainOptions, labels: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{options.out}: is a {checkpoint.model} with other labels or size; --resume cannot go on with it"
         )
-    run.network.load_state_dict(checkpoint.state)
-    run.optimiser.load_state_dict(checkpoint.optimiser)
+    if checkpoint.seed != options.seed:
+        raise ConfigError(f"{options.out}: was begun with --seed {checkpoint.seed}; --resume needs the same")
+    try:
+        run.network.load_state_dict(checkpoint.state)
+        run.optimiser.load_state_dict(checkpoint.optimiser)
+    except (RuntimeError, ValueError):
+        raise ModelError(f"{options.out}: a checkpoint of another kwsd; train again without --resume") from None
     run.epoch, run.best_accuracy = checkpoint.epoch, checkpoint.best_accuracy
     run.best_state = checkpoint.best_state
 
@@ -279,10 +296,10 @@ def _progress(run: Run, steps: int) -> "tqdm[Any]":
 def _forward(run: Run, windows: Tensor, generator: torch.Generator) -> Tensor:
     """Log-probabilities (batch, labels), with masked features where the recipe says so."""
     if not run.recipe.augment:
-        return run.network(windows)
+        return cast(Tensor, run.network(windows))
     frames = run.network.features(windows)  # (batch, mels, frames)
     frames = augment.spec_augment(augment.colour(frames, generator), generator)
-    return run.network.classify(frames)
+    return cast(Tensor, run.network.classify(frames))
 
 
 def smoothed_nll(log_probs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -293,9 +310,10 @@ def smoothed_nll(log_probs: Tensor, targets: Tensor, smoothing: float) -> Tensor
 def predictions(network: nn.Module, windows: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Log-probabilities of int16 windows (n, 16000), batch by batch: (batch, labels)."""
     network.eval()
-    with torch.inference_mode():
-        for batch in in_batches(windows):
-            yield network(batch.to(device).float() / 32768.0).cpu()
+    for batch in in_batches(windows):
+        with torch.inference_mode():
+            log_probs = network(batch.to(device).float() / 32768.0).cpu()  # (batch, labels)
+        yield log_probs
 
 
 def in_batches(windows: Tensor) -> tuple[Tensor, ...]:

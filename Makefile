@@ -1,0 +1,50 @@
+# make demo   hear words: the microphone if there is one, else a recording
+# make test   everything that is tested, on real audio devices where they can be had
+# make check  the same, with format, lint and types first
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: demo test check lint format clean
+
+demo: $(VENV)/.installed
+	@sh tests/demo.sh $(BIN)/kwsd
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.tested
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(call debian,libportaudio2 $(if $(shell $(PYTHON) -c 'import ensurepip' 2>&1),python3-venv))
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	touch $@
+
+# Install the Debian packages that are missing. On other systems, say which are wanted and go on.
+define debian
+	@missing=; for package in $(1); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif ! command -v apt-get >/dev/null; then echo "not a Debian; please install what it calls:$$missing"; \
+	else $(ROOT) apt-get update -qq && \
+		$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+endef
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,321 @@
+"""`kwsd bench`: what every stage costs, and the whole daemon on real audio, fed and timed from outside.
+
+The words come from the recording kwsd ships (`demo.flac`, synthetic speech) and their true ends from `demo.tsv`.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import soundfile
+
+from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
+from kwsd.config import Config, FileConfig, MicrophoneConfig
+from kwsd.errors import UNAVAILABLE, KwsdError
+from kwsd.event import Stamp
+from kwsd.inlet import Inlet
+from kwsd.listening import Listening, Reports
+from kwsd.pipeline import Pipeline, StreamInfo, make_ring
+from kwsd.recording import DEMO, read_recording
+from kwsd.ring import Samples
+from kwsd.spotter import Spotter, load_spotter
+
+CALLBACK_S = 10.0  # of audio the callback is timed over
+STAGE_HOPS = 200  # hops every stage is timed over
+FEED_S = 0.02  # of audio written to the daemon at once
+HIT_S = 0.75  # a detection this long after a word's end still belongs to it
+SETTLED_S = 5.0  # after READY: memory is compared from here on
+
+Figures = dict[str, Any]
+
+
+def measure(config: Config, streams: int, seconds: float) -> Figures:
+    """All figures. Times in µs or ms as the names say; shares are of one core.
+
+    Raises KwsdError if the daemon does not come up.
+    """
+    spotter = load_spotter(config.model_path, config.device)
+    return {
+        "model": spotter.info.id,
+        "architecture": spotter.info.architecture,
+        "hop_ms": config.window.hop_ms,
+        "streams": streams,
+        "callback": measure_callback(config, spotter),
+        "stages": measure_stages(config, spotter, streams),
+        "daemon": measure_daemon(config, streams, seconds),
+    }
+
+
+def spread(values: list[float], digits: int = 1) -> Figures:
+    """Median, 95th and 99th percentile, and how many there were."""
+    if not values:
+        return {"n": 0}
+    p50, p95, p99 = (round(float(v), digits) for v in np.percentile(values, (50, 95, 99)))
+    return {"p50": p50, "p95": p95, "p99": p99, "n": len(values)}
+
+
+# --- callback -----------------------------------------------------------------------------------------------
+
+
+def measure_callback(config: Config, spotter: Spotter) -> Figures:
+    """How long the audio thread is held up per block, while inference runs beside it."""
+    from kwsd.source import input_devices
+
+    try:
+        microphone = bool(input_devices())
+    except KwsdError:
+        microphone = False
+    with tempfile.TemporaryDirectory() as folder:
+        tape = _write_tape(Path(folder), CALLBACK_S + 5.0)
+        own = [s for s in config.streams if isinstance(s, MicrophoneConfig)][:1] or [MicrophoneConfig()]
+        stream = own[0] if microphone else FileConfig(path=str(tape))
+        times: list[float] = []
+        listening = Listening(
+            msgspec.structs.replace(config, streams=(stream,)), Reports(lambda _: None, lambda *_: None, lambda _: None)
+        )
+        listening.time_writes(times)
+        listening.start(spotter)
+        time.sleep(CALLBACK_S)
+        listening.stop()
+    source = "microphone" if microphone else "file, for want of a microphone"
+    return {"source": source, "us_per_block": spread(times[5:])}  # the first blocks pay for warming up
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+
+def measure_stages(config: Config, spotter: Spotter, streams: int) -> Figures:
+    """Time per hop of each stage for so many streams, one after the other, as fast as they go."""
+    speech = np.resize(read_recording(DEMO), WINDOW + STAGE_HOPS * samples(config.window.hop_ms / 1000))
+    ring = make_ring(config, streams)
+    inlets = [Inlet(ring, i, SAMPLE_RATE, None) for i in range(streams)]
+    pipeline = Pipeline(config, spotter, ring, inlets, [StreamInfo(f"s{i}", False, False) for i in range(streams)])
+    stamp = Stamp()
+    hop = pipeline.schedule.hop
+    times: dict[str, list[float]] = {"convert": [], "window": [], "inference": [], "debouncer": [], "event": []}
+    for start in range(0, speech.size - hop, hop):
+        for inlet in inlets:
+            inlet.write(speech[start : start + hop, None])
+        clock = _Laps()
+        for inlet in inlets:
+            inlet.pump()
+        converted = clock.lap_us()
+        batch = pipeline.schedule.take(ring)
+        if not len(batch):
+            continue
+        gathered = clock.lap_us()
+        posteriors = spotter.score(batch.windows)
+        scored = clock.lap_us()
+        detections = list(pipeline.debouncer.step(batch.streams, batch.ends, posteriors))
+        judged = clock.lap_us()
+        for detection in detections:
+            stamp.line(pipeline.describe(detection, batch.windows[detection.stream]))
+        told = clock.lap_us()
+        laps = (converted, gathered, scored, judged, told / max(1, len(detections)))
+        for stage, lap in zip(times, laps, strict=True):
+            times[stage].append(lap) if stage != "event" or detections else None
+    per_hop = sum(float(np.median(times[stage])) for stage in ("convert", "window", "inference", "debouncer"))
+    return {
+        **{f"{stage}_us": spread(values) for stage, values in times.items()},
+        "windows_per_second": round(streams / per_hop * 1e6),
+        "core_share_per_stream_percent": round(per_hop / (config.window.hop_ms * 1000) / streams * 100, 3),
+    }
+
+
+class _Laps:
+    def __init__(self) -> None:
+        self._at = time.perf_counter_ns()
+
+    def lap_us(self) -> float:
+        now = time.perf_counter_ns()
+        lap, self._at = (now - self._at) / 1000, now
+        return lap
+
+
+# --- the daemon ---------------------------------------------------------------------------------------------
+
+
+def demo_words() -> list[tuple[float, float, str]]:
+    """(start_s, end_s, keyword) of every word in the recording kwsd ships."""
+    with DEMO.with_suffix(".tsv").open(newline="", encoding="utf-8") as lines:
+        rows = csv.DictReader(lines, delimiter="\t")
+        return [(float(row["start_s"]), float(row["end_s"]), row["keyword"]) for row in rows]
+
+
+def _tape(seconds: float) -> Samples:
+    return np.resize(read_recording(DEMO), int(seconds * SAMPLE_RATE))
+
+
+def _write_tape(folder: Path, seconds: float) -> Path:
+    path = folder / "tape.wav"
+    soundfile.write(path, _tape(seconds), SAMPLE_RATE, subtype="PCM_16")
+    return path
+
+
+def measure_daemon(config: Config, streams: int, seconds: float) -> Figures:
+    """A real `kwsd run` on real-time audio: start-up, CPU, memory, latency from a word's end to its line."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = _write_config(config, streams, Path(folder), seconds)
+        started = time.monotonic()
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "kwsd", "run", "--config", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            return _Watch(daemon, started).through(_tape(seconds))
+        finally:
+            daemon.kill()
+            daemon.wait()
+
+
+def _write_config(config: Config, streams: int, folder: Path, seconds: float) -> Path:
+    """The same settings with stdin as the first stream and real-time recordings as the others."""
+    tape = str(_write_tape(folder, seconds)) if streams > 1 else ""
+    tree = msgspec.to_builtins(config)
+    del tree["folder"]
+    tree["model"] = str(config.model_path.resolve())
+    tree["streams"] = [{"source": "pcm", "name": "bench"}]
+    tree["streams"] += [{"source": "file", "name": f"tape{i}", "path": tape} for i in range(1, streams)]
+    tree["sinks"]["socket"]["enabled"] = True
+    tree["sinks"]["socket"]["path"] = str(folder / "events.sock")
+    path = folder / "bench.yaml"
+    path.write_text(json.dumps(tree), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+class _Watch:
+    """Feeds the daemon in real time and notes what it says, uses and takes."""
+
+    def __init__(self, daemon: "subprocess.Popen[bytes]", started: float) -> None:
+        self._daemon, self._started = daemon, started
+        self._begun = 0.0  # when the first sample was due
+        self._ready_s = 0.0
+        self._events: list[tuple[float, dict[str, Any]]] = []
+        self._memory: list[float] = []  # MiB, every second from SETTLED_S after the start of audio
+
+    def through(self, tape: Samples) -> Figures:
+        listening = threading.Thread(target=self._listen, daemon=True)
+        listening.start()
+        stdin = self._daemon.stdin
+        assert stdin is not None
+        stdin.write(_silence(WINDOW))  # fills the first window, so that READY measures kwsd and not the clock
+        stdin.flush()
+        self._wait_for_ready()
+        cpu = self._cpu_s()
+        self._begun = time.monotonic()
+        for _ in self._feed(tape):
+            pass
+        elapsed, cpu = time.monotonic() - self._begun, self._cpu_s() - cpu
+        memory = self._memory or [self._memory_mib()]
+        stdin.close()
+        listening.join(timeout=10)
+        return {
+            "seconds": round(elapsed, 1),
+            "ready_s": round(self._ready_s, 2),
+            "cpu_percent_of_one_core": round(100 * cpu / elapsed, 2),
+            "rss_mib": round(memory[-1], 1),
+            "rss_growth_mib": round(memory[-1] - memory[0], 2),
+            "overruns": sum(1 for _, event in self._events if event["type"] == "overrun"),
+            **self._words(tape.size / SAMPLE_RATE),
+        }
+
+    def _listen(self) -> None:
+        assert self._daemon.stdout is not None
+        for line in self._daemon.stdout:
+            self._events.append((time.monotonic(), json.loads(line)))
+
+    def _wait_for_ready(self) -> None:
+        while not any(event["type"] == "ready" for _, event in self._events):
+            if self._daemon.poll() is not None:
+                raise KwsdError("bench: the daemon did not start; try kwsd run by hand", exit_code=UNAVAILABLE)
+            time.sleep(0.01)
+        self._ready_s = self._events[0][0] - self._started
+
+    def _feed(self, tape: Samples) -> Iterator[None]:
+        assert self._daemon.stdin is not None
+        size = samples(FEED_S)
+        pcm = (tape * 32767.0).astype("<i2")
+        next_look = SETTLED_S
+        for start in range(0, pcm.size, size):
+            piece = pcm[start : start + size]
+            due = self._begun + (start + piece.size) / SAMPLE_RATE
+            time.sleep(max(0.0, due - time.monotonic()))
+            self._daemon.stdin.write(piece.tobytes())
+            self._daemon.stdin.flush()
+            if start / SAMPLE_RATE >= next_look:
+                self._memory.append(self._memory_mib())
+                next_look += 1.0
+            yield
+
+    def _words(self, seconds: float) -> Figures:
+        """Which of the words were heard, and how long after their end the line came."""
+        length = read_recording(DEMO).size / SAMPLE_RATE
+        heard = [(at, e) for at, e in self._events if e["type"] == "detection" and e["stream"] == "bench"]
+        said, latencies = 0, []
+        for turn in range(int(seconds // length)):
+            for start, end, keyword in demo_words():
+                said += 1
+                begin, over = self._begun + turn * length + start, self._begun + turn * length + end
+                hits = [at for at, e in heard if e["keyword"] == keyword and begin <= at <= over + HIT_S]
+                latencies += [(hits[0] - over) * 1000] if hits else []
+        return {"words": said, "words_heard": len(latencies), "word_end_to_event_ms": spread(latencies, 0)}
+
+    def _cpu_s(self) -> float:
+        fields = Path(f"/proc/{self._daemon.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _memory_mib(self) -> float:
+        status = Path(f"/proc/{self._daemon.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def _silence(size: int) -> bytes:
+    hiss = np.random.default_rng(0).standard_normal(size) * 20.0
+    return hiss.astype("<i2").tobytes()
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def report(figures: Figures) -> str:
+    """For people."""
+    stages, daemon, callback = figures["stages"], figures["daemon"], figures["callback"]
+    rows: list[tuple[str, str]] = [
+        ("model", f"{figures['architecture']} {figures['model']}"),
+        ("streams, hop", f"{figures['streams']}, {figures['hop_ms']:g} ms"),
+        (f"callback ({callback['source']})", _spread(callback["us_per_block"], "µs per block")),
+    ]
+    rows += [
+        (name, _spread(stages[f"{name}_us"], "µs per hop")) for name in ("convert", "window", "inference", "debouncer")
+    ]
+    rows += [
+        ("event", _spread(stages["event_us"], "µs each")),
+        ("windows per second", f"{stages['windows_per_second']}"),
+        ("stages, one stream", f"{stages['core_share_per_stream_percent']} % of one core"),
+        ("daemon", f"{daemon['seconds']} s of real-time audio"),
+        ("  time to READY", f"{daemon['ready_s']} s"),
+        ("  CPU, all in", f"{daemon['cpu_percent_of_one_core']} % of one core"),
+        ("  memory (RSS)", f"{daemon['rss_mib']} MiB, grew {daemon['rss_growth_mib']} MiB"),
+        ("  overruns", f"{daemon['overruns']}"),
+        ("  words heard", f"{daemon['words_heard']} of {daemon['words']}"),
+        ("  end of word → event", _spread(daemon["word_end_to_event_ms"], "ms")),
+    ]
+    return "\n".join(f"{name:28s} {value}" for name, value in rows)
+
+
+def _spread(values: Figures, unit: str) -> str:
+    if not values["n"]:
+        return "none"
+    return f"p50 {values['p50']:g}  p95 {values['p95']:g}  p99 {values['p99']:g} {unit} (n = {values['n']})"

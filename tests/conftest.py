@@ -1,0 +1,105 @@
+"""What tests of the command share: the real `kwsd` in a process of its own, and small models to run it with."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from running import KWSD, PATIENCE_S, clean_environment
+
+COMMAND = [str(KWSD)] if KWSD.exists() else [sys.executable, "-m", "kwsd"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def events(self) -> list[dict]:
+        """stdout, which holds nothing but events."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+    @property
+    def complaint(self) -> str:
+        """The one line that says what is wrong. Log lines, which begin with the time, are none."""
+        assert "Traceback" not in self.err and "internal error" not in self.err, self.err
+        complaints = [line for line in self.err.splitlines() if not line[:4].isdigit()]
+        assert len(complaints) == 1 and complaints[0].startswith("kwsd: "), self.err
+        [complaint] = complaints
+        assert self.err.count(complaint.removeprefix("kwsd: ")) == 1, f"said twice: {self.err}"
+        return complaint
+
+    def refused(self, code: int, *words: str) -> None:
+        """It ended with this exit code and one line in which these words stand."""
+        complaint = self.complaint
+        assert [word for word in words if word not in complaint] == [], complaint
+        assert self.code == code, complaint
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """No KWSD_ setting, and places of its own for the socket and the cache."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    return clean_environment(XDG_RUNTIME_DIR=str(runtime), XDG_CACHE_HOME=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def kwsd(environment, tmp_path):
+    """`kwsd("check", "--config", path)` runs the installed command in `tmp_path` and waits for its end."""
+
+    def run(*arguments, data=b"", more=None, under=(), **options):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": PATIENCE_S} | options
+        if "stdin" not in options:
+            options["input"] = data
+        command = [*under, *COMMAND, *map(str, arguments)]
+        result = subprocess.run(command, check=False, cwd=tmp_path, env=environment | (more or {}), **options)
+        return Result(result.returncode, (result.stdout or b"").decode(), (result.stderr or b"").decode())
+
+    return run
+
+
+METADATA = {
+    "format": 1, "architecture": "ears", "labels": ["yes", "no", "_silence_"], "sample_rate": 16000, "window": 16000,
+    "features": None, "thresholds": {}, "figures": [], "data": "none", "licence": "MIT", "weights_sha256": "0" * 64,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """A folder of artefacts. `good.pt` hears any loud sound as "yes"; each of the others has one thing wrong."""
+    import torch
+    from ears import Ears
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def save(name, ears, **wrong):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; the artefact is made of it
+            metadata = json.dumps(METADATA | wrong)
+            torch.jit.save(torch.jit.script(ears), str(folder / name), _extra_files={"kwsd.json": metadata})
+
+    save("good.pt", Ears(3))
+    save("rate.pt", Ears(3), sample_rate=8000)
+    save("window.pt", Ears(3), window=8000)
+    save("outputs.pt", Ears(5))
+    save("other_window.pt", Ears(3, window=7000))
+    save("posteriors.pt", Ears(3, log=False))
+    save("future.pt", Ears(3), format=2)
+    save("figures.pt", Ears(3), labels=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(Ears(3)), str(folder / "bare.pt"))
+    torch.save(Ears(3).state_dict(), folder / "weights.pt")
+    return folder

@@ -1,0 +1,93 @@
+"""A real `kwsd run` in a process of its own, its lines read as they come."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+KWSD = Path(sys.executable).with_name("kwsd")
+PATIENCE_S = 40.0  # importing torch on a busy machine
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Ours without any KWSD_ setting."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("KWSD_")} | more
+
+
+class Running:
+    """`with Running("--source", "-") as daemon: daemon.wait_for("ready")`"""
+
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [str(KWSD), "run", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment or clean_environment(),
+        )
+        self.events: list[dict] = []
+        self.errors: list[str] = []
+        self._queue: queue.SimpleQueue[dict] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._read_out), threading.Thread(target=self._read_err)]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            pipe.close()
+
+    def _read_out(self) -> None:
+        for line in self.process.stdout:
+            event = json.loads(line)
+            self.events.append(event)
+            self._queue.put(event)
+
+    def _read_err(self) -> None:
+        for line in self.process.stderr:
+            self.errors.append(line.decode())
+
+    def wait_for(self, kind: str, timeout: float = PATIENCE_S) -> dict:
+        """The next event of a type."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                event = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no {kind} in {timeout} s; events {self.events}; stderr {self.errors}") from None
+            if event["type"] == kind:
+                return event
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Exit code, and how long stopping took."""
+        begun = time.monotonic()
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=10)
+        took = time.monotonic() - begun
+        for thread in self._threads:
+            thread.join()
+        return code, took
+
+    def finish(self, timeout: float = 60.0) -> int:
+        """Wait for it to end by itself."""
+        code = self.process.wait(timeout=timeout)
+        for thread in self._threads:
+            thread.join()
+        return code
+
+    @property
+    def detections(self) -> list[dict]:
+        """The words heard so far."""
+        return [event for event in self.events if event["type"] == "detection"]

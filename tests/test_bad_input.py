@@ -1,0 +1,732 @@
+"""Whatever it is given, `kwsd` says what is wrong in one line, ends with the right code, and loses nothing."""
+
+import ctypes
+import ctypes.util
+import os
+import pickle
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import COMMAND, Result
+from running import PATIENCE_S, Running, clean_environment
+
+NO_INPUT, UNAVAILABLE, IO, NO_PERMISSION, CONFIG = 66, 69, 74, 77, 78
+RATE = 16_000
+BEEP_S = 1.0  # when the beep of `beep()` begins
+AT_ONCE_S = 1.5  # "within a second", on a machine that is busy with other things as well
+HEARS_ALL = ("--set", "debouncer.isolation_s=0")  # the models of these tests take any sound for a word
+
+
+def shell(script):
+    """A prefix for a command that is then started from a shell."""
+    return ("sh", "-c", script, "sh")
+
+
+def beep(rate=RATE, seconds=3.0, channels=1):
+    """Silence with a short tone in it, which the model hears as one "yes": (samples, channels)."""
+    time_s = np.arange(round(seconds * rate)) / rate
+    tone = 0.3 * np.sin(2 * np.pi * 440 * time_s) * ((time_s >= BEEP_S) & (time_s < BEEP_S + 0.5))
+    return np.repeat(tone[:, None], channels, axis=1).astype(np.float32)
+
+
+def ended(command, folder):
+    """The result of any command, run in a folder."""
+    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=clean_environment())
+    return Result(run.returncode, run.stdout, run.stderr)
+
+
+def pcm(samples):
+    """Samples as kwsd reads them from stdin."""
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+def write_config(folder, text):
+    path = folder / "kwsd.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+# --- configuration ------------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "a YAML syntax error": ("window: {hop_ms: 100\nmodel: x\n", "kwsd.yaml:2: not valid YAML"),
+    "a tab": ("window:\n\thop_ms: 100\n", "kwsd.yaml:2: not valid YAML"),
+    "no text": (b"\xff\xfe\x00", "is not text in UTF-8"),
+    "a list": ("- a\n", "must hold `key: value` lines, not a list"),
+    "a number": ("7\n", "must hold `key: value` lines, not a int"),
+    "an alias that holds itself": ("window: &a [*a]\n", "an alias in it holds itself"),
+    "nesting without end": ("window: " + "[" * 3000, "is nested too deeply"),
+    "a Python object": ("model: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    "a key that is a list": ("? [a, b]\n: c\n", "kwsd.yaml:1: ", "a key must be a word"),
+    "a key that is a number": ("keywords:\n  1: {}\n", "kwsd.yaml:2: 1: a key must be a word; put it in quotes"),
+    "a key given twice": ("device: cpu\ndevice: cuda\n", "kwsd.yaml:2: device: given twice"),
+    "an unknown key": ("debouncer:\n  treshold: 0.5\n", "kwsd.yaml:2: debouncer.treshold: unknown key; ", "threshold?"),
+    "an unknown section": ("debounce: {}\n", "kwsd.yaml:1: debounce: unknown key; did you mean debouncer?"),
+    "an unknown key of a keyword": (
+        "keywords:\n  stop: {}\n  go: {marign: 0.5}\n",
+        "kwsd.yaml:3: keywords.go.marign: unknown key; did you mean margin?",
+    ),
+    "a wrong type": ("debouncer:\n  release: high\n", "kwsd.yaml:2: debouncer.release: expected float, got str"),
+    "a number for a section": ("window: 3\n", "kwsd.yaml:1: window: expected keys, got int"),
+    "an empty section": ("window:\n", "kwsd.yaml:1: window: expected keys, got nothing"),
+    "one of a few words": ("device: gpu\n", "kwsd.yaml:1: device: 'gpu' is none of auto, cpu, cuda"),
+    "a negative hop": ("window:\n  hop_ms: -100\n", "kwsd.yaml:2: window.hop_ms: expected float >= 10.0"),
+    "a hop that is not a number": ("window:\n  hop_ms: .nan\n", "kwsd.yaml:2: window.hop_ms: expected float >= 10.0"),
+    "an infinite time": ("debouncer:\n  smoothing_ms: .inf\n", "kwsd.yaml:2: debouncer.smoothing_ms: expected"),
+    "a threshold of 1.5": ("debouncer:\n  threshold: 1.5\n", "kwsd.yaml:2: debouncer.threshold: expected float <= 1.0"),
+    "a keyword's threshold of 1.5": (
+        "keywords:\n  stop: {threshold: 1.5}\n",
+        "kwsd.yaml:2: keywords.stop.threshold: expected float <= 1.0",
+    ),
+    "release above threshold": (
+        "debouncer:\n  threshold: 0.5\n  release: 0.6\n",
+        "kwsd.yaml:3: debouncer.release: 0.6 is above the threshold 0.5; set it lower",
+    ),
+    "no keyword": ("keywords: {}\n", "kwsd.yaml:1: keywords: is empty; name at least one"),
+    "no stream": ("streams: []\n", "kwsd.yaml:1: streams: expected list of length >= 1"),
+    "an unknown source": ("streams:\n  - source: mikrophone\n", "kwsd.yaml:2: streams.0.source", "mean microphone?"),
+    "a stream without a source": ("streams:\n  - name: den\n", "kwsd.yaml:2: streams.0: ", "missing", "source"),
+    "two streams of one name": (
+        "streams:\n  - source: microphone\n  - source: microphone\n",
+        "kwsd.yaml:3: streams.1: the name 'mic' is taken",
+    ),
+    "stdin twice": (
+        "streams:\n  - {source: pcm, name: a}\n  - {source: pcm, name: b}\n",
+        "kwsd.yaml:3: streams.1: only one stream can read stdin",
+    ),
+    "a queue of no length": ("sinks: {socket: {queue: 0}}\n", "kwsd.yaml:1: sinks.socket.queue: expected int >= 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "words"), [(c[0], c[1:]) for c in CONFIGS.values()], ids=CONFIGS)
+def test_a_bad_config_is_refused_with_its_line_and_key(text, words, kwsd, tmp_path):
+    result = kwsd("check", "--config", write_config(tmp_path, text))
+    result.refused(CONFIG, *words)
+    assert result.out == ""
+
+
+def test_run_refuses_a_bad_config_as_check_does(kwsd, tmp_path):
+    result = kwsd("run", "--config", write_config(tmp_path, "window: {hop: 1}\n"))
+    result.refused(CONFIG, "kwsd.yaml:1: window.hop: unknown key; did you mean hop_ms?")
+    assert result.out == ""
+
+
+def test_a_missing_config_is_named_with_what_to_do(kwsd):
+    kwsd("--config", "nowhere.yaml").refused(NO_INPUT, "nowhere.yaml: no such config; leave out --config")
+
+
+def test_a_folder_as_config_is_refused(kwsd, tmp_path):
+    kwsd("check", "--config", tmp_path).refused(NO_INPUT, "is a folder; name a YAML file")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("debouncer.threshold", "--set debouncer.threshold: write it as KEY=VALUE"),
+        ("debouncer.treshold=0.5", "--set debouncer.treshold=0.5: debouncer.treshold: unknown key; did you mean"),
+        ("window.hop_ms=-1", "--set window.hop_ms=-1: window.hop_ms: expected float >= 10.0"),
+        ("window=[", "--set window=[: '[' is not valid YAML"),
+        ("streams.7.name=x", "--set streams.7.name=x: streams.7 is not there"),
+    ],
+)
+def test_a_bad_setting_on_the_command_line_is_named_as_it_was_typed(setting, words, kwsd):
+    kwsd("check", "--set", setting).refused(CONFIG, words)
+
+
+def test_a_bad_setting_in_the_environment_is_named_by_its_variable(kwsd):
+    result = kwsd("check", more={"KWSD_DEBOUNCER__TRESHOLD": "0.5"})
+    result.refused(CONFIG, "KWSD_DEBOUNCER__TRESHOLD: debouncer.treshold: unknown key; did you mean threshold?")
+
+
+def test_a_keyword_the_model_does_not_know_is_named_with_those_it_knows(kwsd, models, tmp_path):
+    config = write_config(tmp_path, "keywords:\n  yess: {}\n")
+    result = kwsd("check", "--config", config, "--model", models / "good.pt")
+    result.refused(CONFIG, "keywords.yess: the model does not know it; did you mean yes? It knows yes, no")
+
+
+def test_a_keyword_with_its_release_above_its_threshold_is_named(kwsd, models, tmp_path):
+    config = write_config(tmp_path, "keywords:\n  yes: {threshold: 0.3}\n")
+    result = kwsd("check", "--config", config, "--model", models / "good.pt")
+    result.refused(CONFIG, "yes: its release 0.4 is above its threshold 0.3; lower ", "keywords.yes.release")
+
+
+# --- model --------------------------------------------------------------------------------------------------
+
+
+def cut(content, share):
+    return content[: round(len(content) * share)]
+
+
+def damaged(content):
+    """With a byte of the metadata turned over."""
+    place = content.index(b'"architecture"') + 3
+    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+
+BYTES = {
+    "truncated": (lambda good: cut(good, 0.5), "is truncated or damaged; name a file that kwsd export made"),
+    "without its last bytes": (lambda good: good[:-9], "is truncated or damaged; name a file"),
+    "damaged": (damaged, "is truncated or damaged; name a file"),
+    "empty": (lambda _: b"", "is not a model; name a file that kwsd export made"),
+    "a pickle": (lambda _: pickle.dumps({"a": 1}), "looks like a Python pickle, which kwsd never loads; name a file"),
+    "an old pickle": (lambda _: pickle.dumps({"a": 1}, 0), "looks like a Python pickle, which kwsd never loads"),
+    "random": (lambda _: np.random.default_rng(7).bytes(5000), "is not a model; name a file that kwsd export made"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), BYTES.values(), ids=BYTES)
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_file_that_is_no_model_is_refused_without_loading_it(command, change, words, kwsd, models, tmp_path):
+    model = tmp_path / "model.pt"
+    model.write_bytes(change((models / "good.pt").read_bytes()))
+    result = kwsd(command, "--model", model)
+    result.refused(CONFIG, f"{model}: {words}")
+    assert result.out == ""
+
+
+def test_a_pickle_as_model_is_never_executed(kwsd, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb()))
+    kwsd("replay", "--model", "model.pt", write_sound(tmp_path / "a.wav")).refused(CONFIG, "looks like a Python pickle")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("rate.pt", "trained at 8000 Hz; kwsd listens at 16000 Hz; retrain it"),
+        ("window.pt", "takes windows of 8000 samples; kwsd makes 16000; retrain it"),
+        ("future.pt", "artefact format 2; this kwsd reads 1; export it again"),
+        ("figures.pt", "its kwsd.json cannot be read (Expected `array`, got `int` - at `$.labels`)"),
+        ("bare.pt", "is TorchScript without kwsd.json; name a file that kwsd export made"),
+        ("weights.pt", "is a PyTorch checkpoint, not an artefact; make one of it with kwsd export"),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_not_fit_is_refused_before_torch_is_loaded(model, words, kwsd, models):
+    kwsd("check", "--model", models / model).refused(CONFIG, f"{models / model}: {words}")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("outputs.pt", "gives [1, 5] for one window, not [1, 3] as its labels say; export it again"),
+        ("other_window.pt", "inference failed: "),
+        ("posteriors.pt", "its outputs are not log-probabilities"),
+    ],
+)
+def test_a_model_that_belies_its_labels_or_window_is_refused_at_start(model, words, kwsd, models):
+    result = kwsd("run", "--source", "-", "--model", models / model, data=pcm(beep()))
+    result.refused(CONFIG, f"{models / model}: ", words)
+    assert result.types == ["shutdown"]
+
+
+def test_a_missing_model_is_named_with_what_to_do(kwsd, tmp_path):
+    words = f"{tmp_path / 'nowhere.pt'}: no such model; train and export one, or name another"
+    kwsd("check", "--model", "nowhere.pt").refused(NO_INPUT, words)
+
+
+def test_a_folder_as_model_is_refused(kwsd, tmp_path):
+    kwsd("check", "--model", tmp_path).refused(NO_INPUT, "is a folder, not a model")
+
+
+# --- microphones --------------------------------------------------------------------------------------------
+
+needs_portaudio = pytest.mark.skipif(
+    ctypes.util.find_library("portaudio") is None, reason="libportaudio2 is not installed; make test installs it"
+)
+# Without a device that cannot be opened, Debian's PortAudio fails an assertion of its own.
+NO_DEVICES = "pcm.broken { type hw card 31 }\n"
+DEVICES = (
+    f"{NO_DEVICES}pcm.kitchen {{ type null }}\npcm.kitchenette {{ type null }}\npcm.attic {{ type null }}\n"
+    "pcm.refusing { type iec958 slave { pcm { type null } format S16_LE } }\n"
+)
+
+
+@pytest.fixture
+def sound_cards(tmp_path):
+    """Makes ALSA know just the devices given."""
+
+    def write(devices):
+        (tmp_path / "alsa.conf").write_text(devices)
+        return {"ALSA_CONFIG_PATH": str(tmp_path / "alsa.conf")}
+
+    return write
+
+
+def microphone(device):
+    return ("--set", f"streams=[{{source: microphone, device: {device}}}]")
+
+
+@pytest.mark.parametrize("command", ["devices", "run"])
+def test_without_a_portaudio_library_the_package_to_install_is_named(command, kwsd, tmp_path):
+    hidden = "import ctypes.util; ctypes.util.find_library = lambda name: None; from kwsd.cli import main; main()"
+    result = ended([sys.executable, "-c", hidden, command], tmp_path)
+    result.refused(UNAVAILABLE, "PortAudio library is not installed", "apt install libportaudio2")
+
+
+@needs_portaudio
+def test_with_an_unusable_portaudio_library_the_package_to_install_is_named(kwsd, tmp_path):
+    ctypes.CDLL(ctypes.util.find_library("portaudio"))
+    [library] = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "portaudio" in line}
+    hide = ("unshare", "--map-root-user", "--mount", *shell(f'mount --bind /dev/null {library} && exec "$@"'))
+    if ended([*hide, "true"], tmp_path).code != 0:
+        pytest.skip("no name spaces of our own to hide the library in")
+    kwsd("devices", under=hide).refused(UNAVAILABLE, "PortAudio library is not installed", "apt install libportaudio2")
+
+
+@needs_portaudio
+@pytest.mark.parametrize("command", ["devices", "run"])
+def test_without_a_microphone_it_says_so(command, kwsd, sound_cards):
+    result = kwsd(command, more=sound_cards(NO_DEVICES))
+    result.refused(NO_INPUT, "no microphone", "plug one in, or start the sound server")
+    assert result.out == ""
+
+
+@needs_portaudio
+@pytest.mark.parametrize(
+    ("device", "near", "far"),
+    [
+        ("kitchn", "'kitchen'", "'attic'"),
+        ("Kitchenet", "'kitchenette'", "'attic'"),
+        ("'*itch*'", "several microphones fit: '*itch*'; ", "attic"),
+        ("bathroom", "2 'attic'", None),
+        ("31", "0 'kitchen', 1 'kitchenette', 2 'attic'", None),
+    ],
+)  # fmt: skip
+def test_an_unknown_device_is_answered_with_near_names(device, near, far, kwsd, sound_cards):
+    result = kwsd("run", *microphone(device), more=sound_cards(DEVICES))
+    result.refused(NO_INPUT, device.strip("'"), "choose one by number, name or pattern", near)
+    assert far is None or far not in result.complaint
+
+
+@needs_portaudio
+def test_a_device_that_refuses_to_open_is_one_line(kwsd, sound_cards):
+    result = kwsd("run", *microphone("refusing"), more=sound_cards(DEVICES))
+    result.refused(UNAVAILABLE, "microphone 'refusing': cannot be opened", "see kwsd devices")
+    assert result.types == ["shutdown"] or result.out == ""
+
+
+@needs_portaudio
+def test_a_channel_the_device_does_not_have_is_refused(kwsd, sound_cards):
+    setting = "streams=[{source: microphone, device: kitchen, channel: 4000}]"
+    result = kwsd("run", "--set", setting, more=sound_cards(DEVICES))
+    result.refused(NO_INPUT, "microphone 'kitchen': has ", "no channel 4000; choose another")
+
+
+# --- recordings ---------------------------------------------------------------------------------------------
+
+
+def write_sound(path, samples=None, rate=RATE, subtype=None):
+    soundfile.write(path, beep(rate) if samples is None else samples, rate, subtype)
+    return path
+
+
+SOUNDS = {
+    "unsigned 8 bit": ("u8.wav", RATE, 1, "PCM_U8"),
+    "24 bit": ("s24.wav", RATE, 1, "PCM_24"),
+    "32 bit": ("s32.wav", RATE, 1, "PCM_32"),
+    "float": ("f32.wav", RATE, 1, "FLOAT"),
+    "double": ("f64.wav", RATE, 1, "DOUBLE"),
+    "mu-law": ("ulaw.wav", RATE, 1, "ULAW"),
+    "stereo": ("stereo.wav", RATE, 2, "PCM_16"),
+    "six channels": ("six.wav", RATE, 6, "PCM_16"),
+    "44.1 kHz": ("cd.wav", 44_100, 1, "PCM_16"),
+    "44.1 kHz stereo": ("cd2.wav", 44_100, 2, "PCM_16"),
+    "8 kHz": ("phone.wav", 8_000, 1, "PCM_16"),
+    "FLAC": ("sound.flac", 48_000, 2, "PCM_16"),
+    "Ogg": ("sound.ogg", 44_100, 1, "VORBIS"),
+}
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory, models):
+    """One replay of all the formats: a result and its detections by file."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for name, rate, channels, subtype in SOUNDS.values():
+        write_sound(folder / name, beep(rate, channels=channels), rate, subtype)
+    names = [name for name, *_ in SOUNDS.values()]
+    return ended([*COMMAND, "replay", "--model", models / "good.pt", *HEARS_ALL, *names], folder)
+
+
+@pytest.mark.parametrize("sound", SOUNDS)
+def test_every_usual_sample_format_rate_and_channel_count_is_heard_alike(sound, heard):
+    name = SOUNDS[sound][0]
+    assert (heard.code, heard.err) == (0, "")
+    [detection] = [event for event in heard.events if event["stream"] == name]
+    assert detection["type"] == "detection" and detection["keyword"] == "yes"
+    assert detection["start_s"] == pytest.approx(BEEP_S, abs=0.06)
+
+
+def cut_short(path, share, seconds=3.0):
+    path.write_bytes(cut(write_sound(path, beep(seconds=seconds)).read_bytes(), share))
+
+
+def with_sample(path, value):
+    samples = beep()
+    samples[40_000] = value
+    write_sound(path, samples, RATE, "FLOAT")
+
+
+BROKEN = {
+    "a truncated WAV": ("a.wav", lambda path: cut_short(path, 0.9), "is cut short after 2.70 s"),
+    "a truncated FLAC": ("a.flac", lambda path: cut_short(path, 0.7, 9.0), "damaged after"),
+    "NaN samples": ("a.wav", lambda path: with_sample(path, np.nan), "sample 40000 is not a number"),
+    "infinite samples": ("a.wav", lambda path: with_sample(path, np.inf), "sample 40000 is not a number"),
+}
+
+
+@pytest.mark.parametrize(("name", "write", "words"), BROKEN.values(), ids=BROKEN)
+def test_what_comes_before_the_damage_is_heard_and_the_damage_is_named(name, write, words, kwsd, models, tmp_path):
+    write(tmp_path / name)
+    result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, name)
+    result.refused(IO, f"{name}: {words}")
+    assert [(event["type"], event["keyword"]) for event in result.events] == [("detection", "yes")]
+
+
+def test_the_daemon_hears_a_truncated_recording_to_its_end_and_says_so(kwsd, models, tmp_path):
+    path = tmp_path / "a.wav"
+    cut_short(path, 0.9)
+    result = kwsd("run", "--model", models / "good.pt", *HEARS_ALL, "--source", path)
+    result.refused(IO, f"{path}: is cut short after 2.70 s; all there is was listened to")
+    assert result.types == ["ready", "detection", "audio_lost", "shutdown"]
+    assert "is cut short" in result.events[2]["reason"]
+
+
+UNUSABLE = {
+    "an empty file": (lambda p: p.write_bytes(b""), "is empty (0 bytes); record it again"),
+    "a file without samples": (lambda p: write_sound(p, beep()[:0]), "holds no samples"),
+    "half a header": (lambda p: p.write_bytes(write_sound(p).read_bytes()[:30]), "not readable as audio", "use WAV"),
+    "text": (lambda p: p.write_text("hello\n"), "not readable as audio", "use WAV, FLAC or Ogg"),
+    "a folder": (lambda p: p.mkdir(), "is a folder; name a WAV, FLAC or Ogg file"),
+    "nothing": (lambda _: None, "no such file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("write", "words"), [(c[0], c[1:]) for c in UNUSABLE.values()], ids=UNUSABLE)
+def test_a_file_that_is_no_recording_is_refused(write, words, kwsd, models, tmp_path):
+    path = tmp_path / "a.wav"
+    write(path)
+    kwsd("run", "--model", models / "good.pt", "--source", path).refused(NO_INPUT, f"{path}: ", *words)
+
+
+def test_replay_refuses_an_empty_file_in_the_same_words(kwsd, models, tmp_path):
+    (tmp_path / "a.wav").touch()
+    kwsd("replay", "--model", models / "good.pt", "a.wav").refused(
+        NO_INPUT, "a.wav: is empty (0 bytes); record it again"
+    )
+
+
+# --- standard input and output ------------------------------------------------------------------------------
+
+
+def test_stdin_that_ends_at_once_is_an_error_and_nothing_is_made_up(kwsd, models):
+    result = kwsd("run", "--model", models / "good.pt", "--source", "-", stdin=subprocess.DEVNULL)
+    result.refused(NO_INPUT, "stdin: ended before a single sample came; pipe audio into it")
+    assert result.types == ["audio_lost", "shutdown"], "not ready: no audio ever reached the model"
+
+
+def test_stdin_that_was_never_open_is_an_error(kwsd, models):
+    result = kwsd("run", "--model", models / "good.pt", "--source", "-", under=shell('exec "$@" <&-'))
+    result.refused(NO_INPUT, "stdin: is closed; pipe audio into kwsd, e.g. arecord")
+
+
+def test_an_odd_number_of_bytes_is_heard_to_the_last_whole_sample(kwsd, models):
+    result = kwsd("run", "--model", models / "good.pt", *HEARS_ALL, "--source", "-", data=pcm(beep()) + b"\x07")
+    assert result.code == 0 and "Traceback" not in result.err
+    assert result.types == ["ready", "detection", "shutdown"]
+    assert len(re.findall(r"stdin: ended inside a sample \(1 of 2 bytes\); the rest was listened to", result.err)) == 1
+
+
+def test_a_fifo_that_is_not_there_is_named_with_what_to_do(kwsd, models, tmp_path):
+    setting = f"streams=[{{source: pcm, path: {tmp_path}/pipe}}]"
+    result = kwsd("run", "--model", models / "good.pt", "--set", setting)
+    result.refused(NO_INPUT, f"{tmp_path}/pipe: no such file or FIFO; create it with mkfifo")
+
+
+def test_a_reader_that_goes_ends_the_daemon_quietly(kwsd, models, tmp_path):
+    beeps = np.concatenate([beep()] * 20)
+    (tmp_path / "beeps.raw").write_bytes(pcm(beeps))
+    script = '{ "$@"; echo $? > code; } < beeps.raw | head -1'
+    result = kwsd("run", "--model", models / "good.pt", *HEARS_ALL, "--source", "-", under=shell(script))
+    assert result.types == ["ready"]
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert "kwsd: stopped: " in result.err and "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("command", [("check",), ("replay", "a.wav")], ids=" ".join)
+def test_a_full_disk_under_stdout_is_an_error(command, kwsd, models, tmp_path):
+    write_sound(tmp_path / "a.wav")
+    with Path("/dev/full").open("w") as full:
+        result = kwsd(*command, "--model", models / "good.pt", *HEARS_ALL, stdout=full)
+    result.refused(IO, "stdout: cannot be written (No space left on device)")
+
+
+def test_a_full_disk_under_the_events_ends_the_daemon_and_says_why(kwsd, models):
+    with Path("/dev/full").open("w") as full:
+        options = {"data": pcm(beep()), "stdout": full}
+        result = kwsd("run", "--model", models / "good.pt", *HEARS_ALL, "--source", "-", **options)
+    result.refused(IO, "stdout: cannot be written (No space left on device)")
+
+
+def test_with_stdout_closed_events_land_in_no_other_file(kwsd, models):
+    arguments = ("run", "--model", models / "good.pt", *HEARS_ALL, "--source", "-")
+    result = kwsd(*arguments, data=pcm(beep()), under=shell('exec "$@" >&-'))
+    assert (result.code, result.out) == (0, "")
+    assert "Traceback" not in result.err and "stopped: end of audio" in result.err
+
+
+def test_with_stderr_closed_an_error_does_not_land_in_the_data(kwsd):
+    result = kwsd("check", "--model", "nowhere.pt", under=shell('exec "$@" 2>&-'))
+    assert (result.code, result.out, result.err) == (NO_INPUT, "", "")
+
+
+def test_with_stdout_closed_a_command_still_ends_well(kwsd, models):
+    result = kwsd("check", "--model", models / "good.pt", under=shell('exec "$@" >&-'))
+    assert (result.code, result.out, result.err) == (0, "", "")
+
+
+# --- the socket ---------------------------------------------------------------------------------------------
+
+
+def listen_at(path, kwsd, models, **options):
+    place = ("--set", f"sinks.socket.path={path}")
+    return kwsd("run", "--model", models / "good.pt", *HEARS_ALL, "--source", "-", *place, **options)
+
+
+PLACES = {
+    "a missing folder": ("nowhere/events.sock", "the folder {0}/nowhere is not there; create it"),
+    "a file as folder": ("file/events.sock", "the folder {0}/file is not there; create it"),
+    "a file": ("file", "is in the way and no socket; remove it or name another path"),
+    "a folder": ("folder", "is in the way and no socket; remove it or name another path"),
+    "a path too long": (f"{'x' * 120}.sock", "is too long for a socket; name a shorter path"),
+}
+
+
+@pytest.mark.parametrize(("name", "words"), PLACES.values(), ids=PLACES)
+def test_a_place_where_no_socket_can_be_is_named_with_what_to_do(name, words, kwsd, models, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    result = listen_at(tmp_path / name, kwsd, models)
+    result.refused(CONFIG, f"sinks.socket.path: {tmp_path / name}: ", words.format(tmp_path))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.fixture
+def obedient(tmp_path):
+    """A prefix under which root, too, may not write into `tmp_path/forbidden` nor read `tmp_path/secret`."""
+    under = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    (tmp_path / "forbidden").mkdir(mode=0o500)
+    (tmp_path / "secret").write_text("")
+    (tmp_path / "secret").chmod(0)
+    if under and shutil.which(under[0]) is None:
+        pytest.skip("root may write anywhere, and setpriv is not installed")
+    if ended([*under, "mkdir", "forbidden/try"], tmp_path).code == 0:
+        pytest.skip("we may write anywhere, and cannot be kept from it")
+    return under
+
+
+def test_a_socket_without_permission_is_refused(obedient, kwsd, models, tmp_path):
+    path = tmp_path / "forbidden/events.sock"
+    result = listen_at(path, kwsd, models, under=obedient)
+    result.refused(NO_PERMISSION, f"sinks.socket.path: {path}: no permission; choose a folder you may write to")
+
+
+def test_a_runtime_folder_without_permission_is_refused(obedient, kwsd, models, tmp_path):
+    result = listen_at("auto", kwsd, models, under=obedient, more={"XDG_RUNTIME_DIR": str(tmp_path / "forbidden")})
+    result.refused(NO_PERMISSION, "sinks.socket.path: auto: ", "Permission denied", "sinks.socket.enabled: false")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "--config"), ("check", "--model"), ("run", "--source")],
+    ids=lambda arguments: arguments[1],
+)
+def test_a_file_we_may_not_read_is_refused(arguments, obedient, kwsd, models, tmp_path):
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "secret").write_text("something")
+    (tmp_path / "secret").chmod(0)
+    more = ("--model", models / "good.pt") if arguments[0] == "run" else ()
+    kwsd(*arguments, "secret", *more, under=obedient).refused(
+        NO_PERMISSION, "secret: permission denied; make it readable"
+    )
+
+
+def test_a_live_daemon_keeps_its_socket_and_a_dead_one_leaves_it(kwsd, models, environment, tmp_path):
+    path = tmp_path / "events.sock"
+    arguments = ("--model", str(models / "good.pt"), "--source", "-", "--set", f"sinks.socket.path={path}")
+    with Running(*arguments, environment=environment) as daemon:
+        daemon.process.stdin.write(pcm(beep()))
+        daemon.process.stdin.flush()
+        daemon.wait_for("ready")
+        listen_at(path, kwsd, models).refused(
+            UNAVAILABLE, f"{path}: another kwsd answers there; stop it or name another"
+        )
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(path))
+            assert b'"hello"' in reader.recv(4096), "the first daemon's socket was not harmed"
+        daemon.process.kill()
+        daemon.process.wait()
+    assert path.is_socket(), "killed, it could not clean up"
+    result = listen_at(path, kwsd, models, data=pcm(beep()))
+    assert result.code == 0 and result.types == ["ready", "detection", "shutdown"]
+    assert not path.exists()
+
+
+# --- ending while starting ----------------------------------------------------------------------------------
+
+
+def catches_sigterm(process):
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def start_and_stop(models, environment, wait):
+    """`kwsd run`, SIGTERM when `wait(process)` returns; the result, and how long it took to end."""
+    command = [*COMMAND, "run", "--model", models / "good.pt", "--source", "-"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        first = wait(process)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        try:
+            out, err = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+        took = time.monotonic() - begun
+    return Result(process.returncode, out.decode(), (first + err).decode()), took
+
+
+def test_sigterm_before_anything_was_set_up_ends_it_well(models, environment):
+    def wait(process):
+        deadline = time.monotonic() + PATIENCE_S
+        while not catches_sigterm(process):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return b""
+
+    result, took = start_and_stop(models, environment, wait)
+    assert (result.code, result.err) == (0, "") and took < AT_ONCE_S
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5, 1.0, 1.5])
+def test_sigterm_while_the_model_is_loaded_ends_it_well(delay, models, environment):
+    def wait(process):
+        line = process.stderr.readline()
+        assert b"events on" in line
+        time.sleep(delay)
+        return line
+
+    result, took = start_and_stop(models, environment, wait)
+    assert result.code == 0 and took < AT_ONCE_S
+    assert [event["type"] for event in result.events] == ["shutdown"] and result.events[0]["reason"] == "SIGTERM"
+    assert "Traceback" not in result.err and "stopped: SIGTERM" in result.err
+    assert not list(Path(environment["XDG_RUNTIME_DIR"]).glob("kwsd/*.sock"))
+
+
+@pytest.mark.parametrize("delay", [0.01, 0.03, 0.1])
+def test_sigterm_before_python_has_begun_is_at_least_quiet(delay, models, environment):
+    def wait(process):
+        time.sleep(delay)
+        return b""
+
+    result, took = start_and_stop(models, environment, wait)
+    assert result.code in (0, -signal.SIGTERM) and took < AT_ONCE_S
+    assert "Traceback" not in result.err
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+CLIPS = "SpeechCommands/speech_commands_v0.02"
+TRAIN = ("train", "--model", "simplenet", "--labels", "yes,no", "--device", "cpu", "--data", "data")
+
+
+def make_speech_commands(root):
+    """Speech Commands as small as it can be: two words, six speakers, noise for speech."""
+    random = np.random.default_rng(3)
+    lists = {0: [], 1: []}
+    for word in ("yes", "no"):
+        for speaker in range(6):
+            clip = root / CLIPS / word / f"{speaker:08x}_nohash_0.wav"
+            clip.parent.mkdir(parents=True, exist_ok=True)
+            write_sound(clip, 0.1 * random.standard_normal(RATE))
+            lists.get(speaker, []).append(f"{word}/{clip.name}")
+    (root / CLIPS / "validation_list.txt").write_text("\n".join(lists[0]) + "\n")
+    (root / CLIPS / "testing_list.txt").write_text("\n".join(lists[1]) + "\n")
+    (root / CLIPS / "_background_noise_").mkdir()
+    write_sound(root / CLIPS / "_background_noise_/hum.wav", 0.01 * random.standard_normal(4 * RATE))
+
+
+@pytest.fixture
+def data(tmp_path):
+    make_speech_commands(tmp_path / "data")
+    return tmp_path / "data" / CLIPS
+
+
+def test_corrupt_clips_are_named_skipped_and_counted(kwsd, data, tmp_path):
+    garbage, short, empty = (data / f"yes/0000000{speaker}_nohash_0.wav" for speaker in (2, 3, 4))
+    garbage.write_bytes(b"RIFF and then nothing of the kind")
+    short.write_bytes(short.read_bytes()[:9000])
+    empty.write_bytes(b"")
+    result = kwsd(*TRAIN, "--epochs", "1", "--out", "a.ckpt")
+    assert result.code == 0 and "Traceback" not in result.err
+    lines = result.err.splitlines()
+    assert all(line.startswith("kwsd: ") for line in lines)
+    for clip, what in ((garbage, "not readable as audio"), (short, "is cut short"), (empty, "is empty")):
+        assert [line for line in lines if line.startswith(f"kwsd: skipped {clip}: {what}")] != []
+    assert "kwsd: training: 3 of 8 clips skipped" in lines
+    assert "kwsd: training: 5 clips (no 4, yes 1)" in lines
+    assert (tmp_path / "a.ckpt").exists()
+
+
+def test_a_data_set_that_is_not_there_is_refused(kwsd):
+    kwsd(*TRAIN, "--out", "a.ckpt").refused(NO_INPUT, "data: no Speech Commands data set", "--data", "--download")
+
+
+def last_line_refused(result, code, *words):
+    """As `refused`, where lines about progress came before."""
+    assert "Traceback" not in result.err, result.err
+    *_, last = result.err.splitlines()
+    assert result.code == code and [word for word in words if word not in last] == [], result.err
+
+
+def test_a_disk_that_fills_while_checkpointing_leaves_the_checkpoint_before(kwsd, data, tmp_path):
+    assert kwsd(*TRAIN, "--epochs", "1", "--out", "out/a.ckpt").code == 0
+    before = (tmp_path / "out/a.ckpt").read_bytes()
+    resume = (*TRAIN, "--epochs", "2", "--out", "out/a.ckpt", "--resume")
+    words = ("out/a.ckpt: cannot write the checkpoint (", "the one before is kept; make room, or choose another --out")
+    last_line_refused(kwsd(*resume, under=shell('ulimit -f 2000; exec "$@"')), IO, *words)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.ckpt"]
+    assert (tmp_path / "out/a.ckpt").read_bytes() == before
+
+    # That was a limit on the size of a file. Now a disk with room for little more than one checkpoint.
+    (tmp_path / "disk").mkdir()
+    script = f"""
+        mount -t tmpfs -o size={len(before) + (1 << 20)} none disk && cp out/a.ckpt disk || exit
+        mount --bind disk out || exit
+        "$@"; code=$?
+        ls -A disk > left; cmp disk/a.ckpt before && exit $code
+    """
+    (tmp_path / "before").write_bytes(before)
+    disk = ("unshare", "--map-root-user", "--mount", *shell(script))
+    if ended([*disk, "true"], tmp_path).code != 0:
+        pytest.skip("no disk of our own to fill; a limited file size was tried")
+    last_line_refused(kwsd(*resume, under=disk), IO, *words, "No space left on device")
+    assert (tmp_path / "left").read_text() == "a.ckpt\n"
+
+
+def test_a_checkpoint_in_a_forbidden_folder_is_refused(obedient, kwsd, data):
+    result = kwsd(*TRAIN, "--epochs", "1", "--out", "forbidden/a.ckpt", under=obedient)
+    last_line_refused(result, NO_PERMISSION, "forbidden/a.ckpt: cannot write the checkpoint (Permission denied)")

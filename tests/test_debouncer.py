@@ -1,0 +1,570 @@
+"""From posteriors to detections, drawn: one character per hop, one line per label.
+
+`.` is a posterior of 0, `1` … `9` are tenths, `X` is 1; `|` is a gap of one second before the next hop. What a line
+leaves over goes to `_silence_`, or to `_unknown_` where the case is about speech. Expected are the hops (gaps do
+not count) at which keywords are heard.
+"""
+
+import ast
+import dataclasses
+import inspect
+import time
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kwsd import debouncer as module
+from kwsd.debouncer import Debouncer, Rules
+
+HOP = 1600  # samples: 100 ms
+SECOND = 10  # hops
+GAP = 16_000  # samples that `|` stands for
+LABELS = ("_silence_", "_unknown_", "stop", "up")
+KEYWORDS = ("stop", "up")
+SILENCE, UNKNOWN = 0, 1
+
+
+def rules(keywords=KEYWORDS, **changed):
+    """Rules that leave everything through but scores under 0.75; one value for all keywords, or one for each."""
+    plain = {
+        "threshold": 0.75,
+        "release": 0.35,
+        "margin": 0.0,
+        "min_hits": 1,
+        "refractory": 0,
+        "isolation_speech": -1,
+        "isolation": 0,
+        "smoothing": 1,
+    }
+    assert not changed.keys() - plain.keys()
+    settings = plain | changed
+
+    def per_keyword(name, kind):
+        return np.broadcast_to(np.asarray(settings[name], kind), len(keywords)).copy()
+
+    return Rules(
+        keywords=tuple(keywords),
+        threshold=per_keyword("threshold", np.float32),
+        release=per_keyword("release", np.float32),
+        margin=per_keyword("margin", np.float32),
+        min_hits=per_keyword("min_hits", np.int64),
+        refractory=per_keyword("refractory", np.int64),
+        isolation_speech=per_keyword("isolation_speech", np.int64),
+        isolation=settings["isolation"],
+        smoothing=settings["smoothing"],
+        hop=HOP,
+    )
+
+
+def posterior(character):
+    return {".": 0.0, "X": 1.0}.get(character) if character in ".X" else int(character) / 10
+
+
+def drawn(stop="", up="", silence="", rest=SILENCE):
+    """Posteriors (hops, labels) and the ends of their windows."""
+    hops = max(len(line) for line in (stop, up, silence))
+    columns = [line.ljust(hops, ".") for line in (silence, stop, up)]
+    rows, ends, end = [], [], 16_000
+    for characters in zip(*columns, strict=True):
+        if "|" in characters:
+            end += GAP
+            continue
+        row = np.zeros(len(LABELS), np.float32)
+        row[[SILENCE, 2, 3]] = [posterior(character) for character in characters]
+        row[rest] += max(0.0, 1.0 - row.sum())
+        rows.append(row)
+        ends.append(end)
+        end += HOP
+    return np.array(rows), np.array(ends, np.int64)
+
+
+def run(debouncer, rows, ends, stream=0):
+    """[(hop, keyword)] of one stream, window by window."""
+    return [
+        (hop, detection.keyword)
+        for hop, (row, end) in enumerate(zip(rows, ends, strict=True))
+        for detection in debouncer.step(np.array([stream]), np.array([end]), row[None])
+    ]
+
+
+def heard(rules, **lines):
+    """[(hop, keyword)] of a fresh debouncer."""
+    return run(Debouncer(rules, LABELS, 1), *drawn(**lines))
+
+
+# --- known mistakes of others ---
+
+
+@pytest.mark.parametrize("min_hits", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("smoothing", [1, 3])
+def test_known_mistake_a_patience_that_never_fires(min_hits, smoothing):
+    patient = rules(min_hits=min_hits, smoothing=smoothing)
+    word = "..." + "X" * (min_hits + smoothing - 1) + "..."
+    assert heard(patient, stop=word) == [(3 + min_hits + smoothing - 2, "stop")]
+    assert heard(patient, stop=word.replace("X", "", 1)) == []
+
+
+@pytest.mark.parametrize("seconds", [2.4, 2.5, 3, 10, 60])
+def test_known_mistake_a_debounce_that_forgets_after_2_4_s(seconds):
+    held = "9" * round(seconds * SECOND)
+    for refractory in (0, 8_000, 5 * 16_000):
+        assert heard(rules(refractory=refractory), stop=".." + held + "..") == [(2, "stop")]
+
+
+def test_known_mistake_a_debounce_that_forgets_after_2_4_s_in_a_long_refractory():
+    twice = "9" + "." * (3 * SECOND - 1) + "9"  # three seconds apart
+    assert heard(rules(refractory=5 * 16_000), stop=twice) == [(0, "stop")]
+    assert heard(rules(refractory=2 * 16_000), stop=twice) == [(0, "stop"), (30, "stop")]
+
+
+@pytest.mark.parametrize("stop", ["9.9.9.9.9.9.9.", "99.99.99.99.99", "99199299399", "9.99..9...99...."])
+def test_known_mistake_a_trigger_level_that_counts_hits_ever_instead_of_hits_in_a_row(stop):
+    assert heard(rules(min_hits=3), stop=stop) == []
+    assert heard(rules(min_hits=3), stop=stop + ".999") == [(len(stop) + 3, "stop")]
+
+
+@pytest.mark.parametrize("between", ["speech", "another word"])
+def test_known_mistake_a_rule_that_will_not_fire_the_same_word_twice_unless_silence_won_in_between(between):
+    up = "" if between == "speech" else "...999..."
+    found = heard(rules(), stop="999...999", up=up, rest=UNKNOWN)
+    assert [hit for hit in found if hit[1] == "stop"] == [(0, "stop"), (6, "stop")]
+
+
+def test_known_mistake_one_timer_shared_by_all_words():
+    twice = heard(rules(refractory=2 * 16_000), stop="99....99......", up="..99....99....")
+    assert twice == [(0, "stop"), (2, "up")]
+    in_turns = heard(rules(refractory=SECOND * HOP), stop="9" + "." * 11 + "9", up="......9" + "." * 11 + "9")
+    assert in_turns == [(0, "stop"), (6, "up"), (12, "stop"), (18, "up")]
+
+
+def test_known_mistake_wall_clock_time_that_makes_a_replay_differ():
+    strict = rules(refractory=4 * HOP, smoothing=2, min_hits=2)
+    rows, ends = drawn(stop="..9999..9999....99..99", up="99....9999..99..9999..")
+    at_once = [(d.keyword, d.end) for d in Debouncer(strict, LABELS, 1).step(np.zeros(len(ends), int), ends, rows)]
+    assert len(at_once) > 2
+    dawdling, slowly = Debouncer(strict, LABELS, 1), []
+    for row, end in zip(rows, ends, strict=True):
+        time.sleep(0.02)
+        slowly += [(d.keyword, d.end) for d in dawdling.step(np.array([0]), np.array([end]), row[None])]
+    assert slowly == at_once
+
+
+def test_known_mistake_wall_clock_time_is_not_even_imported():
+    tree = ast.parse(inspect.getsource(module))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
+    assert not {name.partition(".")[0] for name in names} & {"time", "datetime", "asyncio", "threading", "logging"}
+
+
+@pytest.mark.parametrize("origin", [0, 16_000, 10**12])
+def test_known_mistake_wall_clock_time_where_only_differences_of_sample_indices_count(origin):
+    rows, ends = drawn(stop="..99..99..|.99..9.9.9.9")
+    debouncer = Debouncer(rules(refractory=5 * HOP), LABELS, 1)
+    assert run(debouncer, rows, ends + origin) == [(2, "stop"), (11, "stop"), (17, "stop")]
+
+
+# --- the same word again ---
+
+
+def test_the_same_word_four_times_at_two_second_gaps_fires_four_times():
+    word = "..1379999731" + "." * 8
+    shipped = rules(smoothing=3, margin=0.1, refractory=8_000, isolation=40_000, isolation_speech=25_600)
+    times = [hop for hop, keyword in heard(shipped, stop=word * 4) if keyword == "stop"]
+    assert len(times) == 4
+    assert np.diff(times).tolist() == [20, 20, 20]
+
+
+# --- each rule ---
+
+CASES = {
+    # --- smooth ---
+    "a single hop is scored as it is": (rules(), {"stop": "..8.."}, [(2, "stop")]),
+    "a mean of two is of the last two": (rules(smoothing=2), {"stop": "..8.88."}, [(5, "stop")]),
+    "a mean dilutes a short spike": (rules(smoothing=3), {"stop": "..X..XX..XXX"}, [(11, "stop")]),
+    "a mean of three carries over a dip": (rules(smoothing=3), {"stop": "..99599.."}, [(4, "stop")]),
+    "nothing is scored before there is a whole mean": (rules(smoothing=4), {"stop": "XXXXXX"}, [(3, "stop")]),
+    # --- candidate ---
+    "under the threshold is nothing": (rules(threshold=0.75), {"stop": "..777777.."}, []),
+    "the threshold itself counts": (rules(threshold=0.5), {"stop": "..4545.."}, [(3, "stop")]),
+    "every keyword has a threshold of its own": (
+        rules(threshold=[0.55, 0.85]),
+        {"stop": "..6......8..", "up": ".....8.9...."},
+        [(2, "stop"), (7, "up"), (9, "stop")],
+    ),
+    "a lead smaller than the margin is not enough": (
+        rules(threshold=0.45, margin=0.25),
+        {"stop": "55566788", "up": "54444322"},
+        [(5, "stop")],
+    ),
+    "the margin itself counts": (rules(margin=1.0), {"stop": ".9X."}, [(2, "stop")]),
+    "the runner-up may be no keyword": (
+        rules(threshold=0.45, margin=0.25),
+        {"stop": "..55..", "silence": "XX43XX"},
+        [],
+    ),
+    "every keyword has a margin of its own": (
+        rules(threshold=0.45, margin=[0.5, 0.0]),
+        {"stop": ".6..4.", "up": ".4..6."},
+        [(4, "up")],
+    ),
+    "of two keywords only the leading one fires": (
+        rules(threshold=0.25, margin=0.05),
+        {"stop": ".4..6.", "up": ".6..4."},
+        [(1, "up"), (4, "stop")],
+    ),
+    "hits must be in a row": (rules(min_hits=3), {"stop": ".99.999."}, [(6, "stop")]),
+    "every keyword has a number of hits of its own": (
+        rules(min_hits=[1, 3]),
+        {"stop": ".9..........", "up": "....99..999."},
+        [(1, "stop"), (10, "up")],
+    ),
+    "a lost lead breaks the row": (
+        rules(threshold=0.45, margin=0.15, min_hits=3),
+        {"stop": "6656666", "up": "1151111"},
+        [(5, "stop")],
+    ),
+    # --- fire once ---
+    "a held word fires once": (rules(), {"stop": ".999999999999999999999."}, [(1, "stop")]),
+    "firing disarms no other keyword": (
+        rules(),
+        {"stop": ".9999....", "up": ".....9999"},
+        [(1, "stop"), (5, "up")],
+    ),
+    "two at once both fire": (rules(threshold=0.45), {"stop": ".5.", "up": ".5."}, [(1, "stop"), (1, "up")]),
+    # --- re-arm ---
+    "a dip that stays above the release level does not re-arm": (
+        rules(release=0.35),
+        {"stop": ".9949949949."},
+        [(1, "stop")],
+    ),
+    "a dip under the release level re-arms": (
+        rules(release=0.35),
+        {"stop": ".993993999."},
+        [(1, "stop"), (4, "stop"), (7, "stop")],
+    ),
+    "the release level itself does not re-arm": (rules(release=0.5), {"stop": ".959549."}, [(1, "stop"), (6, "stop")]),
+    "every keyword has a release level of its own": (
+        rules(release=[0.25, 0.55]),
+        {"stop": ".949......", "up": ".....9499."},
+        [(1, "stop"), (5, "up"), (7, "up")],
+    ),
+    "the smoothed score is what must fall": (
+        rules(smoothing=3, release=0.35),
+        {"stop": "999.999...999"},
+        [(2, "stop"), (12, "stop")],
+    ),
+    "a dip within the refractory time does not re-arm": (
+        rules(refractory=5 * HOP),
+        {"stop": ".9.9.9999999.9"},
+        [(1, "stop"), (13, "stop")],
+    ),
+    "the end of the refractory time re-arms what lies under the release level": (
+        rules(refractory=5 * HOP),
+        {"stop": ".9.....9"},
+        [(1, "stop"), (7, "stop")],
+    ),
+    "a refractory time counts from the last firing, not from the last hit": (
+        rules(refractory=4 * HOP),
+        {"stop": ".9999.9"},
+        [(1, "stop"), (6, "stop")],
+    ),
+    "every keyword has a refractory time of its own": (
+        rules(refractory=[10 * HOP, 2 * HOP]),
+        {"stop": "9..9..9...........9", "up": ".9..9..9..9........"},
+        [(0, "stop"), (1, "up"), (4, "up"), (7, "up"), (10, "up"), (18, "stop")],
+    ),
+    # --- gaps ---
+    "a mean never reaches over a gap": (rules(smoothing=3), {"stop": "..XX|X..."}, []),
+    "after a gap there must be a whole mean again": (rules(smoothing=3), {"stop": "...|XXXX"}, [(5, "stop")]),
+    "hits in a row end at a gap": (rules(min_hits=3), {"stop": ".99|9.99|999"}, [(9, "stop")]),
+    "a held word is not told again after a gap": (rules(), {"stop": ".999|99999."}, [(1, "stop")]),
+    "a held word is not told again after a gap while the mean fills": (
+        rules(smoothing=3),
+        {"stop": ".9999|99999."},
+        [(3, "stop")],
+    ),
+    "a refractory time runs on over a gap": (
+        rules(refractory=30 * HOP),
+        {"stop": ".9...|..9...|.....9...|..9"},
+        [(1, "stop"), (16, "stop")],
+    ),
+    "a word after a gap is told though the fall was not heard": (
+        rules(smoothing=2),
+        {"stop": ".999|....99."},
+        [(2, "stop"), (9, "stop")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("rules", "lines", "expected"), CASES.values(), ids=CASES.keys())
+def test_of(rules, lines, expected):
+    assert heard(rules, **lines) == expected
+
+
+# --- isolation ---
+
+ALONE = {"isolation": 10 * HOP, "isolation_speech": 4 * HOP}
+
+ISOLATION = {
+    "a word on its own is heard": (ALONE, {"stop": "..........9999.."}, [(10, "stop")]),
+    "a word after much talk is not": (ALONE, {"silence": "XXX.....", "stop": ".......9"}, []),
+    "exactly as much speech as allowed": (ALONE, {"silence": "XXX....X", "stop": "......9."}, [(6, "stop")]),
+    "one hop more than allowed": (ALONE, {"silence": "XXX.....", "stop": ".......9"}, []),
+    "talk before what is looked back on is forgotten": (
+        ALONE,
+        {"silence": ".....XXXXXXX...X", "stop": "............9..."},
+        [(12, "stop")],
+    ),
+    "talk within it is not": (ALONE, {"silence": ".....XXXXX...X", "stop": "..........9..."}, []),
+    "off for one keyword leaves it on for the other": (
+        ALONE | {"isolation_speech": [4 * HOP, -1]},
+        {"silence": "XXX........", "stop": ".......9...", "up": ".........9."},
+        [(9, "up")],
+    ),
+    "every keyword has a limit of its own": (
+        ALONE | {"isolation_speech": [4 * HOP, 6 * HOP]},
+        {"silence": "XXX.......", "stop": ".......9..", "up": "........9."},
+        [(8, "up")],
+    ),
+    "off for all": (ALONE | {"isolation_speech": -1}, {"silence": "XXX.......", "stop": "........9."}, [(8, "stop")]),
+    "half silence is silence": (ALONE, {"silence": "5555555.", "stop": ".......9"}, [(7, "stop")]),
+    "a word held until the talk is forgotten": (
+        ALONE | {"threshold": 0.45},
+        {"silence": ".....5555555", "stop": ".....5555555"},
+        [(10, "stop")],
+    ),
+    "a gap counts as silence": (ALONE, {"silence": "XXX.....|.", "stop": "........|9"}, [(8, "stop")]),
+}
+
+
+@pytest.mark.parametrize(("changed", "lines", "expected"), ISOLATION.values(), ids=ISOLATION.keys())
+def test_isolation(changed, lines, expected):
+    assert heard(rules(**changed), **lines, rest=UNKNOWN if "silence" in lines else SILENCE) == expected
+
+
+def test_isolation_needs_a_silence_label():
+    with pytest.raises(ValueError, match="_silence_"):
+        Debouncer(rules(isolation=HOP, isolation_speech=[-1, 0]), ("_unknown_", "stop", "up"), 1)
+
+
+def test_a_model_without_a_silence_label_works_with_isolation_off():
+    debouncer = Debouncer(rules(), ("stop", "up", "down"), 1)
+    rows = np.array([[0.1, 0.1, 0.8], [0.9, 0.1, 0.0], [0.1, 0.9, 0.0]], np.float32)
+    assert run(debouncer, rows, np.array([16_000, 17_600, 19_200])) == [(1, "stop"), (2, "up")]
+
+
+def test_a_keyword_the_model_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="tuple"):
+        Debouncer(rules(keywords=("stop", "halt")), LABELS, 1)
+
+
+# --- what a detection says ---
+
+
+def test_a_detection_says_what_decided_it():
+    rows, ends = drawn(stop="..5X", up="..4.", rest=UNKNOWN)
+    debouncer = Debouncer(rules(smoothing=2, threshold=[0.75, 0.9]), LABELS, 3)
+    streams = np.full(len(ends), 2)
+    (detection,) = debouncer.step(streams, ends, rows)
+    assert dataclasses.asdict(detection) == {
+        "stream": 2,
+        "keyword": "stop",
+        "score": 0.75,
+        "threshold": 0.75,
+        "runner_up": "up",
+        "runner_up_score": pytest.approx(0.2),
+        "end": 16_000 + 3 * HOP,
+    }
+    assert {type(value) for value in dataclasses.astuple(detection)} == {int, str, float}
+
+
+# --- inherit ---
+
+
+def successor(old, new_rules, labels=LABELS):
+    debouncer = Debouncer(new_rules, labels, 1)
+    debouncer.inherit(old)
+    return debouncer
+
+
+def reloaded(before, after, stop="", up="", labels=LABELS):
+    """Hops at which words are heard when the rules change at `/`."""
+    at = max(stop.find("/"), up.find("/"))
+    rows, ends = drawn(stop=stop.replace("/", ""), up=up.replace("/", ""))
+    old = Debouncer(before, LABELS, 1)
+    first = run(old, rows[:at], ends[:at])
+    columns = [LABELS.index(label) for label in labels]
+    second = run(successor(old, after, labels), rows[at:][:, columns], ends[at:])
+    return first + [(at + hop, keyword) for hop, keyword in second]
+
+
+RELOADS = {
+    "a held word is not told again": (rules(), rules(), {"stop": ".99/9999"}, [(1, "stop")]),
+    "nor while the mean fills anew": (
+        rules(smoothing=3),
+        rules(smoothing=3),
+        {"stop": ".9999/999999"},
+        [(3, "stop")],
+    ),
+    "a refractory time runs on": (
+        rules(refractory=6 * HOP),
+        rules(refractory=6 * HOP),
+        {"stop": ".9../..9.9"},
+        [(1, "stop"), (8, "stop")],
+    ),
+    "the new refractory time is what counts": (
+        rules(refractory=60 * HOP),
+        rules(refractory=4 * HOP),
+        {"stop": ".9../..9.9"},
+        [(1, "stop"), (6, "stop")],
+    ),
+    "a new keyword is armed": (rules(("stop",)), rules(), {"up": ".99/999"}, [(3, "up")]),
+    "keywords are known by name, not by place": (
+        rules(("stop", "up")),
+        rules(("up", "stop")),
+        {"stop": ".99/9...", "up": ".../...9"},
+        [(1, "stop"), (6, "up")],
+    ),
+    "hits in a row begin anew": (rules(min_hits=3), rules(min_hits=3), {"stop": ".99/999"}, [(5, "stop")]),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "lines", "expected"), RELOADS.values(), ids=RELOADS.keys())
+def test_after_a_reload(before, after, lines, expected):
+    assert reloaded(before, after, **lines) == expected
+
+
+def test_after_a_reload_with_another_model_labels_are_known_by_name():
+    lines = {"stop": ".99/9...9", "up": ".../..9.."}
+    assert reloaded(rules(), rules(("up", "stop")), **lines, labels=("up", "_silence_", "stop")) == [
+        (1, "stop"),
+        (5, "up"),
+        (7, "stop"),
+    ]
+
+
+# --- many streams ---
+
+characters = st.sampled_from("..25789X")
+windows = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # stream
+        st.sampled_from([1, 1, 1, 1, 1, 4]),  # hops since the stream's last window
+        characters,  # stop
+        characters,  # up
+    ),
+    max_size=80,
+)
+any_rules = st.builds(
+    rules,
+    threshold=st.tuples(*[st.sampled_from([0.375, 0.5, 0.75])] * 2),
+    release=st.tuples(*[st.sampled_from([0.125, 0.25, 0.375])] * 2),
+    margin=st.sampled_from([0.0, 0.25]),
+    min_hits=st.tuples(*[st.integers(1, 3)] * 2),
+    refractory=st.tuples(*[st.integers(0, 6 * HOP)] * 2),
+    isolation=st.sampled_from([0, 5 * HOP]),
+    isolation_speech=st.tuples(*[st.sampled_from([-1, 2 * HOP])] * 2),
+    smoothing=st.sampled_from([1, 2, 4]),
+)
+
+
+def laid_out(windows):
+    """Streams (n,), ends (n,) and posteriors (n, labels) in eighths, whose sums and means are exact."""
+    last, streams, ends, rows = dict.fromkeys(range(4), 16_000), [], [], []
+    for stream, hops, *levels in windows:
+        last[stream] += hops * HOP
+        stop, up = (round(posterior(level) * 8) / 8 for level in levels)
+        streams.append(stream)
+        ends.append(last[stream])
+        rows.append([max(0.0, 0.875 - stop - up), 0.125, stop, up])
+    return np.array(streams, np.int64), np.array(ends, np.int64), np.array(rows, np.float32).reshape(-1, 4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(windows=windows, rules=any_rules, cuts=st.lists(st.integers(0, 80), max_size=8))
+def test_many_streams_in_any_batches_are_heard_as_if_one_by_one(windows, rules, cuts):
+    streams, ends, rows = laid_out(windows)
+    together = Debouncer(rules, LABELS, 4)
+    edges = [0, *sorted(min(cut, len(ends)) for cut in cuts), len(ends)]
+    batched = [
+        detection
+        for a, b in zip(edges, edges[1:], strict=False)
+        for detection in together.step(streams[a:b], ends[a:b], rows[a:b])
+    ]
+    for stream in range(4):
+        alone, single = Debouncer(rules, LABELS, 1), []
+        for at in np.flatnonzero(streams == stream):
+            single += alone.step(np.array([0]), ends[at : at + 1], rows[at : at + 1])
+        mine = [dataclasses.replace(d, stream=0) for d in batched if d.stream == stream]
+        assert mine == single
+
+
+def test_a_thousand_streams_at_once():
+    rows, ends = drawn(stop="..99..9..")
+    debouncer, found = Debouncer(rules(), LABELS, 1000), []
+    for hop, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        talking = np.arange(hop % 2, 1000, 2)
+        quiet = np.setdiff1d(np.arange(1000), talking)
+        posteriors = np.zeros((1000, len(LABELS)), np.float32)
+        posteriors[talking] = row
+        posteriors[quiet, SILENCE] = 1.0
+        found += debouncer.step(np.arange(1000), np.full(1000, end), posteriors)
+    assert sorted({detection.end for detection in found}) == [ends[2], ends[3], ends[6]]
+    assert len(found) == 1500
+
+
+# --- against an obviously correct model ---
+
+
+class Listener:
+    """One keyword in one stream, by the book: lists of everything since the last gap."""
+
+    def __init__(self, rules, k):
+        self.rules, self.column = rules, LABELS.index(rules.keywords[k])
+        self.threshold, self.release = rules.threshold[k], rules.release[k]
+        self.margin, self.min_hits = rules.margin[k], rules.min_hits[k]
+        self.refractory, self.speech = rules.refractory[k], rules.isolation_speech[k]
+        self.last = self.fired = None
+        self.armed = True
+
+    def hears(self, end, row):
+        if self.last is None or end - self.last != HOP:
+            self.rows, self.hits = [], []
+        self.last = end
+        self.rows.append(row)
+        if len(self.rows) < self.rules.smoothing:
+            return False
+        mean = np.mean(self.rows[-self.rules.smoothing :], axis=0)
+        score, rival = mean[self.column], max(np.delete(mean, self.column))
+        self.hits.append(score >= self.threshold and score - rival >= self.margin)
+        told = self.armed and self.enough_hits() and self.alone()
+        if told:
+            self.armed, self.fired = False, end
+        elif not self.armed and score < self.release and end - self.fired >= self.refractory:
+            self.armed = True
+        return told
+
+    def enough_hits(self):
+        return len(self.hits) >= self.min_hits and all(self.hits[-self.min_hits :])
+
+    def alone(self):
+        lookback = max(1, self.rules.isolation // HOP)
+        talk = sum(row[SILENCE] < 0.5 for row in self.rows[-lookback:])
+        return self.speech < 0 or talk * HOP <= self.speech
+
+
+@settings(deadline=None, max_examples=150)
+@given(windows=windows, rules=any_rules)
+@example(windows=[(0, 1, "X", "."), (0, 1, "X", "."), (0, 4, "X", "."), (0, 1, "X", ".")], rules=rules(smoothing=2))
+def test_any_stream_is_heard_as_by_the_book(windows, rules):
+    _, ends, rows = laid_out([(0, *rest) for _, *rest in windows])
+    listeners = [Listener(rules, k) for k in range(2)]
+    expected = [
+        (hop, keyword)
+        for hop, (end, row) in enumerate(zip(ends, rows, strict=True))
+        for keyword, listener in zip(KEYWORDS, listeners, strict=True)
+        if listener.hears(end, row)
+    ]
+    assert run(Debouncer(rules, LABELS, 1), rows, ends) == expected

@@ -1,0 +1,65 @@
+"""Labels are read strictly, and a transcript tells whether a keyword is spoken."""
+
+import pytest
+
+from kwsd.errors import ConfigError
+from kwsd.training.labels import ALL, COMMANDS, parse_labels, says_keyword
+
+
+def test_there_are_35_words_in_alphabetical_order_and_the_commands_are_among_them():
+    assert len(ALL) == 35
+    assert list(ALL) == sorted(set(ALL))
+    assert set(COMMANDS) < set(ALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("all", ALL),
+        ("commands", (*COMMANDS, "_unknown_", "_silence_")),
+        ("yes,no", ("yes", "no")),
+        (" stop , go ,_unknown_", ("stop", "go", "_unknown_")),
+        ("no,yes", ("no", "yes")),  # the order is the network's outputs
+    ],
+)
+def test_labels_are_a_name_for_many_or_a_list(text, labels):
+    assert parse_labels(text) == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "empty"),
+        ("yes,,no", "empty"),
+        ("yes,no,", "empty"),
+        ("yes,no,yes", "yes is given more than once"),
+        ("yes", "at least two"),
+    ],
+)
+def test_a_list_that_cannot_be_meant_is_refused(text, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        parse_labels(text)
+
+
+@pytest.mark.parametrize(
+    ("transcript", "said"),
+    [
+        ("PLEASE STOP THE CAR", True),
+        ("stop.", True),
+        ("he said 'no' and left it at that", True),  # in quotes
+        ("I don't know", True),  # sounds like no
+        ("to write a letter", True),  # sounds like right
+        ("the Wright brothers", True),
+        ("go-cart", True),
+        ("nobody stopped, nowhere, going up", False),  # inside other words; `up` is no label here
+        ("don't", False),
+        ("", False),
+    ],
+)
+def test_a_transcript_says_a_keyword_or_what_sounds_like_one(transcript, said):
+    assert says_keyword(transcript, ("stop", "no", "right", "go")) is said
+
+
+def test_only_the_models_own_labels_count():
+    assert not says_keyword("yes", ("stop", "_unknown_"))
+    assert not says_keyword("unknown silence", ("stop", "_unknown_", "_silence_"))

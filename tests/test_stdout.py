@@ -1,0 +1,62 @@
+"""Events on a pipe: whole lines, nothing waits for a reader, a reader that goes is noticed."""
+
+import asyncio
+import errno
+import json
+import os
+import threading
+import time
+
+from kwsd.sinks import stdout
+from kwsd.sinks.stdout import Stdout
+
+
+def test_lines_come_out_in_order_and_close_flushes():
+    out, into = os.pipe()
+    sink = Stdout(lambda error: None, into)
+    for n in range(100):
+        sink(b"%d\n" % n)
+    asyncio.run(sink.close())
+    os.close(into)
+    with os.fdopen(out, "rb") as reader:
+        assert [int(line) for line in reader] == list(range(100))
+
+
+def test_a_reader_that_pauses_delays_nobody_and_is_told_what_it_lost():
+    out, into = os.pipe()
+    sink = Stdout(lambda error: None, into)
+    line = json.dumps({"type": "detection", "pad": "x" * 1000}).encode() + b"\n"
+    begun = time.monotonic()
+    total = 3 * stdout.QUEUE
+    for _ in range(total):
+        sink(line)
+    assert time.monotonic() - begun < 1.0
+    received = []
+
+    def read():
+        with os.fdopen(out, "rb") as reader:
+            received.extend(json.loads(line) for line in reader)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    time.sleep(0.3)
+    asyncio.run(sink.close())
+    os.close(into)
+    reading.join()
+    dropped = sum(event["count"] for event in received if event["type"] == "dropped")
+    assert dropped > 0
+    assert dropped + sum(event["type"] == "detection" for event in received) == total
+
+
+def test_a_reader_that_goes_is_reported_once():
+    out, into = os.pipe()
+    errors = []
+    sink = Stdout(errors.append, into)
+    os.close(out)
+    sink(b"1\n")
+    sink(b"2\n")
+    time.sleep(0.2)
+    sink(b"3\n")
+    asyncio.run(sink.close())
+    os.close(into)
+    assert [error.errno for error in errors] == [errno.EPIPE]

@@ -1,0 +1,166 @@
+"""Readers of the socket: many, slow, frozen, gone."""
+
+import asyncio
+import json
+import socket
+import stat
+
+import pytest
+
+from kwsd.errors import ConfigError, KwsdError
+from kwsd.sinks.unix_socket import UnixSocket, default_path
+
+HELLO = b'{"type":"hello"}\n'
+LINE = b'{"type":"detection","n":%d,"pad":"' + b"x" * 200 + b'"}\n'
+
+
+def connect(path):
+    reader = socket.socket(socket.AF_UNIX)
+    reader.connect(str(path))
+    return reader
+
+
+async def read_lines(path, n=None):
+    incoming, outgoing = await asyncio.open_unix_connection(str(path))
+    lines = []
+    while (n is None or len(lines) < n) and (line := await incoming.readline()):
+        lines.append(json.loads(line))
+    outgoing.close()
+    return lines
+
+
+async def opened(path, queue=16):
+    return await UnixSocket.open(path, queue, lambda: HELLO)
+
+
+def test_ten_readers_each_get_a_hello_and_then_every_line(tmp_path):
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        readers = [asyncio.create_task(read_lines(sink.path)) for _ in range(10)]
+        while len(sink._readers) < 10:
+            await asyncio.sleep(0.01)
+        for n in range(5):
+            sink(LINE % n)
+        await sink.close()
+        return await asyncio.gather(*readers)
+
+    for lines in asyncio.run(scenario()):
+        assert lines[0]["type"] == "hello"
+        assert [line["n"] for line in lines[1:]] == [0, 1, 2, 3, 4]
+
+
+def test_a_frozen_reader_loses_its_oldest_lines_and_is_told_how_many(tmp_path):
+    async def scenario():
+        sink = await opened(tmp_path / "s", queue=16)
+        frozen = connect(sink.path)
+        awake = asyncio.create_task(read_lines(sink.path, 2001))
+        while len(sink._readers) < 2:
+            await asyncio.sleep(0.01)
+        for n in range(2000):
+            sink(LINE % n)
+            await asyncio.sleep(0)
+        awake_lines = await asyncio.wait_for(awake, 10)
+        closing = asyncio.create_task(sink.close())
+        await asyncio.sleep(0.05)
+        frozen.setblocking(False)
+        received = b""
+        while True:
+            try:
+                piece = frozen.recv(1 << 20)
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+                continue
+            if not piece:
+                break
+            received += piece
+        await closing
+        frozen.close()
+        return awake_lines, [json.loads(line) for line in received.splitlines()]
+
+    awake, frozen = asyncio.run(scenario())
+    assert [line["n"] for line in awake[1:]] == list(range(2000)), "the reader that kept up lost nothing"
+    dropped = sum(line["count"] for line in frozen if line["type"] == "dropped")
+    kept = [line["n"] for line in frozen if line["type"] == "detection"]
+    assert dropped > 0
+    assert dropped + len(kept) == 2000, "what was lost and what was kept add up"
+    assert kept == sorted(kept) and kept[-1] == 1999, "it is the oldest that go"
+
+
+def test_a_reader_that_vanishes_harms_nobody(tmp_path):
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        gone = connect(sink.path)
+        staying = asyncio.create_task(read_lines(sink.path))
+        while len(sink._readers) < 2:
+            await asyncio.sleep(0.01)
+        gone.close()
+        for n in range(10):
+            sink(LINE % n)
+            await asyncio.sleep(0.01)
+        assert len(sink._readers) == 1
+        await sink.close()
+        return await staying
+
+    assert [line["n"] for line in asyncio.run(scenario())[1:]] == list(range(10))
+
+
+def test_what_a_reader_says_is_ignored(tmp_path):
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
+        assert await incoming.readline() == HELLO
+        outgoing.write(b"\x00garbage\n" * 10_000)
+        await outgoing.drain()
+        sink(LINE % 7)
+        line = json.loads(await incoming.readline())
+        outgoing.close()
+        await sink.close()
+        return line
+
+    assert asyncio.run(scenario())["n"] == 7
+
+
+def test_the_socket_is_for_owner_and_group_and_goes_when_closed(tmp_path):
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        mode = stat.S_IMODE(sink.path.stat().st_mode)
+        await sink.close()
+        return mode
+
+    assert asyncio.run(scenario()) == 0o660
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_stale_socket_file_is_replaced_and_a_live_one_is_not(tmp_path):
+    async def scenario():
+        stale = socket.socket(socket.AF_UNIX)
+        stale.bind(str(tmp_path / "s"))
+        stale.close()  # the file stays behind, nobody answers
+        first = await opened(tmp_path / "s")
+        with pytest.raises(KwsdError, match="another kwsd answers") as error:
+            await opened(tmp_path / "s")
+        assert error.value.exit_code == 69
+        assert (await read_lines(first.path, 1))[0]["type"] == "hello", "the first still answers"
+        await first.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_file_in_the_way_is_not_removed(tmp_path):
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(ConfigError, match="in the way"):
+        asyncio.run(opened(tmp_path / "s"))
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RUNTIME_DIRECTORY": "{}/run/kwsd"}, "run/kwsd/events.sock"),
+        ({"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": "{}"}, "kwsd/events.sock"),
+    ],
+)
+def test_auto_finds_the_runtime_folder(environment, expected, tmp_path, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    assert default_path() == tmp_path / expected
