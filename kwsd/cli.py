@@ -302,14 +302,14 @@ def replay(options: argparse.Namespace) -> int:
     """`kwsd replay`"""
     from kwsd.config import load_config
     from kwsd.event import Stamp
+    from kwsd.recording import open_recording
     from kwsd.replay import replay as replay_file
     from kwsd.spotter import load_spotter
 
     channel = _channel(options.channel)
     config = load_config(options.config, _settings(options))
     for path in options.files:
-        if not path.exists():
-            raise KwsdError(f"{path}: no such file", exit_code=66)
+        open_recording(path).close()  # a bad one is told at once, not after those before it
     spotter = load_spotter(config.model_path, config.device)
     stamp = Stamp()
     for path in options.files:

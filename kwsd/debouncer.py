@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.artefact import SILENCE
+from kwsd.spotter import Scores
 from kwsd.window import Indices
 
-Scores = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 LONG_AGO = np.iinfo(np.int64).min // 2
@@ -113,12 +113,15 @@ class Debouncer:
         window = self.rules.smoothing
         self._recent[streams, self._count[streams] % window] = posteriors
         self._count[streams] += 1
-        enough = self._count[streams] >= window  # (n,)
-        return np.where(enough[:, None], self._recent[streams].mean(1), np.float32(0.0))
+        return np.where(self._known(streams), self._recent[streams].mean(1), np.float32(0.0))
+
+    def _known(self, streams: Indices) -> Flags:
+        """Whether there are windows enough for a mean; before that a score is not low but unknown. (n, 1)."""
+        return np.asarray(self._count[streams, None] >= self.rules.smoothing)
 
     def _candidates(self, streams: Indices, scores: Scores, rivals: Scores) -> Flags:
         """Above the threshold and ahead of the runner-up, for enough windows in a row: (n, keywords)."""
-        ahead = (scores >= self.rules.threshold) & (scores >= rivals + self.rules.margin)
+        ahead = (scores >= self.rules.threshold) & (scores >= rivals + self.rules.margin) & self._known(streams)
         self._hits[streams] = np.where(ahead, self._hits[streams] + 1, 0)
         return np.asarray(self._hits[streams] >= self.rules.min_hits)
 
@@ -140,7 +143,7 @@ class Debouncer:
     def _rearm(self, streams: Indices, ends: Indices, scores: Scores) -> None:
         """Armed again once the score fell below the release level and the refractory time is over."""
         rested = ends[:, None] - self._fired_at[streams] >= self.rules.refractory
-        self._armed[streams] |= (scores < self.rules.release) & rested
+        self._armed[streams] |= (scores < self.rules.release) & rested & self._known(streams)
 
 
 def _turns(streams: Indices) -> Iterator[slice]:

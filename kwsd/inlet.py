@@ -44,7 +44,7 @@ class Inlet:
         """`channel` counts from 0; None mixes all of them."""
         self.stream, self.rate, self.channel = stream, rate, channel
         self.overflows = 0  # how often the sound system dropped audio
-        self.lost = 0  # samples at 16 kHz that were overwritten unread
+        self.lost = 0  # samples at 16 kHz that came and were not listened to
         self.ended = False  # nothing will be written any more
         self.drained = False  # and all of it is in the ring
         self.wrote_at = time.monotonic()  # when the last block came, for latency
@@ -54,6 +54,7 @@ class Inlet:
         self._piece = np.zeros(int(PIECE_S * rate), np.float32)
         self._resampler = resampler(rate)
         self._read = 0  # native samples converted so far
+        self._gap = 0  # native index of the last gap crossed
 
     def write(self, frames: NDArray[np.float32]) -> None:
         """A block (frames, channels) in ±1. Copies it and returns."""
@@ -95,7 +96,7 @@ class Inlet:
         goal = min(available, self._read + int(most_s * self.rate))
         while self._read < goal:
             piece = self._piece[: min(goal - self._read, len(self._piece))]
-            if self._native.read(0, self._read, piece):
+            if self._native.unbroken_from[0] <= self._gap and self._native.read(0, self._read, piece):
                 self._read += len(piece)
                 self._ring.write(self.stream, self._resampler.resample_chunk(piece))
             else:
@@ -106,10 +107,11 @@ class Inlet:
             self.drained = True
 
     def _cross_gap(self) -> None:
-        """Go on behind a gap: count what lies before it as lost, start a new resampler, keep the clock."""
-        lost = self._native.oldest(0) - self._read
+        """Go on behind a gap with a new resampler: count what was not converted as lost, keep the clock."""
+        self._gap = int(self._native.unbroken_from[0])  # before `oldest`: a gap that comes now is crossed next
+        lost = max(0, self._native.oldest(0) - self._read)
         self._read += lost
         self._resampler = resampler(self.rate)
-        skipped = round(lost * SAMPLE_RATE / self.rate)
-        self.lost += skipped
-        self._ring.skip(self.stream, skipped)
+        self.lost += round(lost * SAMPLE_RATE / self.rate)
+        due = round(self._read * SAMPLE_RATE / self.rate)  # what the old resampler still held is gone, too
+        self._ring.skip(self.stream, max(0, due - int(self._ring.written[self.stream])))

@@ -92,8 +92,7 @@ class Pipeline:
     @property
     def finished(self) -> bool:
         """Whether every stream has ended and all of it was scored."""
-        drained = all(inlet.drained for inlet in self.inlets)
-        return drained and bool((self.ring.written < np.maximum(self.schedule.next_end, 0)).all())
+        return all(inlet.drained for inlet in self.inlets) and self.schedule.exhausted(self.ring)
 
     def describe(self, detection: Detection, window: Samples) -> Heard:
         """The event for a detection and the window (16000,) that decided it."""

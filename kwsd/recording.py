@@ -1,5 +1,6 @@
 """Audio files (libsndfile: WAV, FLAC, Ogg, …) as mono float32 at 16 kHz."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,12 @@ def open_recording(path: Path) -> soundfile.SoundFile:
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file") from None
     except PermissionError:
-        raise AudioError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
+        raise AudioError(f"{path}: permission denied; make its folder readable", exit_code=NO_PERMISSION) from None
     except soundfile.LibsndfileError as error:
         if path.is_fifo():
             raise AudioError(f"{path}: is a FIFO; read raw samples from it with --source") from None
+        if not os.access(path, os.R_OK):  # libsndfile does not say why
+            raise AudioError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
         raise AudioError(
             f"{path}: not readable as audio ({error.error_string.rstrip('.')}); use WAV, FLAC or Ogg"
         ) from None

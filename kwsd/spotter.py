@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from kwsd.artefact import ArtefactInfo, read_info
 from kwsd.audio_format import WINDOW
-from kwsd.debouncer import Scores
 from kwsd.device import choose_device
 from kwsd.errors import ModelError
 from kwsd.ring import Samples
 
 if TYPE_CHECKING:
     import torch
+
+Scores = NDArray[np.float32]  # (n, labels)
 
 
 class Spotter(Protocol):

@@ -21,8 +21,8 @@ from running import PATIENCE_S, Running, clean_environment
 
 NO_INPUT, UNAVAILABLE, IO, NO_PERMISSION, CONFIG = 66, 69, 74, 77, 78
 RATE = 16_000
-BEEP_S = 1.0  # when the beep of `beep()` begins
-AT_ONCE_S = 1.5  # "within a second", on a machine that is busy with other things as well
+BEEP_S = 0.5  # when the beep of `beep()` begins
+AT_ONCE_S = 2.0  # "within a second", on a machine that is busy with other things as well
 HEARS_ALL = ("--set", "debouncer.isolation_s=0")  # the models of these tests take any sound for a word
 
 
@@ -31,7 +31,7 @@ def shell(script):
     return ("sh", "-c", script, "sh")
 
 
-def beep(rate=RATE, seconds=3.0, channels=1):
+def beep(rate=RATE, seconds=2.0, channels=1):
     """Silence with a short tone in it, which the model hears as one "yes": (samples, channels)."""
     time_s = np.arange(round(seconds * rate)) / rate
     tone = 0.3 * np.sin(2 * np.pi * 440 * time_s) * ((time_s >= BEEP_S) & (time_s < BEEP_S + 0.5))
@@ -184,11 +184,10 @@ BYTES = {
 
 
 @pytest.mark.parametrize(("change", "words"), BYTES.values(), ids=BYTES)
-@pytest.mark.parametrize("command", ["check", "run"])
-def test_a_file_that_is_no_model_is_refused_without_loading_it(command, change, words, kwsd, models, tmp_path):
+def test_a_file_that_is_no_model_is_refused_without_loading_it(change, words, kwsd, models, tmp_path):
     model = tmp_path / "model.pt"
     model.write_bytes(change((models / "good.pt").read_bytes()))
-    result = kwsd(command, "--model", model)
+    result = kwsd("check", "--model", model)
     result.refused(CONFIG, f"{model}: {words}")
     assert result.out == ""
 
@@ -369,21 +368,20 @@ def test_every_usual_sample_format_rate_and_channel_count_is_heard_alike(sound, 
     assert detection["start_s"] == pytest.approx(BEEP_S, abs=0.06)
 
 
-def cut_short(path, share, seconds=3.0):
+def cut_short(path, share, seconds=2.0):
     path.write_bytes(cut(write_sound(path, beep(seconds=seconds)).read_bytes(), share))
 
 
 def with_sample(path, value):
     samples = beep()
-    samples[40_000] = value
+    samples[30_000] = value
     write_sound(path, samples, RATE, "FLOAT")
 
 
 BROKEN = {
-    "a truncated WAV": ("a.wav", lambda path: cut_short(path, 0.9), "is cut short after 2.70 s"),
+    "a truncated WAV": ("a.wav", lambda path: cut_short(path, 0.9), "is cut short after 1.80 s"),
     "a truncated FLAC": ("a.flac", lambda path: cut_short(path, 0.7, 9.0), "damaged after"),
-    "NaN samples": ("a.wav", lambda path: with_sample(path, np.nan), "sample 40000 is not a number"),
-    "infinite samples": ("a.wav", lambda path: with_sample(path, np.inf), "sample 40000 is not a number"),
+    "a NaN sample": ("a.wav", lambda path: with_sample(path, np.nan), "sample 30000 is not a number"),
 }
 
 
@@ -399,7 +397,7 @@ def test_the_daemon_hears_a_truncated_recording_to_its_end_and_says_so(kwsd, mod
     path = tmp_path / "a.wav"
     cut_short(path, 0.9)
     result = kwsd("run", "--model", models / "good.pt", *HEARS_ALL, "--source", path)
-    result.refused(IO, f"{path}: is cut short after 2.70 s; all there is was listened to")
+    result.refused(IO, f"{path}: is cut short after 1.80 s; all there is was listened to")
     assert result.types == ["ready", "detection", "audio_lost", "shutdown"]
     assert "is cut short" in result.events[2]["reason"]
 
@@ -421,11 +419,12 @@ def test_a_file_that_is_no_recording_is_refused(write, words, kwsd, models, tmp_
     kwsd("run", "--model", models / "good.pt", "--source", path).refused(NO_INPUT, f"{path}: ", *words)
 
 
-def test_replay_refuses_an_empty_file_in_the_same_words(kwsd, models, tmp_path):
-    (tmp_path / "a.wav").touch()
-    kwsd("replay", "--model", models / "good.pt", "a.wav").refused(
-        NO_INPUT, "a.wav: is empty (0 bytes); record it again"
-    )
+def test_replay_refuses_a_bad_file_before_it_begins_with_the_good_ones(kwsd, models, tmp_path):
+    write_sound(tmp_path / "a.wav")
+    (tmp_path / "b.wav").touch()
+    result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, "a.wav", "b.wav")
+    result.refused(NO_INPUT, "b.wav: is empty (0 bytes); record it again")
+    assert result.out == ""
 
 
 # --- standard input and output ------------------------------------------------------------------------------
@@ -528,7 +527,7 @@ def obedient(tmp_path):
     """A prefix under which root, too, may not write into `tmp_path/forbidden` nor read `tmp_path/secret`."""
     under = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     (tmp_path / "forbidden").mkdir(mode=0o500)
-    (tmp_path / "secret").write_text("")
+    (tmp_path / "secret").write_text("something")
     (tmp_path / "secret").chmod(0)
     if under and shutil.which(under[0]) is None:
         pytest.skip("root may write anywhere, and setpriv is not installed")
@@ -554,9 +553,6 @@ def test_a_runtime_folder_without_permission_is_refused(obedient, kwsd, models, 
     ids=lambda arguments: arguments[1],
 )
 def test_a_file_we_may_not_read_is_refused(arguments, obedient, kwsd, models, tmp_path):
-    (tmp_path / "secret").chmod(0o600)
-    (tmp_path / "secret").write_text("something")
-    (tmp_path / "secret").chmod(0)
     more = ("--model", models / "good.pt") if arguments[0] == "run" else ()
     kwsd(*arguments, "secret", *more, under=obedient).refused(
         NO_PERMISSION, "secret: permission denied; make it readable"
@@ -621,7 +617,7 @@ def test_sigterm_before_anything_was_set_up_ends_it_well(models, environment):
     assert (result.code, result.err) == (0, "") and took < AT_ONCE_S
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.7, 1.5])
 def test_sigterm_while_the_model_is_loaded_ends_it_well(delay, models, environment):
     def wait(process):
         line = process.stderr.readline()
@@ -636,7 +632,7 @@ def test_sigterm_while_the_model_is_loaded_ends_it_well(delay, models, environme
     assert not list(Path(environment["XDG_RUNTIME_DIR"]).glob("kwsd/*.sock"))
 
 
-@pytest.mark.parametrize("delay", [0.01, 0.03, 0.1])
+@pytest.mark.parametrize("delay", [0.02, 0.08])
 def test_sigterm_before_python_has_begun_is_at_least_quiet(delay, models, environment):
     def wait(process):
         time.sleep(delay)
@@ -691,10 +687,6 @@ def test_corrupt_clips_are_named_skipped_and_counted(kwsd, data, tmp_path):
     assert (tmp_path / "a.ckpt").exists()
 
 
-def test_a_data_set_that_is_not_there_is_refused(kwsd):
-    kwsd(*TRAIN, "--out", "a.ckpt").refused(NO_INPUT, "data: no Speech Commands data set", "--data", "--download")
-
-
 def last_line_refused(result, code, *words):
     """As `refused`, where lines about progress came before."""
     assert "Traceback" not in result.err, result.err
@@ -703,30 +695,29 @@ def last_line_refused(result, code, *words):
 
 
 def test_a_disk_that_fills_while_checkpointing_leaves_the_checkpoint_before(kwsd, data, tmp_path):
-    assert kwsd(*TRAIN, "--epochs", "1", "--out", "out/a.ckpt").code == 0
-    before = (tmp_path / "out/a.ckpt").read_bytes()
-    resume = (*TRAIN, "--epochs", "2", "--out", "out/a.ckpt", "--resume")
+    (tmp_path / "out").mkdir()
+    before = b"the checkpoint of another run"
+    (tmp_path / "out/a.ckpt").write_bytes(before)
+    train = (*TRAIN, "--epochs", "1", "--out", "out/a.ckpt")
     words = ("out/a.ckpt: cannot write the checkpoint (", "the one before is kept; make room, or choose another --out")
-    last_line_refused(kwsd(*resume, under=shell('ulimit -f 2000; exec "$@"')), IO, *words)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.ckpt"]
-    assert (tmp_path / "out/a.ckpt").read_bytes() == before
-
-    # That was a limit on the size of a file. Now a disk with room for little more than one checkpoint.
-    (tmp_path / "disk").mkdir()
-    script = f"""
-        mount -t tmpfs -o size={len(before) + (1 << 20)} none disk && cp out/a.ckpt disk || exit
+    script = """
+        mkdir disk && mount -t tmpfs -o size=1m none disk && cp out/a.ckpt disk || exit
         mount --bind disk out || exit
         "$@"; code=$?
         ls -A disk > left; cmp disk/a.ckpt before && exit $code
     """
     (tmp_path / "before").write_bytes(before)
     disk = ("unshare", "--map-root-user", "--mount", *shell(script))
-    if ended([*disk, "true"], tmp_path).code != 0:
-        pytest.skip("no disk of our own to fill; a limited file size was tried")
-    last_line_refused(kwsd(*resume, under=disk), IO, *words, "No space left on device")
-    assert (tmp_path / "left").read_text() == "a.ckpt\n"
+    if ended([*disk, "true"], tmp_path).code == 0:
+        (tmp_path / "disk").rmdir()
+        last_line_refused(kwsd(*train, under=disk), IO, *words)
+        assert (tmp_path / "left").read_text() == "a.ckpt\n"
+    else:  # no disk of our own to fill: the next best is a limit on the size of a file, here of a megabyte
+        last_line_refused(kwsd(*train, under=shell('ulimit -f 2000; exec "$@"')), IO, *words)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.ckpt"]
+        assert (tmp_path / "out/a.ckpt").read_bytes() == before
 
 
 def test_a_checkpoint_in_a_forbidden_folder_is_refused(obedient, kwsd, data):
     result = kwsd(*TRAIN, "--epochs", "1", "--out", "forbidden/a.ckpt", under=obedient)
-    last_line_refused(result, NO_PERMISSION, "forbidden/a.ckpt: cannot write the checkpoint (Permission denied)")
+    last_line_refused(result, NO_PERMISSION, "forbidden/a.ckpt: cannot write a checkpoint (Permission denied); choose")

@@ -97,7 +97,7 @@ def test_a_download_that_fails_says_so(root, monkeypatch):
         raise RuntimeError("invalid hash value")
 
     monkeypatch.setattr(torchaudio.datasets, "SPEECHCOMMANDS", refuse)
-    with pytest.raises(AudioError, match="cannot download.*invalid hash value") as failure:
+    with pytest.raises(AudioError, match=r"cannot download.*invalid hash value") as failure:
         load_clips(root, "training", download=True)
     assert failure.value.exit_code == 74
 

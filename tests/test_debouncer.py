@@ -8,6 +8,7 @@ not count) at which keywords are heard.
 import ast
 import dataclasses
 import inspect
+import itertools
 import time
 
 import numpy as np
@@ -490,7 +491,7 @@ def test_many_streams_in_any_batches_are_heard_as_if_one_by_one(windows, rules, 
     edges = [0, *sorted(min(cut, len(ends)) for cut in cuts), len(ends)]
     batched = [
         detection
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
         for detection in together.step(streams[a:b], ends[a:b], rows[a:b])
     ]
     for stream in range(4):

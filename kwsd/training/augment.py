@@ -101,7 +101,7 @@ def spec_augment(frames: Tensor, generator: Generator, masks: int = 2, time: int
         for _ in range(masks):
             width = torch.rand(batch, 1, generator=generator) * widest
             start = torch.rand(batch, 1, generator=generator) * (size - width)
-            steps = torch.arange(size)
+            steps = torch.arange(size) + 0.5  # a step is masked where its middle is
             masked = ((steps >= start) & (steps < start + width)).to(frames.device)  # (batch, size)
             frames = torch.where(masked.unsqueeze(3 - axis), fill, frames)  # (batch, mels, frames)
     return frames

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import tempfile
+import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +49,19 @@ class Checkpoint:
                 os.fsync(file.fileno())
             unfinished.replace(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = error.strerror if isinstance(error, OSError) else "the disk is full or failing"
-            kept = "the one before is kept; " if path.exists() else ""
-            raise KwsdError(
-                f"{path}: cannot write the checkpoint ({reason}); {kept}make room, or choose another --out",
-                exit_code=NO_PERMISSION if isinstance(error, PermissionError) else IO,
-            ) from None
+            raise _cannot_write(path, error) from None
         finally:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
+
+    @staticmethod
+    def check_place(path: Path) -> None:
+        """Raises KwsdError if no checkpoint can be written there: better told before an epoch than after it."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise _cannot_write(path, error) from None
 
     def network(self) -> nn.Module:
         """The network with its best weights, in evaluation mode, on the CPU.
@@ -68,18 +76,30 @@ class Checkpoint:
         return network.eval()
 
 
+def _cannot_write(path: Path, error: OSError | RuntimeError) -> KwsdError:
+    reason = error.strerror if isinstance(error, OSError) else "the disk is full or failing"
+    if isinstance(error, PermissionError):
+        return KwsdError(f"{path}: cannot write a checkpoint ({reason}); choose another --out", exit_code=NO_PERMISSION)
+    kept = "the one before is kept; " if path.is_file() else ""
+    return KwsdError(
+        f"{path}: cannot write the checkpoint ({reason}); {kept}make room, or choose another --out", exit_code=IO
+    )
+
+
 def load_dict(path: Path) -> dict[str, Any]:
     """A file of torch.save that holds nothing but tensors and plain values.
 
     Raises ModelError if it is missing, damaged, or would have to be unpickled.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of a file that is none, we say ourselves
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such checkpoint", exit_code=NO_INPUT) from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})", exit_code=NO_INPUT) from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError):
         raise ModelError(f"{path}: not a checkpoint, damaged, or not safe to load") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
@@ -89,7 +109,7 @@ def load_dict(path: Path) -> dict[str, Any]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint of `kwsd train`. Raises ModelError if the file is none."""
     content = load_dict(path)
-    if content.get("format") != FORMAT or content.get("model") not in NETWORKS:
+    if content.get("format") != FORMAT or content.get("model") not in list(NETWORKS):
         raise ModelError(f"{path}: not a checkpoint of this kwsd train")
     try:
         return Checkpoint(**{**content, "labels": tuple(content["labels"])})

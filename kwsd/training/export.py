@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def export(
     except OSError as error:
         raise KwsdError(f"{out}: cannot be written ({error.strerror})", exit_code=IO) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
     return info
 
 

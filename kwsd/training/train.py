@@ -74,6 +74,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     """
     recipe = _recipe(options)
     labels = parse_labels(options.labels or recipe.labels)
+    Checkpoint.check_place(options.out)
     torch.manual_seed(options.seed)
     run = _prepare(options, recipe, labels, say)
     if options.resume:

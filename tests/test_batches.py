@@ -1,0 +1,272 @@
+"""Batches: what they are made of, that they can be repeated, and that a cut word is really cut."""
+
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from kwsd.training.batches import AugmentedBatches, PlainBatches, crops, targets_of, to_float
+from kwsd.training.dataset import Clips
+
+WINDOW = 16_000
+LABELS = ("yes", "no", "_unknown_", "_silence_")
+START, END = 4_000, 9_600  # of every word here
+
+
+def clips(**words):
+    """So many clips of each word: a plateau of half full scale where the word is, and nothing else."""
+    said = tuple(word for word, n in words.items() for _ in range(n))
+    samples = np.zeros((len(said), WINDOW), np.int16)
+    samples[:, START:END] = 16_384
+    spans = np.tile(np.array([START, END], np.int32), (len(said), 1))
+    return Clips(samples, said, ("s",) * len(said), spans, said, ())
+
+
+def sound(n=5 * WINDOW, level=3_000, seed=0):
+    return (np.random.default_rng(seed).standard_normal(n) * level).clip(-32768, 32767).astype(np.int16)
+
+
+def augmented(data=None, labels=LABELS, batch=100, seed=0, talk="yes", noise=None):
+    return AugmentedBatches(
+        data or clips(yes=30, no=30, bed=20),
+        labels,
+        batch,
+        seed,
+        noise=sound() if noise is None else noise,
+        talk=sound(seed=1) if isinstance(talk, str) else talk,
+        device=torch.device("cpu"),
+    )
+
+
+def first(batches, epoch=0):
+    return next(batches.epoch(epoch))
+
+
+def composition(batches):
+    """How many windows of each label the first batch has."""
+    _, targets = first(batches)
+    return Counter(batches.labels[i] if i >= 0 else "?" for i in targets.tolist())
+
+
+# --- samples and targets ---
+
+
+def test_sixteen_bits_become_plus_minus_one():
+    assert to_float(np.array([-32768, 0, 16384], np.int16)).tolist() == [-1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("length", [10 * WINDOW, WINDOW + 1, WINDOW])
+def test_crops_are_pieces_of_the_recording_from_anywhere(length):
+    recording = (np.arange(length) % 30_000).astype(np.int16)
+    pieces = (crops(recording, 20, np.random.default_rng(0)) * 32768).long()
+    assert pieces.shape == (20, WINDOW)
+    assert ((pieces[:, 1:] - pieces[:, :-1] - 1) % 30_000 == 0).all()
+    starts = set(pieces[:, 0].tolist())
+    assert starts <= set(range(length - WINDOW + 1)) or length > 30_000
+    assert len(starts) == {10 * WINDOW: 20, WINDOW + 1: 2, WINDOW: 1}[length]
+
+
+def test_a_recording_under_a_second_is_repeated():
+    pieces = crops(np.arange(1, 5, dtype=np.int16), 2, np.random.default_rng(0)) * 32768
+    assert torch.equal(pieces, torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(2, 4_000))
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets"),
+    [(("yes", "no"), [0, 1, -1]), (("no", "yes"), [1, 0, -1]), (("yes", "_unknown_"), [0, 1, 1])],
+)
+def test_other_words_are_unknown_where_there_is_such_a_label(labels, targets):
+    assert targets_of(("yes", "no", "bed"), labels).tolist() == targets
+
+
+# --- plain ---
+
+
+def numbered(n):
+    data = clips(yes=n // 2, no=n - n // 2)
+    data.samples[:, 0] = np.arange(n)
+    return data
+
+
+def rows(batches, epoch):
+    return [(windows[:, 0] * 32768).int().tolist() for windows, _ in batches.epoch(epoch)]
+
+
+@pytest.mark.parametrize(("n", "batch", "sizes"), [(10, 5, [5, 5]), (10, 4, [4, 3, 3]), (3, 100, [3])])
+def test_every_clip_comes_once_an_epoch_with_its_own_target(n, batch, sizes):
+    batches = PlainBatches(numbered(n), ("yes", "no"), batch, seed=0)
+    assert len(batches) == len(sizes)
+    assert [len(some) for some in rows(batches, 0)] == sizes
+    assert sorted(chain.from_iterable(rows(batches, 0))) == list(range(n))
+    for windows, targets in batches.epoch(0):
+        assert windows.dtype == torch.float32 and windows.shape[1] == WINDOW
+        assert targets.tolist() == [int(row >= n // 2) for row in (windows[:, 0] * 32768).int().tolist()]
+
+
+def test_plain_order_depends_on_seed_and_epoch_alone():
+    make = [PlainBatches(numbered(40), ("yes", "no"), 8, seed) for seed in (0, 0, 1)]
+    assert rows(make[0], 3) == rows(make[1], 3)
+    assert rows(make[0], 3) != rows(make[0], 4)
+    assert rows(make[0], 3) != rows(make[2], 3)
+
+
+# --- augmented: composition ---
+
+
+def test_a_batch_holds_every_kind_in_its_share():
+    made = composition(augmented())
+    assert made["_unknown_"] == 8 + 12 + 22  # cut keywords, other words, talk
+    assert made["_silence_"] == 8
+    assert made["yes"] + made["no"] == 50
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({"talk": None}, {"keyword": 72, "_unknown_": 20, "_silence_": 8}),
+        ({"data": clips(yes=9, no=9)}, {"keyword": 62, "_unknown_": 30, "_silence_": 8}),
+        ({"labels": ("yes", "no", "_silence_")}, {"keyword": 92, "_silence_": 8}),
+        ({"labels": ("yes", "no", "_unknown_")}, {"keyword": 58, "_unknown_": 42}),
+        ({"labels": ("yes", "no")}, {"keyword": 100}),
+        ({"labels": ("yes", "no"), "talk": None}, {"keyword": 100}),
+    ],
+    ids=["no talk", "no other words", "no unknown", "no silence", "words alone", "words alone, no talk"],
+)
+def test_what_cannot_be_had_goes_to_the_keywords(options, made):
+    counted = composition(augmented(**options))
+    keywords = counted.pop("yes", 0) + counted.pop("no", 0)
+    assert {"keyword": keywords} | counted == made
+
+
+def test_pauses_in_the_talk_are_silence():
+    made = composition(augmented(talk=np.zeros(5 * WINDOW, np.int16)))
+    assert made["_silence_"] == 8 + 22
+    assert made["_unknown_"] == 8 + 12
+
+
+def test_without_silence_pauses_stay_unknown():
+    made = composition(augmented(labels=("yes", "no", "_unknown_"), talk=np.zeros(5 * WINDOW, np.int16)))
+    assert made["_unknown_"] == 8 + 12 + 22
+
+
+def test_clips_too_noisy_to_cut_are_not_cut():
+    data = clips(yes=10, no=10)
+    data.spans[:] = 0, WINDOW
+    made = composition(augmented(data=data, talk=None))
+    assert made["_unknown_"] == 0
+    assert made["yes"] + made["no"] == 92
+
+
+def test_an_epoch_shows_about_as_many_keywords_as_there_are_clips():
+    batches = augmented(clips(yes=60, no=40), batch=50)
+    keywords = sum(int((targets < 2).sum()) for _, targets in batches.epoch(0))
+    assert len(list(batches.epoch(0))) == len(batches)
+    assert keywords == pytest.approx(100, abs=15)
+
+
+def test_a_rare_keyword_comes_as_often_as_the_root_of_its_clips():
+    batches = augmented(clips(yes=100, no=4), batch=200)
+    _, targets = first(batches)
+    share = float((targets == 1).sum() / (targets < 2).sum())
+    assert share == pytest.approx(2 / (10 + 2), abs=0.1)
+    assert batches.weights[batches.targets[batches.keywords] == 1].sum() == pytest.approx(2 / (10 + 2))
+
+
+# --- augmented: windows ---
+
+
+def test_windows_are_finite_and_within_full_scale():
+    windows, targets = first(augmented())
+    assert windows.shape == (100, WINDOW)
+    assert windows.dtype == torch.float32
+    assert targets.shape == (100,)
+    assert torch.isfinite(windows).all()
+    assert float(windows.abs().max()) <= 1.0
+
+
+def test_silence_without_a_sound_and_noise_without_a_sound_are_survived():
+    windows, _ = first(augmented(noise=np.zeros(WINDOW, np.int16), talk=None))
+    assert torch.isfinite(windows).all()
+
+
+def place(batches, n, cut, seed=0):
+    """n words placed, of which the first `cut` are to be cut off: (n, 16000)."""
+    return batches._place(np.arange(n) % len(batches.clips), slice(0, cut), np.random.default_rng(seed))
+
+
+def visible(window):
+    """First and last sample of the plateau that can be seen."""
+    sounding = window.abs() > 0.49
+    return int(sounding.nonzero()[0]), int(sounding.nonzero()[-1])
+
+
+def test_keywords_lie_whole_inside_the_window_and_anywhere_in_it():
+    placed = place(augmented(), 200, 0)
+    edges = [visible(window) for window in placed]
+    lengths = [last - begin + 1 for begin, last in edges]
+    assert min(lengths) >= (END - START) / 1.15 - 3
+    assert max(lengths) <= (END - START) / 0.85 + 3
+    assert min(begin for begin, _ in edges) < 1_000
+    assert max(last for _, last in edges) > WINDOW - 1_000
+
+
+def test_cut_words_lie_partly_outside_on_either_side():
+    placed = place(augmented(), 200, 200)
+    left = right = 0
+    for window in placed:
+        begin, last = visible(window)
+        assert (begin <= 1) != (last >= WINDOW - 2), "it touches one edge of the window, and not both"
+        left, right = left + (begin <= 1), right + (last >= WINDOW - 2)
+        seen = last - begin + 1
+        assert 0.2 * (END - START) / 1.15 - 3 <= seen <= 0.6 * (END - START) / 0.85 + 3
+    assert left > 60 and right > 60
+
+
+def test_only_the_words_to_be_cut_are_cut():
+    placed = place(augmented(), 40, 20)
+    lengths = [last - begin + 1 for begin, last in map(visible, placed)]
+    assert max(lengths[:20]) < min(lengths[20:])
+
+
+def test_a_word_too_long_for_the_window_keeps_its_place():
+    data = clips(yes=30, no=30)
+    data.samples[:] = 0
+    data.samples[:, 100:15_900] = 16_384
+    data.spans[:] = 100, 15_900
+    for window in place(augmented(data), 60, 0):
+        begin, last = visible(window)
+        assert begin <= 100 + 1_600 + 16_000 * 0.15
+        assert last - begin > 10_000
+
+
+# --- augmented: repeatable ---
+
+
+@pytest.mark.parametrize("talk", ["yes", None])
+def test_the_same_seed_and_epoch_give_the_same_batches(talk):
+    options = {"data": clips(yes=20, no=20), "batch": 24, "talk": talk}
+    for one, other in zip(augmented(**options).epoch(2), augmented(**options).epoch(2), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_an_epoch_does_not_depend_on_those_before_it():
+    batches = augmented(batch=32)
+    alone = first(augmented(batch=32), 1)
+    list(batches.epoch(0))
+    assert torch.equal(first(batches, 1)[0], alone[0])
+
+
+def test_another_seed_or_epoch_gives_other_batches():
+    base = first(augmented(batch=32))[0]
+    assert not torch.equal(base, first(augmented(batch=32), 1)[0])
+    assert not torch.equal(base, first(augmented(batch=32, seed=1))[0])
+
+
+def test_drawing_does_not_disturb_the_global_generators():
+    state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    list(augmented(batch=32).epoch(0))
+    assert np.array_equal(np.random.get_state()[1], state)
+    assert torch.equal(torch.get_rng_state(), torch_state)

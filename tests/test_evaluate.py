@@ -1,0 +1,149 @@
+"""`kwsd eval`: rates with honest intervals, the same from a checkpoint and from the artefact made of it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny_speech_commands as tiny
+import torch
+from test_checkpoint import checkpoint
+
+from kwsd.cli import dispatch
+from kwsd.errors import AudioError, ModelError
+from kwsd.training.evaluate import Evaluation, Rate, evaluate_model
+from kwsd.training.export import export
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def artefact(tmp_path):
+    """A network with weights left to chance, exported, its checkpoint beside it."""
+    labels = ("yes", "no", "up", "zero", "_silence_")
+    state = {n: w * 3 for n, w in _random(len(labels)).items()}
+    made = checkpoint(labels=labels, state=state, best_state=state)
+    made.save(tmp_path / "a.ckpt")
+    export(made, tmp_path / "a.pt", torch.zeros(1, 16_000))
+    return tmp_path / "a.pt"
+
+
+def _random(labels):
+    from kwsd.networks import NETWORKS
+
+    torch.manual_seed(3)
+    return NETWORKS["simplenet"](labels).state_dict()
+
+
+# --- rates ---
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (50, 100, 0.4038, 0.5962),
+        (1, 29, 0.0061, 0.1718),
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+    ],
+)
+def test_intervals_are_wilsons(right, of, low, high):
+    assert Rate(right, of).interval == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize(("right", "of"), [(3, 7), (0, 5), (5, 5), (892, 1286)])
+def test_the_bounds_are_where_the_score_test_just_rejects(right, of):
+    rate = Rate(right, of)
+    for bound in rate.interval:
+        distance = abs(rate.value - bound) / math.sqrt(max(bound * (1 - bound), 1e-18) / of)
+        assert distance == pytest.approx(1.959964, abs=1e-4) or bound in (0.0, 1.0)
+    assert rate.interval[0] <= rate.value <= rate.interval[1]
+
+
+def test_of_nothing_is_known_nothing():
+    assert Rate(0, 0).interval == (0.0, 1.0)
+    assert Rate(0, 0).as_dict()["accuracy"] is None
+    assert "0 of" in str(Rate(0, 0))
+
+
+def test_overall_and_per_word_are_read_off_the_confusion():
+    evaluation = Evaluation(("yes", "no", "zero"), np.array([[8, 2, 0], [1, 3, 1], [0, 0, 0]]), ("bad.wav: empty",))
+    assert evaluation.overall == Rate(11, 15)
+    assert (evaluation.of("yes"), evaluation.of("no"), evaluation.of("zero")) == (Rate(8, 10), Rate(3, 5), Rate(0, 0))
+    lines = evaluation.table().splitlines()
+    assert [line.split()[0] for line in lines] == ["accuracy", "yes", "no"]
+    assert lines[1].split() == ["yes", "80.0%", "[49.0%,", "94.3%]", "8", "of", "10"]
+    strict = json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))
+    assert strict["words"]["zero"] == {"right": 0, "of": 0, "accuracy": None, "low": 0.0, "high": 1.0}
+    assert strict["skipped"] == ["bad.wav: empty"]
+
+
+# --- the command ---
+
+
+def test_the_checkpoint_and_its_artefact_score_the_same(artefact, data):
+    one = evaluate_model(artefact, data, "training", ())
+    other = evaluate_model(artefact.with_suffix(".ckpt"), data, "training", ())
+    assert np.array_equal(one.confusion, other.confusion)
+    of = {label: one.of(label).of for label in one.labels}
+    assert of == {"yes": 12, "no": 12, "up": 12, "zero": 0, "_silence_": 36 // 11}
+
+
+def test_every_subset_can_be_asked_for(artefact, data):
+    totals = {s: evaluate_model(artefact, data, s, ()).of("yes").of for s in ("training", "validation", "testing")}
+    assert totals == {"training": 12, "validation": 4, "testing": 4}
+
+
+def test_the_table_goes_to_stdout_and_the_picture_beside_the_model(artefact, data, capsys):
+    assert dispatch(["eval", "--model", str(artefact), "--data", str(data)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["accuracy", "yes", "no", "up", "_silence_"]
+    picture = artefact.with_suffix(".confusion.png")
+    assert str(picture) in err
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    assert picture.stat().st_size > 5_000
+
+
+def test_json_holds_the_same_figures(artefact, data, tmp_path, capsys):
+    picture = tmp_path / "other.png"
+    arguments = ["eval", "--model", str(artefact), "--data", str(data), "--json", "--picture", str(picture)]
+    assert dispatch(arguments) == 0
+    figures = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # strict: no NaN
+    evaluation = evaluate_model(artefact, data, "testing", ())
+    assert figures["overall"] == evaluation.overall.as_dict()
+    assert figures["confusion"] == evaluation.confusion.tolist()
+    assert list(figures["words"]) == figures["labels"] == list(evaluation.labels)
+    assert picture.exists()
+
+
+def test_a_corrupt_clip_is_named(artefact, tmp_path, capsys):
+    root = tiny.make(tmp_path / "damaged")
+    name = (tiny.folder(root) / "testing_list.txt").read_text().split()[0]
+    (tiny.folder(root) / name).write_bytes(b"")
+    assert dispatch(["eval", "--model", str(artefact), "--data", str(root), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert name in json.loads(out)["skipped"][0]
+    assert f"kwsd: skipped {tiny.folder(root.resolve()) / name}" in err
+
+
+def test_a_file_that_is_neither_checkpoint_nor_artefact_is_refused(tmp_path, data):
+    (tmp_path / "a.pt").write_bytes(b"neither")
+    with pytest.raises(ModelError, match="is not a model"):
+        evaluate_model(tmp_path / "a.pt", data, "testing", ())
+
+
+def test_a_model_of_other_words_has_nothing_to_be_tested_on(tmp_path, data):
+    checkpoint(labels=("zero", "one")).save(tmp_path / "a.ckpt")
+    with pytest.raises(AudioError, match="none of the testing clips is one of the labels zero, one"):
+        evaluate_model(tmp_path / "a.ckpt", data, "testing", ())

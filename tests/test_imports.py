@@ -1,0 +1,146 @@
+"""Who knows whom: read from the source, at the top of modules and inside functions."""
+
+import ast
+import graphlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kwsd
+
+PACKAGE = Path(kwsd.__file__).parent
+DAEMON_PATH = ["daemon", "listening", "pipeline", "replay", "spotter"]
+STAGES = ["ring", "window", "spotter", "debouncer", "pipeline", "listening", "daemon", "cli"]
+PURE = ["audio_format", "ring", "window", "debouncer", "span"]
+HEAVY = ["torch", "torchaudio", "sounddevice", "matplotlib"]
+
+
+def module_name(path):
+    parts = ("kwsd", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(source, modules):
+    """The names of everything a source text imports, wherever in it; a name in a package is that of a module
+    where there is one."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in modules else node.module
+
+
+def graph_of(sources):
+    """{module: the modules of the same package it imports}, of {module: source text}."""
+    return {name: {other for other in imported(text, sources) if other in sources} for name, text in sources.items()}
+
+
+GRAPH = graph_of({name: path.read_text() for name, path in SOURCES.items()})
+
+
+def reachable(module, graph):
+    found, ahead = set(), [module]
+    while ahead:
+        for other in graph[ahead.pop()] - found:
+            found.add(other)
+            ahead.append(other)
+    return found
+
+
+def in_training(modules):
+    return sorted(module for module in modules if module.startswith("kwsd.training"))
+
+
+# --- the test itself sees what it should ---
+
+KNOTTED = {
+    "kwsd": "",
+    "kwsd.a": "import numpy\nfrom kwsd.b import thing",
+    "kwsd.b": "from kwsd import c",
+    "kwsd.c": "def later():\n    if True:\n        import kwsd.a",
+}
+
+
+def test_a_cycle_is_seen_even_inside_a_function():
+    graph = graph_of(KNOTTED)
+    assert graph == {"kwsd": set(), "kwsd.a": {"kwsd.b"}, "kwsd.b": {"kwsd.c"}, "kwsd.c": {"kwsd.a"}}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_the_graph_holds_the_whole_package():
+    assert {f"kwsd.{name}" for name in [*DAEMON_PATH, *STAGES, *PURE, "training.train", "sinks.stdout"]} <= GRAPH.keys()
+    assert "kwsd.ring" in GRAPH["kwsd.window"]
+    assert "kwsd.daemon" in GRAPH["kwsd.cli"]  # inside a function
+    assert "kwsd.ring" in reachable("kwsd.cli", GRAPH)
+
+
+# --- direction ---
+
+
+def test_imports_form_a_dag():
+    graphlib.TopologicalSorter(GRAPH).prepare()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_a_later_one(stage):
+    later = {f"kwsd.{name}" for name in STAGES[STAGES.index(stage) + 1 :]}
+    assert not reachable(f"kwsd.{stage}", GRAPH) & later
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_but_the_command_line_knows_the_command_line(module):
+    if module != "kwsd.__main__":
+        assert "kwsd.cli" not in GRAPH[module]
+
+
+# --- training stays out of the daemon ---
+
+
+@pytest.mark.parametrize("module", DAEMON_PATH)
+def test_the_daemon_never_imports_training(module):
+    assert in_training(GRAPH[f"kwsd.{module}"]) == []
+    assert in_training(reachable(f"kwsd.{module}", GRAPH)) == []
+
+
+@pytest.mark.parametrize("module", DAEMON_PATH)
+def test_the_daemon_never_imports_torchaudio(module):
+    for name in {f"kwsd.{module}"} | reachable(f"kwsd.{module}", GRAPH):
+        assert "torchaudio" not in {other.partition(".")[0] for other in imported(SOURCES[name].read_text(), SOURCES)}
+
+
+# --- the core is pure ---
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_core_knows_no_clock_no_thread_and_no_file(module):
+    allowed = {"collections", "dataclasses", "math", "typing", "numpy", "kwsd"}
+    names = {name.partition(".")[0] for name in imported(SOURCES[f"kwsd.{module}"].read_text(), SOURCES)}
+    assert names <= allowed
+
+
+# --- what is loaded ---
+
+
+def loaded_by(statement):
+    """The modules a fresh interpreter has after a statement."""
+    code = f"import sys, json\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("module", ["daemon", "cli", "replay"])
+def test_importing_it_loads_nothing_heavy(module):
+    loaded = loaded_by(f"import kwsd.{module}")
+    assert f"kwsd.{module}" in loaded
+    assert sorted(loaded & set(HEAVY)) == []
+    assert in_training(loaded) == []

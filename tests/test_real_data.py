@@ -1,0 +1,116 @@
+"""On real recordings: the shipped models do what their own files say, and a quick training is quick and honest.
+
+Needs `KWSD_DATA`, a folder that holds `SpeechCommands/speech_commands_v0.02`.
+"""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_speech_commands as tiny
+from conftest import COMMAND
+from running import clean_environment
+
+from kwsd.artefact import read_info
+from kwsd.training.checkpoint import load_checkpoint
+from kwsd.training.evaluate import evaluate_model
+
+DATA = Path(os.environ.get("KWSD_DATA", ""))
+MODELS = Path(__file__).parent.parent / "models"
+EVERY = 10  # of the testing clips, every n-th is scored
+LEAST = {"commands": 0.85, "simplenet": 3 / 35}  # three times chance: nobody promises more of SimpleNet
+LEEWAY = 0.05  # beyond a stored interval: a tenth of the clips is not all of them
+QUICK_S = 60.0
+BUSY = 3.0  # so much slower may the machine that runs the tests be
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("KWSD_DATA"), reason="KWSD_DATA is not set: no real recordings to test on"
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def use_cache(cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+def listed_for_testing():
+    """The data set's own list."""
+    return (tiny.folder(DATA) / "testing_list.txt").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def measured(cache):
+    """The accuracy of a shipped model over every tenth testing clip: how many right, of how many."""
+    scored = {}
+
+    def measure(name):
+        if name not in scored:
+            limit = len(listed_for_testing()) // EVERY
+            scored[name] = evaluate_model(MODELS / f"{name}.pt", DATA, "testing", (), limit=limit).overall
+        return scored[name]
+
+    return measure
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_shipped_model_is_as_good_as_is_promised(measured, name):
+    rate = measured(name)
+    assert rate.of >= 100
+    assert rate.value >= LEAST[name], rate
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_shipped_model_is_as_good_as_its_file_says(measured, name):
+    figures = [figure for figure in read_info(MODELS / f"{name}.pt").figures if figure.name.startswith("accuracy")]
+    if not figures:
+        pytest.skip(f"{name}.pt stores no accuracy")
+    [figure] = figures
+    assert figure.low <= figure.value <= figure.high
+    assert figure.low - LEEWAY <= measured(name).value <= figure.high + LEEWAY, measured(name)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The checkpoint of `kwsd train --quick`, the cache it filled, and how long it took in seconds."""
+    folder = tmp_path_factory.mktemp("quick")
+    begun = time.monotonic()
+    subprocess.run(
+        [*COMMAND, "train", "--model", "simplenet", "--data", DATA.resolve(), "--quick", "--device", "cpu"],
+        check=True, cwd=folder, env=clean_environment(XDG_CACHE_HOME=str(folder / "cache")), capture_output=True,
+        timeout=QUICK_S * BUSY,
+    )  # fmt: skip
+    return load_checkpoint(folder / "models/simplenet.ckpt"), folder / "cache/kwsd", time.monotonic() - begun
+
+
+@pytest.mark.timeout(QUICK_S * BUSY + 30)
+def test_a_quick_training_takes_under_a_minute(quick):
+    checkpoint, _, took_s = quick
+    assert took_s < QUICK_S * BUSY
+    assert checkpoint.epoch == 3
+    assert checkpoint.labels == read_info(MODELS / "simplenet.pt").labels
+
+
+def test_a_quick_training_keeps_training_and_test_apart(quick):
+    _, cache, _ = quick
+    seen = {path.name.split("-")[0]: np.load(path / "index.npz")["paths"].tolist() for path in cache.iterdir()}
+    assert set(seen) == {"training", "validation"}
+    assert 1_000 <= len(seen["training"]) <= 2_000
+    assert 250 <= len(seen["validation"]) <= 500
+    testing = {str(tiny.folder(DATA.resolve()) / name) for name in listed_for_testing()}
+    assert set(seen["training"]).isdisjoint(seen["validation"])
+    assert testing.isdisjoint(seen["training"] + seen["validation"])
+
+
+def test_nobody_is_both_heard_in_training_and_tested(quick):
+    _, cache, _ = quick
+    [index] = cache.glob("training-*/index.npz")
+    tested = {Path(name).name.split("_nohash_")[0] for name in listed_for_testing()}
+    assert tested.isdisjoint(np.load(index)["speakers"].tolist())

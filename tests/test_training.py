@@ -1,0 +1,346 @@
+"""`kwsd train`: repeatable, resumable, interruptible; then `kwsd eval` and `kwsd export` of what it wrote."""
+
+import dataclasses
+import itertools
+import json
+import math
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import tiny_speech_commands as tiny
+import torch
+from conftest import COMMAND
+from running import clean_environment
+from torch.nn import functional as F
+
+from kwsd.artefact import read_info
+from kwsd.cli import dispatch
+from kwsd.errors import AudioError, ConfigError, KwsdError, ModelError
+from kwsd.training import train as training
+from kwsd.training.batches import PlainBatches
+from kwsd.training.checkpoint import load_checkpoint
+from kwsd.training.dataset import load_clips
+from kwsd.training.recipe import RECIPES
+from kwsd.training.train import TrainOptions, labelled_windows, learning_rate, load_noise, smoothed_nll, train
+
+LABELS = "yes,no"
+MATCHBOX = "yes,no,_unknown_,_silence_"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Decoded once for all tests here."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    torch.set_num_threads(1)
+
+
+def options(data, out, **more):
+    return TrainOptions(**({"model": "simplenet", "data": data, "out": out, "labels": LABELS, "device": "cpu"} | more))
+
+
+def quietly(_):
+    """Says nothing."""
+
+
+def same(one, other):
+    """Whether two checkpoints, or parts of them, are equal to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+# --- the real command ---
+
+
+def command(*arguments, cache, cwd):
+    environment = clean_environment(XDG_CACHE_HOME=str(cache), OMP_NUM_THREADS="1")
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def kwsd(*arguments, cache, cwd):
+    """stdout and stderr of a command that must end well."""
+    with command(*arguments, cache=cache, cwd=cwd) as process:
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert "Warning" not in err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def trained(data, cache, tmp_path_factory):
+    """A folder with `models/simplenet.ckpt` after two epochs, and what the command said."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = ("--model", "simplenet", "--data", data, "--labels", LABELS, "--epochs", "2", "--seed", "7")
+    return folder, *kwsd("train", *arguments, "--device", "cpu", cache=cache, cwd=folder)
+
+
+def test_the_command_writes_a_checkpoint_that_needs_no_unpickling(trained, data):
+    folder, out, err = trained
+    assert [str(path.relative_to(folder)) for path in folder.rglob("*")] == ["models", "models/simplenet.ckpt"]
+    content = torch.load(folder / "models/simplenet.ckpt", weights_only=True)
+    assert (content["model"], content["labels"], content["epoch"]) == ("simplenet", ("yes", "no"), 2)
+    assert content["seed"] == 7
+    assert content["recipe"]["epochs"] == 2
+    assert content["command"].startswith("kwsd train --model simplenet --data DATA --labels yes,no")
+    assert str(data) not in content["command"] + content["data"]
+    assert out == ""
+    assert "training: 48 clips (down 12, no 12, up 12, yes 12)" in err
+    assert "epoch 1/2: loss " in err
+    assert "epoch 2/2: loss " in err
+
+
+def test_resumed_after_the_first_of_two_epochs_is_both_in_one_go(trained, data, cache, tmp_path):
+    arguments = (
+        "train", "--model", "simplenet", "--data", data, "--labels", LABELS, "--device", "cpu", "--seed", "7",
+        "--out", "a.ckpt",
+    )  # fmt: skip
+    train(options(data, tmp_path / "a.ckpt", epochs=1, seed=7), quietly)
+    assert load_checkpoint(tmp_path / "a.ckpt").epoch == 1
+    _, err = kwsd(*arguments, "--epochs", "2", "--resume", cache=cache, cwd=tmp_path)
+    assert "epoch 1/2" not in err
+    in_one_go, resumed = (load_checkpoint(f) for f in (trained[0] / "models/simplenet.ckpt", tmp_path / "a.ckpt"))
+    for part in ("epoch", "state", "best_state", "best_accuracy", "optimiser"):
+        assert same(getattr(in_one_go, part), getattr(resumed, part)), part
+
+
+def test_ctrl_c_leaves_a_usable_checkpoint(data, cache, tmp_path):
+    arguments = ("--model", "simplenet", "--data", data, "--labels", LABELS, "--device", "cpu", "--out", "a.ckpt")
+    with command("train", *arguments, "--epochs", "100000", cache=cache, cwd=tmp_path) as process:
+        for line in process.stderr:
+            if "epoch 1/" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=30) == 130, rest
+    assert "Traceback" not in rest
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+    left = load_checkpoint(tmp_path / "a.ckpt")
+    assert left.epoch >= 1
+    assert left.network()(torch.zeros(1, 16_000)).shape == (1, 2)
+    more = train(options(data, tmp_path / "a.ckpt", epochs=left.epoch + 1, resume=True), quietly)
+    assert more.epoch == left.epoch + 1
+
+
+def test_what_was_trained_is_exported_and_evaluated(trained, data, cache, capsys):
+    folder, *_ = trained
+    ckpt, artefact = folder / "models/simplenet.ckpt", folder / "models/simplenet.pt"
+    _, err = kwsd("export", ckpt, "-o", artefact, "--data", data, cache=cache, cwd=folder)
+    info = read_info(artefact)
+    assert info.id in err
+    assert info.labels == ("yes", "no")
+    assert info.data.endswith("--labels yes,no --epochs 2 --seed 7 --device cpu")
+    for model in (artefact, ckpt):
+        assert dispatch(["eval", "--model", str(model), "--data", str(data), "--json"]) == 0
+        overall = json.loads(capsys.readouterr().out)["overall"]
+        assert overall["of"] == 8
+        assert overall["accuracy"] == pytest.approx(info.figures[0].value, abs=1e-4)
+    assert (folder / "models/simplenet.confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- repeatable ---
+
+
+def test_the_seed_alone_decides_the_weights(data, tmp_path):
+    once, again, otherwise = (
+        train(options(data, tmp_path / f"{i}.ckpt", epochs=1, seed=seed), quietly) for i, seed in enumerate((1, 1, 2))
+    )
+    assert same(once.state, again.state)
+    assert not same(once.state, otherwise.state)
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("talk")
+    tiny.write(folder / "talk.wav", np.random.default_rng(1).normal(0, 0.1, 40_000))
+    return folder
+
+
+class Interrupting:
+    """Presses Ctrl-C once the first epoch is announced."""
+
+    def __call__(self, line):
+        if line.startswith("epoch 1/"):
+            raise KeyboardInterrupt
+
+
+def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data, talk, tmp_path, monkeypatch):
+    small = dataclasses.replace(RECIPES["matchboxnet"], batch=24)
+    monkeypatch.setitem(RECIPES, "matchboxnet", small)
+    matchbox = {"model": "matchboxnet", "labels": MATCHBOX, "negatives": (talk,), "epochs": 2}
+    in_one_go = train(options(data, tmp_path / "a.ckpt", **matchbox), quietly)
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "b.ckpt", **matchbox), Interrupting())
+    assert load_checkpoint(tmp_path / "b.ckpt").epoch == 1
+    resumed = train(options(data, tmp_path / "b.ckpt", **matchbox, resume=True), quietly)
+    assert same(in_one_go.state, resumed.state)
+    assert same(in_one_go.optimiser, resumed.optimiser)
+    assert load_checkpoint(tmp_path / "b.ckpt").recipe == dataclasses.asdict(dataclasses.replace(small, epochs=2))
+
+
+# --- interrupted ---
+
+
+def interrupt_in_the_first_epoch(monkeypatch):
+    honest = PlainBatches.epoch
+
+    def interrupted(self, number):
+        yield from itertools.islice(honest(self, number), 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlainBatches, "epoch", interrupted)
+
+
+def test_ctrl_c_in_the_first_epoch_leaves_half_an_epoch(data, tmp_path, monkeypatch):
+    interrupt_in_the_first_epoch(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "a.ckpt"), quietly)
+    left = load_checkpoint(tmp_path / "a.ckpt")
+    assert left.epoch == 0
+    assert same(left.state, left.best_state)
+    assert left.network()(torch.zeros(1, 16_000)).shape == (1, 2)
+
+
+def test_ctrl_c_in_the_first_epoch_does_not_replace_a_trained_checkpoint(data, tmp_path, monkeypatch):
+    train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    before = (tmp_path / "a.ckpt").read_bytes()
+    interrupt_in_the_first_epoch(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "a.ckpt"), quietly)
+    assert (tmp_path / "a.ckpt").read_bytes() == before
+
+
+# --- resumed wrongly, or asked for what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"labels": "yes,up"}, "other labels"),
+        ({"labels": "no,yes"}, "other labels"),
+        ({"seed": 1}, "begun with --seed 0"),
+        ({"out": "nowhere.ckpt"}, "no such checkpoint"),
+    ],
+)
+def test_another_run_cannot_be_resumed(data, tmp_path, changed, complaint):
+    train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    if "out" in changed:
+        changed = {"out": tmp_path / changed["out"]}
+    with pytest.raises((ConfigError, ModelError), match=complaint):
+        train(dataclasses.replace(options(data, tmp_path / "a.ckpt", epochs=2, resume=True), **changed), quietly)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "code", "complaint"),
+    [
+        ({"model": "bcresnet"}, ConfigError, 78, "no such network; there are simplenet, matchboxnet"),
+        ({"seed": -1}, ConfigError, 2, "--seed -1"),
+        ({"labels": "zero,one"}, AudioError, 66, "none of the training clips"),
+        ({"labels": "yes,"}, ConfigError, 78, "empty label"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(data, tmp_path, changed, error, code, complaint):
+    with pytest.raises(error, match=complaint) as failure:
+        train(dataclasses.replace(options(data, tmp_path / "a.ckpt"), **changed), quietly)
+    assert failure.value.exit_code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_without_clips_is_named(data, tmp_path):
+    said = []
+    train(options(data, tmp_path / "a.ckpt", labels="yes,zero,_unknown_", epochs=1), said.append)
+    assert "no training clips of: zero" in said
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):
+    train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    before = (tmp_path / "a.ckpt").read_bytes()
+    monkeypatch.setattr(training, "smoothed_nll", lambda p, *_: p.sum() * math.nan)
+    with pytest.raises(KwsdError, match="not a number"):
+        train(options(data, tmp_path / "a.ckpt", epochs=2, resume=True), quietly)
+    assert (tmp_path / "a.ckpt").read_bytes() == before
+
+
+# --- training, validation and testing kept apart ---
+
+
+def test_validation_clips_among_the_training_clips_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "load_clips", lambda root, subset, **_: load_clips(root, "training"))
+    with pytest.raises(AudioError, match="validation clips are among the training clips"):
+        train(options(data, tmp_path / "a.ckpt"), quietly)
+
+
+def test_no_sample_of_noise_is_in_two_subsets(tmp_path):
+    background = tiny.folder(tmp_path) / "_background_noise_"
+    for i in range(2):
+        tiny.write(background / f"{i}.wav", (np.arange(10_000) + 10_000 * i).astype(np.int16))
+    parts = [load_noise((tmp_path,), subset).tolist() for subset in ("training", "validation", "testing")]
+    assert sorted(itertools.chain.from_iterable(parts)) == list(range(20_000))
+    assert [len(part) for part in parts] == [16_000, 2_000, 2_000]
+
+
+def test_more_noise_is_added_and_none_at_all_is_an_error(data, talk, tmp_path):
+    assert load_noise((data, talk), "training").size == 0.8 * (160_000 + 40_000)
+    assert load_noise((tmp_path, talk), "training").size == 0.8 * 40_000
+    with pytest.raises(AudioError, match="--noise"):
+        load_noise((tmp_path,), "training")
+
+
+def test_silence_is_tested_with_one_piece_of_noise_per_eleven_clips(data):
+    clips = load_clips(data, "training")
+    windows, targets = labelled_windows(clips, ("yes", "no", "_unknown_", "_silence_"), (data,), "training")
+    assert windows.shape == (48 + 4, 16_000)
+    assert windows.dtype == torch.int16
+    assert torch.bincount(targets).tolist() == [12, 12, 24, 4]
+    assert np.array_equal(windows[:48].numpy(), clips.samples)
+    windows, targets = labelled_windows(clips, ("no", "yes"), (data,), "training")
+    assert torch.bincount(targets).tolist() == [12, 12]
+
+
+def test_quick_is_short(data, tmp_path):
+    said = []
+    quick = train(options(data, tmp_path / "a.ckpt", quick=True), said.append)
+    assert quick.epoch == quick.recipe["epochs"] == 3
+    assert {"epoch 3/3"} < {line.split(":")[0] for line in said}
+
+
+# --- the arithmetic ---
+
+
+@pytest.mark.parametrize(
+    ("epochs_done", "share"),
+    [(0.0, 0.0), (1.0, 0.5), (2.0, 1.0), (6.0, 0.5), (10.0, 0.0), (11.0, 0.0), (4.0, 0.5 + math.sqrt(0.5) / 2)],
+)
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine(epochs_done, share):
+    recipe = dataclasses.replace(RECIPES["matchboxnet"], epochs=10, warmup_epochs=2.0, learning_rate=0.1)
+    assert learning_rate(recipe, epochs_done) == pytest.approx(0.1 * share)
+
+
+def test_the_articles_learning_rate_is_constant():
+    assert {learning_rate(RECIPES["simplenet"], e) for e in (0.1, 1, 19.9)} == {1e-3}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.3])
+def test_the_loss_is_torchs_label_smoothing(smoothing):
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(smoothed_nll(logits.log_softmax(1), targets, smoothing), expected)
