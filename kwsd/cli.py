@@ -37,7 +37,11 @@ def main() -> NoReturn:
             traceback.print_exc()
         say(f"internal error: {error!r}; run it with --debug for details, and please report it")
         code = INTERNAL
-    sys.exit(finish(code))
+    code = finish(code)
+    if "torch" in sys.modules:  # all is said and closed, and to take torch apart keeps Python busy for a second or more
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def open_standard_streams() -> None:

@@ -135,15 +135,18 @@ def test_a_file_that_differs_is_refused_and_none_is_left(tmp_path, monkeypatch, 
     assert not before or path.read_bytes() == before
 
 
-def test_a_difference_on_a_single_clip_is_found(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [0.01, float("nan")])
+def test_a_difference_on_a_single_clip_is_found(tmp_path, monkeypatch, change):
     class Elsewhere(nn.Module):
         def __init__(self, network):
             super().__init__()
             self.network = network
+            self.change = change
 
         def forward(self, windows: torch.Tensor) -> torch.Tensor:
-            odd = (windows[:, :1] > 0.9).float()  # (batch, 1)
-            return torch.log_softmax(self.network(windows) + odd * torch.tensor([0.01, 0.0, 0.0]), -1)
+            log_probs = self.network(windows)  # (batch, 3)
+            odd = log_probs + torch.tensor([self.change, 0.0, 0.0])  # (batch, 3)
+            return torch.where(windows[:, :1] > 0.9, odd, log_probs)  # (batch, 3)
 
     honest = exporting.frozen
     monkeypatch.setattr(exporting, "frozen", lambda network: honest(Elsewhere(network)))
@@ -258,6 +261,7 @@ def test_a_bare_state_dict_becomes_an_artefact_whatever_its_layers_are_called(tm
     assert spotter.info.labels == ALL
     assert spotter.info.architecture == "simplenet"
     assert "linear.h5" in spotter.info.data
+    assert spotter.info.licence == "unknown"
     with torch.inference_mode():
         eager = network(CLIPS).exp().numpy()
     np.testing.assert_allclose(spotter.score(CLIPS.numpy()), eager, rtol=0, atol=1e-5)

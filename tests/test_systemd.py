@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -159,12 +160,6 @@ class Daemon:
         return self.process.wait(PATIENCE_S), time.monotonic() - begun
 
 
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    with Manager(str(tmp_path / "notify")) as manager:
-        yield manager
-
-
 def write_config(path: Path, **settings: object) -> Path:
     """A config that listens to stdin."""
     tree = {"model": str(MODEL), "streams": [{"source": "pcm", "name": "room"}], **settings}
@@ -172,109 +167,131 @@ def write_config(path: Path, **settings: object) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Service:
+    """A daemon that is ready, and what was heard of it before any audio came."""
+
+    manager: Manager
+    daemon: Daemon
+    config: Path
+    before_audio: dict[str, list[str]]
+    wait_for_ready_s: float  # from the first sample
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for several tests, for starting it is what takes long."""
+    folder = tmp_path_factory.mktemp("service")
+    config = write_config(folder / "config.yaml")
+    with (
+        Manager(str(folder / "notify")) as manager,
+        Daemon(manager, folder, "--config", str(config), watchdog_s=0.4) as daemon,
+    ):
+        wait_for("the model to be loaded", lambda: daemon.said("listening on room"))
+        daemon.process.send_signal(signal.SIGHUP)  # a reload is no audio either
+        time.sleep(0.7)
+        before_audio = {
+            "READY": manager.all("READY"),
+            "WATCHDOG": manager.all("WATCHDOG"),
+            "events": [event["type"] for event in daemon.events() if event["type"] != "reload"],
+        }
+        begun = time.monotonic()
+        daemon.speak()
+        wait_for("the ready event", lambda: daemon.last("ready"))
+        wait_for("READY=1", lambda: manager.all("READY"))
+        yield Service(manager, daemon, config, before_audio, time.monotonic() - begun)
+
+
 # --- the daemon and its manager -----------------------------------------------------------------------------
 
 
-def test_ready_waits_for_audio_that_reached_the_model(manager: Manager, tmp_path: Path) -> None:
-    with Daemon(manager, tmp_path, "--source", "-", "--model", str(MODEL)) as daemon:
-        wait_for("the model to be loaded", lambda: daemon.said("listening on stdin"))
-        daemon.process.send_signal(signal.SIGHUP)  # a reload is no audio either
-        time.sleep(0.7)
-        assert manager.all("READY") == []
-        assert daemon.last("ready") is None
+def test_ready_waits_for_audio_that_reached_the_model(service: Service) -> None:
+    assert service.before_audio == {"READY": [], "WATCHDOG": [], "events": []}
+    assert service.wait_for_ready_s > 0.8  # a window takes a second of audio, and we speak in real time
+    assert "listening on room; 0 words heard" in service.manager.all("STATUS")
 
-        begun = time.monotonic()
+
+def test_the_watchdog_is_fed_by_scored_windows_and_by_nothing_else(service: Service) -> None:
+    manager, daemon = service.manager, service.daemon
+    begun = time.monotonic()
+    time.sleep(2.0)
+    assert 3 <= manager.count("WATCHDOG", since=begun) <= 12  # wanted every 0.4 s, sent every 0.2 s
+
+    daemon.hush()
+    wait_for("a second without WATCHDOG=1", lambda: not manager.count("WATCHDOG", since=time.monotonic() - 1), 10)
+    assert daemon.process.poll() is None
+
+    spoken = time.monotonic()
+    daemon.speak()
+    wait_for("WATCHDOG=1", lambda: manager.count("WATCHDOG", since=spoken), 10)
+
+
+def reload(service: Service, **settings: object) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Change the config and send SIGHUP: the event, and what the manager was told but for the watchdog."""
+    begun, before = time.monotonic(), len(service.manager.all("RELOADING"))
+    told = sum(event["type"] == "reload" for event in service.daemon.events())
+    write_config(service.config, **settings)
+    service.daemon.process.send_signal(signal.SIGHUP)
+    wait_for("RELOADING=1", lambda: len(service.manager.all("RELOADING")) > before)
+    wait_for("READY=1 after it", lambda: service.manager.count("READY", since=begun))
+    events = wait_for("the event", lambda: [e for e in service.daemon.events() if e["type"] == "reload"][told:])
+    return events[0], [m for at, m in service.manager.heard if at >= begun and "WATCHDOG" not in m]
+
+
+def test_a_bad_config_is_refused_with_the_reason_and_the_old_one_stays(service: Service) -> None:
+    event, messages = reload(service, debouncer={"treshold": 0.9})
+    assert event["ok"] is False
+    place = re.escape(str(service.config))
+    assert re.fullmatch(rf"{place}:\d+: debouncer\.treshold: unknown key; did you mean threshold\?", event["error"])
+    assert service.daemon.said("the old configuration is kept")
+    assert [next(iter(message)) for message in messages[:2]] == ["RELOADING", "READY"]
+    begun = time.monotonic()
+    wait_for("it to go on", lambda: service.manager.count("WATCHDOG", since=begun), 10)
+
+
+def test_a_good_config_is_taken_without_a_restart(service: Service) -> None:
+    event, messages = reload(service, keywords={"stop": {}, "go": {}})
+    assert event["ok"] is True
+    assert [next(iter(message)) for message in messages[:2]] == ["RELOADING", "READY"]
+    assert 0 <= time.monotonic_ns() // 1000 - int(messages[0]["MONOTONIC_USEC"]) < 60_000_000
+    with socket.socket(socket.AF_UNIX) as reader, reader.makefile("rb") as lines:
+        reader.connect(str(service.config.with_name("events.sock")))  # sinks.socket.path: auto
+        assert json.loads(lines.readline())["keywords"] == ["go", "stop"]
+
+
+def test_the_status_names_the_last_word(service: Service) -> None:
+    reload(service, debouncer={"threshold": 0.001, "release": 0.0, "margin": 0.0})  # any noise is a word
+    wait_for("a STATUS with a word", lambda: "last heard" in service.manager.all("STATUS")[-1])
+    told = re.fullmatch(r"listening on room; (\d+) words heard; last heard: (\w+)", service.manager.all("STATUS")[-1])
+    assert told
+    words = wait_for(
+        "its event",
+        lambda: [e["keyword"] for e in service.daemon.events() if e["type"] == "detection"][int(told[1]) - 1 :],
+    )
+    assert words[0] == told[2]
+
+
+def test_sigterm_ends_it_within_a_second_with_everything_said(tmp_path: Path) -> None:
+    with (
+        Manager(str(tmp_path / "notify")) as manager,
+        Daemon(manager, tmp_path, "--source", "-", "--model", str(MODEL)) as daemon,
+    ):
         daemon.speak()
         wait_for("READY=1", lambda: manager.all("READY"))
-        assert time.monotonic() - begun > 0.8  # a window takes a second of audio, and we speak in real time
-        assert manager.heard[-1][1] == {"READY": "1", "STATUS": "listening on stdin; 0 words heard"}
-        assert wait_for("the event", lambda: daemon.last("ready"))["streams"] == ["stdin"]
         assert manager.all("WATCHDOG") == []  # nobody asked for it
-
-
-def test_sigterm_ends_it_within_a_second_with_everything_said(manager: Manager, tmp_path: Path) -> None:
-    with Daemon(manager, tmp_path, "--source", "-", "--model", str(MODEL)) as daemon:
-        daemon.speak()
-        wait_for("READY=1", lambda: manager.all("READY"))
-        with socket.socket(socket.AF_UNIX) as reader:
-            reader.connect(str(tmp_path / "events.sock"))  # sinks.socket.path: auto
-            lines = reader.makefile("rb")
+        with socket.socket(socket.AF_UNIX) as reader, reader.makefile("rb") as lines:
+            reader.connect(str(tmp_path / "events.sock"))
             assert json.loads(lines.readline())["type"] == "hello"
             code, seconds = daemon.stop()
             rest = [json.loads(line) for line in lines]
-            lines.close()
-        assert (code, seconds < 1.0) == (0, True), f"exit {code} after {seconds:.2f} s"
         for told in (daemon.events(), rest):
             assert told[-1]["type"] == "shutdown"
             assert told[-1]["reason"] == "SIGTERM"
         wait_for("STOPPING=1", lambda: manager.all("STOPPING"))
         assert manager.heard[-1][1] == {"STOPPING": "1", "STATUS": "stopping"}
         assert not (tmp_path / "events.sock").exists()
-
-
-def test_the_watchdog_is_fed_by_scored_windows_and_by_nothing_else(manager: Manager, tmp_path: Path) -> None:
-    with Daemon(manager, tmp_path, "--source", "-", "--model", str(MODEL), watchdog_s=0.4) as daemon:
-        daemon.speak()
-        wait_for("READY=1", lambda: manager.all("READY"))
-        ready = time.monotonic()
-        time.sleep(2.0)
-        assert 3 <= manager.count("WATCHDOG", since=ready) <= 12  # wanted every 0.4 s, sent every 0.2 s
-
-        daemon.hush()
-        wait_for("a second without WATCHDOG=1", lambda: not manager.count("WATCHDOG", since=time.monotonic() - 1), 10)
-        assert daemon.process.poll() is None
-
-        spoken = time.monotonic()
-        daemon.speak()
-        wait_for("WATCHDOG=1", lambda: manager.count("WATCHDOG", since=spoken), 10)
-
-
-def test_the_status_names_the_last_word(manager: Manager, tmp_path: Path) -> None:
-    anything = ["--set=debouncer.threshold=0.001", "--set=debouncer.release=0", "--set=debouncer.margin=0"]
-    with Daemon(manager, tmp_path, "--source", "-", "--model", str(MODEL), *anything) as daemon:
-        daemon.speak()
-        wait_for("its STATUS", lambda: len(manager.all("STATUS")) > 1)
-        words = [event["keyword"] for event in daemon.events() if event["type"] == "detection"]
-        told = re.fullmatch(r"listening on stdin; (\d+) words heard; last heard: (\w+)", manager.all("STATUS")[1])
-        assert told
-        assert told[2] == words[int(told[1]) - 1]
-
-
-def test_reload_takes_the_new_config_or_keeps_the_old_one_and_says_why(manager: Manager, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "config.yaml")
-    with Daemon(manager, tmp_path, "--config", str(config)) as daemon:
-        daemon.speak()
-        wait_for("READY=1", lambda: manager.all("READY"))
-
-        write_config(config, debouncer={"treshold": 0.9})
-        daemon.process.send_signal(signal.SIGHUP)
-        refused = wait_for("the event", lambda: daemon.last("reload"))
-        assert refused["ok"] is False
-        assert re.fullmatch(
-            rf"{re.escape(str(config))}:\d+: debouncer\.treshold: unknown key; did you mean threshold\?",
-            refused["error"],
-        )
-        wait_for("READY=1 after it", lambda: len(manager.all("READY")) == 2)
-        assert daemon.said("the old configuration is kept")
-
-        before = len(daemon.events())
-        write_config(config, keywords={"stop": {}, "go": {}})
-        daemon.process.send_signal(signal.SIGHUP)
-        wait_for("the event", lambda: len(daemon.events()) > before)
-        assert daemon.last("reload")["ok"] is True
-        wait_for("READY=1 after it", lambda: len(manager.all("READY")) == 3)
-        with socket.socket(socket.AF_UNIX) as reader, reader.makefile("rb") as lines:
-            reader.connect(str(tmp_path / "events.sock"))
-            assert json.loads(lines.readline())["keywords"] == ["go", "stop"]
-
-        order = [next(iter(message)) for _, message in manager.heard]
-        assert order == ["READY", "RELOADING", "READY", "RELOADING", "READY"]
-        now = time.monotonic_ns() // 1000
-        for _, message in manager.heard:
-            if "RELOADING" in message:
-                assert message["RELOADING"] == "1"
-                assert now - 60_000_000 < int(message["MONOTONIC_USEC"]) <= now
-        assert daemon.stop()[0] == 0
+        assert code == 0
+        assert seconds < 1.0
 
 
 def test_a_recording_that_ends_ends_the_service(tmp_path: Path) -> None:
@@ -293,8 +310,11 @@ def test_a_recording_that_ends_ends_the_service(tmp_path: Path) -> None:
         assert daemon.events()[-1]["reason"] == "end of audio"
 
 
-def test_a_service_that_cannot_start_never_says_ready(manager: Manager, tmp_path: Path) -> None:
-    with Daemon(manager, tmp_path, "--source", "-", "--model", str(tmp_path / "none.pt")) as daemon:
+def test_a_service_that_cannot_start_never_says_ready(tmp_path: Path) -> None:
+    with (
+        Manager(str(tmp_path / "notify")) as manager,
+        Daemon(manager, tmp_path, "--source", "-", "--model", str(tmp_path / "none.pt")) as daemon,
+    ):
         assert daemon.process.wait(PATIENCE_S) == 66
         assert manager.all("READY") == []
 
@@ -365,21 +385,25 @@ def lines_of(unit: Path) -> list[str]:
     return [line for line in unit.read_text().splitlines() if re.match(r"\w+=", line)]
 
 
+def explained() -> set[str]:
+    """The lines that README.md has a row for."""
+    table = (UNITS / "README.md").read_text().partition("## Why each line is there")[2].partition("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| `")]
+    return {line for row in rows for line in re.findall(r"`(\w+=[^`]*)`", row.split(" | ")[0])}
+
+
 @pytest.mark.parametrize(
     ("unit", "line"),
     [pytest.param(unit, line, id=f"{unit.parent.name}/{line}") for unit in (SYSTEM_UNIT, USER_UNIT, CUDA)
      for line in lines_of(unit)],
 )  # fmt: skip
 def test_every_line_of_the_units_is_explained(unit: Path, line: str) -> None:
-    rows = [row for row in (UNITS / "README.md").read_text().splitlines() if row.startswith("| `")]
-    assert any(f"`{line}`" in row.split(" | ")[0] for row in rows), f"{unit.name}: no row for {line}"
+    assert line in explained(), f"{unit.name}: README.md has no row for it"
 
 
 def test_the_readme_explains_no_line_that_is_gone() -> None:
     here = {line for unit in (SYSTEM_UNIT, USER_UNIT, CUDA) for line in lines_of(unit)}
-    rows = [row for row in (UNITS / "README.md").read_text().splitlines() if row.startswith("| `")]
-    explained = {line for row in rows for line in re.findall(r"`(\w+=[^`]*)`", row.split(" | ")[0])}
-    assert explained - here == set()
+    assert explained() - here == set()
 
 
 @pytest.mark.parametrize("unit", [SYSTEM_UNIT, USER_UNIT], ids=["system", "user"])

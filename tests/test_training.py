@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from kwsd.artefact import read_info
 from kwsd.cli import dispatch
 from kwsd.errors import AudioError, ConfigError, KwsdError, ModelError
+from kwsd.networks.matchboxnet import MatchboxNet
 from kwsd.training import train as training
 from kwsd.training.batches import PlainBatches
 from kwsd.training.checkpoint import load_checkpoint
@@ -313,6 +314,19 @@ def test_silence_is_tested_with_one_piece_of_noise_per_eleven_clips(data):
     assert np.array_equal(windows[:48].numpy(), clips.samples)
     windows, targets = labelled_windows(clips, ("no", "yes"), (data,), "training")
     assert torch.bincount(targets).tolist() == [12, 12]
+
+
+def test_evaluation_neither_drops_out_nor_learns():
+    torch.manual_seed(0)
+    network = MatchboxNet(3).train()
+    windows = (torch.randn(300, 16_000) * 3000).short()  # more than one batch
+    state = {name: weights.clone() for name, weights in network.state_dict().items()}
+    log_probs = torch.cat(list(training.predictions(network, windows, torch.device("cpu"))))
+    assert same(dict(network.state_dict()), state)
+    with torch.no_grad():
+        torch.testing.assert_close(log_probs, network.eval()(windows / 32768.0), rtol=0, atol=1e-4)
+    assert training.evaluate(network, windows, log_probs.argmax(1), torch.device("cpu")) == 1.0
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_quick_is_short(data, tmp_path):

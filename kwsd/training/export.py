@@ -151,7 +151,7 @@ def describe(checkpoint: Checkpoint, thresholds: dict[str, float], figures: tupl
         thresholds=thresholds,
         figures=figures,
         data=f"{checkpoint.data}; {checkpoint.command}" if checkpoint.command else checkpoint.data,
-        licence=LICENCE,
+        licence=LICENCE if checkpoint.command else "unknown",
         weights_sha256=weights_hash(checkpoint.best_state),
     )
 
