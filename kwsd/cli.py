@@ -373,12 +373,12 @@ def evaluate(options: argparse.Namespace) -> int:
     evaluation = evaluate_model(options.model, options.data, options.subset, tuple(options.noise))
     for reason in evaluation.skipped:
         say(f"skipped {reason}")
+    show((json.dumps(evaluation.as_dict()) if options.json else evaluation.table()) + "\n")
     picture = options.picture or options.model.with_suffix(".confusion.png")
     try:
         draw_confusion(evaluation, picture)
-    except OSError as error:
-        raise KwsdError(f"{picture}: cannot be written ({error.strerror})", exit_code=IO) from None
-    show((json.dumps(evaluation.as_dict()) if options.json else evaluation.table()) + "\n")
+    except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
+        raise KwsdError(f"{picture}: cannot be written ({error}); name a PNG with --picture", exit_code=IO) from None
     say(f"confusion matrix: {picture}")
     return OK
 

@@ -57,6 +57,7 @@ class Daemon:
         self._ready = False
         self._detections = 0
         self._last_heard = ""
+        self._refused = ""
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -223,17 +224,22 @@ class Daemon:
         async with self._reloading:
             if self._listening is None or self._stop.is_set():
                 return
-            self._notifier.reloading()
+            was_ready = self._ready  # READY is for audio that reached the model, and a reload brings none
+            if was_ready:
+                self._notifier.reloading()
             try:
                 await self._switch_to(self._load())
+                self._refused = ""
                 self._emit(Reload(ok=True))
                 log.info("reloaded")
             except KwsdError as error:
+                self._refused = f"; reload refused: {error}"
                 self._emit(Reload(ok=False, error=str(error)))
                 log.error("reload: %s; the old configuration is kept", error)
             except Stopped:
                 return
-            self._notifier.ready(self._status())
+            if was_ready:
+                self._notifier.ready(self._status())
 
     async def _switch_to(self, config: Config) -> None:
         """All of a new configuration, or nothing of it. Raises KwsdError for why not."""
@@ -311,7 +317,8 @@ class Daemon:
         return ", ".join(self._names())
 
     def _status(self) -> str:
-        return f"listening on {self._stream_names()}; {self._detections} words heard{self._last_heard}"
+        heard = f"{self._detections} words heard{self._last_heard}"
+        return f"listening on {self._stream_names()}; {heard}{self._refused}"
 
 
 def _same_streams(one: Config, other: Config) -> bool:

@@ -56,6 +56,7 @@ class Debouncer:
             raise ValueError(f"isolation needs a model with the label {SILENCE}")
         lookback = max(1, rules.isolation // rules.hop)
         shape = (streams, len(rules.keywords))
+        self._low = np.minimum(rules.release, rules.threshold)
         self._recent = np.zeros((streams, rules.smoothing, len(self.labels)), np.float32)
         self._speech = np.zeros((streams, lookback), np.bool_)  # was there speech, per hop
         self._count = np.zeros(streams, np.int64)  # windows since the last gap
@@ -82,9 +83,11 @@ class Debouncer:
         self._forget_across_gaps(streams, ends)
         smoothed = self._smooth(streams, posteriors)  # (n, labels)
         scores = smoothed[:, self._columns]  # (n, keywords)
+        isolated = self._isolated(streams, posteriors)
+        if self._at_rest(streams, scores):
+            return
         rivals = _runners_up(smoothed)[:, self._columns]  # (n, keywords) index of a label
         candidates = self._candidates(streams, scores, np.take_along_axis(smoothed, rivals, 1))
-        isolated = self._isolated(streams, posteriors)
         fired = self._fire_once(streams, ends, candidates & isolated)
         self._rearm(streams, ends, scores)
         for row, keyword in np.argwhere(fired).tolist():
@@ -118,6 +121,11 @@ class Debouncer:
     def _known(self, streams: Indices) -> Flags:
         """Whether there are windows enough for a mean; before that a score is not low but unknown. (n, 1)."""
         return np.asarray(self._count[streams, None] >= self.rules.smoothing)
+
+    def _at_rest(self, streams: Indices, scores: Scores) -> bool:
+        """Whether nothing is said and all is armed, as nearly always: then no rule below changes anything."""
+        still = bool((scores < self._low).all())
+        return still and bool(self._armed[streams].all()) and not self._hits[streams].any()
 
     def _candidates(self, streams: Indices, scores: Scores, rivals: Scores) -> Flags:
         """Above the threshold and ahead of the runner-up, for enough windows in a row: (n, keywords)."""

@@ -54,6 +54,7 @@ class Inlet:
         self._piece = np.zeros(int(PIECE_S * rate), np.float32)
         self._resampler = resampler(rate)
         self._read = 0  # native samples converted so far
+        self._wake_at = 0  # native index the inference thread waits for
         self._gap = 0  # native index of the last gap crossed
 
     def write(self, frames: NDArray[np.float32]) -> None:
@@ -78,6 +79,15 @@ class Inlet:
     def end(self) -> None:
         """No more blocks will come."""
         self.ended = True
+
+    def want(self, sample: int) -> None:
+        """Ask to be woken when there is news that reaches this sample of the 16 kHz ring."""
+        self._wake_at = max(sample * self.rate // SAMPLE_RATE, self._read + 1)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is audio that the inference thread waits for."""
+        return not self.drained and (self.ended or bool(self._native.written[0] >= self._wake_at))
 
     @property
     def backlog(self) -> float:

@@ -68,7 +68,7 @@ class Listening:
         self._pipeline = self.pipeline(self.config, spotter)
         for source, inlet in zip(self.sources, self._inlets, strict=True):
             inlet.wrote_at = time.monotonic()
-            source.start(inlet, self._wake)
+            source.start(inlet, self._waker(inlet))
         sys.setswitchinterval(SWITCH_S)
         self._thread.start()
 
@@ -83,7 +83,7 @@ class Listening:
 
     def time_writes(self, durations_us: list[float]) -> None:
         """Before `start`, with one stream: note how long each block holds up the thread that delivers it."""
-        [inlet], wake, write = self._inlets, self._wake, self._inlets[0].write
+        [inlet], waker, write = self._inlets, self._waker, self._inlets[0].write
         begun = 0
 
         def timed_write(frames: Frames) -> None:
@@ -91,11 +91,16 @@ class Listening:
             begun = time.perf_counter_ns()
             write(frames)
 
-        def timed_wake() -> None:
-            wake()
-            durations_us.append((time.perf_counter_ns() - begun) / 1000)
+        def timed_waker(inlet: Inlet) -> Callable[[], None]:
+            wake = waker(inlet)
 
-        inlet.write, self._wake = timed_write, timed_wake  # type: ignore[method-assign]
+            def timed_wake() -> None:
+                wake()
+                durations_us.append((time.perf_counter_ns() - begun) / 1000)
+
+            return timed_wake
+
+        inlet.write, self._waker = timed_write, timed_waker  # type: ignore[method-assign]
 
     def stop(self) -> None:
         """Stop the sources and the thread; returns when both have."""
@@ -107,11 +112,26 @@ class Listening:
             self._thread.join(timeout=0.5)
 
     def _wake(self) -> None:
-        """Called by the audio callback. Putting into a SimpleQueue neither blocks nor hands over the interpreter
-        lock, as a system call would: the callback would then wait for it behind the thread it has just woken."""
+        """Putting into a SimpleQueue neither blocks nor hands over the interpreter lock, as a system call would: the
+        audio callback would then wait for it behind the thread it has just woken."""
         self._wakeups.put(None)
 
+    def _waker(self, inlet: Inlet) -> Callable[[], None]:
+        """What a source calls after each block: wakes the inference thread when a window may be due."""
+
+        def wake() -> None:
+            if inlet.wanted:
+                self._wake()
+
+        return wake
+
     def _wait(self) -> None:
+        """Until a window may be due, but not long: sources are looked after as well."""
+        assert self._pipeline is not None
+        for inlet, due in zip(self._inlets, self._pipeline.schedule.first_due(self._ring).tolist(), strict=True):
+            inlet.want(due)
+        if any(inlet.wanted for inlet in self._inlets):  # it came just now
+            return
         with contextlib.suppress(queue.Empty):
             self._wakeups.get(timeout=WAKE_AT_LEAST_S)
             while True:

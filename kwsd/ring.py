@@ -22,6 +22,7 @@ class RingBuffer:
         self.unbroken_from = np.zeros(streams, np.int64)  # first index after the last gap
         self._claimed = np.zeros(streams, np.int64)  # the writer may be overwriting [.., _claimed - capacity)
         self._samples = np.zeros((streams, capacity), np.float32)
+        self._rows = list(self._samples)  # one view per stream, made once
 
     def write(self, stream: int, block: Samples) -> None:
         """Append a block (n,). Called by the stream's one writer; never blocks."""
@@ -29,11 +30,12 @@ class RingBuffer:
         self._claimed[stream] = end
         if len(block) > self.capacity:
             block = block[-self.capacity :]
-        ring = self._samples[stream]
+        ring = self._rows[stream]
         start = (end - len(block)) % self.capacity
         head = min(len(block), self.capacity - start)
         ring[start : start + head] = block[:head]
-        ring[: len(block) - head] = block[head:]
+        if head < len(block):
+            ring[: len(block) - head] = block[head:]
         self.written[stream] = end
 
     def skip(self, stream: int, lost: int = 0) -> None:

@@ -6,7 +6,6 @@ import errno
 import fnmatch
 import os
 import select
-import stat
 import sys
 import threading
 import time
@@ -326,6 +325,8 @@ class RawPcm(_Reader):
         self._channels = channels
         self._type, self._full_scale = FORMATS[sample_format]
         self._fd = self._open(path)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
 
     def _open(self, path: str) -> int:
         if path == "-":
@@ -373,11 +374,7 @@ class RawPcm(_Reader):
 
     def _read(self, size: int) -> bytes | None:
         """Bytes, b'' at the end, None if nothing came for a while."""
-        fifo = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        events = poll.poll(100)
-        if not events or (fifo and not events[0][1] & (select.POLLIN | select.POLLHUP)):
+        if not self._poll.poll(100):
             return None
         try:
             return os.read(self._fd, size)

@@ -47,7 +47,7 @@ class WindowSchedule:
         Of a live stream that is further behind, the newest windows are skipped, so that what was begun is
         finished and the next batch starts at the present. The windows are valid until the next call.
         """
-        first = self._first_due(ring)  # (streams,)
+        first = self.first_due(ring)  # (streams,)
         due = np.maximum((ring.written - first) // self.hop + 1, 0)  # (streams,)
         if not due.any():
             return Batch(NOTHING, NOTHING, self._windows[:0], due)
@@ -59,9 +59,9 @@ class WindowSchedule:
 
     def exhausted(self, ring: RingBuffer) -> bool:
         """Whether no window is due in any stream."""
-        return bool((ring.written < self._first_due(ring)).all())
+        return bool((ring.written < self.first_due(ring)).all())
 
-    def _first_due(self, ring: RingBuffer) -> Indices:
+    def first_due(self, ring: RingBuffer) -> Indices:
         """Where the next window of each stream ends: the first that reaches over no gap, at a multiple of the hop."""
         earliest = np.maximum(self.next_end, ring.unbroken_from + WINDOW)  # (streams,)
         return -(-earliest // self.hop) * self.hop

@@ -40,7 +40,8 @@ class SoundServer:
             env=self.environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         for _ in range(100):
-            if subprocess.run(["pactl", "info"], env=self.environment, capture_output=True).returncode == 0:
+            answer = subprocess.run(["pactl", "info"], env=self.environment, capture_output=True, check=False)
+            if answer.returncode == 0:
                 return
             time.sleep(0.05)
         raise RuntimeError("pulseaudio did not come up")

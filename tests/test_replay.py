@@ -17,7 +17,7 @@ RATE = 16_000
 
 def replay(*arguments):
     result = subprocess.run(
-        [KWSD, "replay", *map(str, arguments)], capture_output=True, env=clean_environment(), timeout=60
+        [KWSD, "replay", *map(str, arguments)], capture_output=True, env=clean_environment(), timeout=60, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()

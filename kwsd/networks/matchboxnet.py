@@ -3,17 +3,38 @@
 Only the convolutions and the final mean mix time.
 """
 
+from typing import Final
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kwsd.features import MELS, LogMel
+
+FEW = 4  # windows
+
+
+class DepthwiseConv1d(nn.Conv1d):
+    """One kernel per channel. The same sum in two orders: for a few windows at a time, as in the daemon, the
+    library's convolution spends its time reordering weights, and products of shifted frames are faster."""
+
+    few: Final[int] = FEW
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, frames) to (batch, channels, frames / stride)."""
+        if self.training or x.shape[0] > self.few:
+            return F.conv1d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        pad, stride, dilation = int(self.padding[0]), self.stride[0], self.dilation[0]
+        reach = dilation * (self.kernel_size[0] - 1) + 1  # frames under the kernel
+        padded = F.pad(x.transpose(1, 2), (0, 0, pad, pad))  # (batch, frames + 2 pad, channels)
+        under = padded.unfold(1, reach, stride)[..., ::dilation].transpose(2, 3)  # (batch, frames, kernel, channels)
+        return (under * self.weight[:, 0].t()).sum(2).transpose(1, 2)  # (batch, channels, frames)
 
 
 def separable(channels_in: int, channels_out: int, kernel: int, dilation: int = 1, stride: int = 1) -> nn.Sequential:
     """Depthwise convolution over time, pointwise over channels, batch normalisation."""
     padding = dilation * (kernel - 1) // 2
     return nn.Sequential(
-        nn.Conv1d(channels_in, channels_in, kernel, stride, padding, dilation, groups=channels_in, bias=False),
+        DepthwiseConv1d(channels_in, channels_in, kernel, stride, padding, dilation, groups=channels_in, bias=False),
         nn.Conv1d(channels_in, channels_out, 1, bias=False),
         nn.BatchNorm1d(channels_out),
     )
