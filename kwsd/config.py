@@ -16,7 +16,7 @@ from kwsd.errors import NO_INPUT, NO_PERMISSION, ConfigError
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
 DEFAULT_MODEL = DEFAULT_PATH.with_name("models") / "commands.pt"  # for a config that names none, wherever it lies
 ENVIRONMENT = "KWSD_"
-NOT_SETTINGS = {"KWSD_DATA", "KWSD_CONFIG"}  # other variables that begin like ours
+NOT_SETTINGS = {"KWSD_DATA"}  # names the recordings that the tests use
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]

@@ -57,7 +57,9 @@ class Daemon:
         self._ready = False
         self._detections = 0
         self._last_heard = ""
+        self._listening: Listening | None = None
         self._refused = ""
+        self._reload_wanted = False
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -85,12 +87,13 @@ class Daemon:
         config = self._config
         self._info = read_info(config.model_path)
         make_rules(config, self._info)
-        self._listening: Listening | None = None
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
         self._spotter: Spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
         listening.start(self._spotter)
         self._listening = listening
+        if self._reload_wanted:
+            self._on_reload_signal()
         log.info("listening on %s with %s", self._stream_names(), config.model_path)
 
     async def _open_sinks(self, config: Config) -> None:
@@ -222,7 +225,10 @@ class Daemon:
 
     async def _reload(self) -> None:
         async with self._reloading:
-            if self._listening is None or self._stop.is_set():
+            if self._listening is None:  # still starting: as soon as there is something to reload
+                self._reload_wanted = True
+                return
+            if self._stop.is_set():
                 return
             was_ready = self._ready  # READY is for audio that reached the model, and a reload brings none
             if was_ready:
@@ -280,9 +286,8 @@ class Daemon:
     async def _shut_down(self) -> None:
         """Sources first, then the last event, then the sinks."""
         self._notifier.stopping()
-        listening = getattr(self, "_listening", None)
-        if listening is not None:
-            await asyncio.to_thread(listening.stop)
+        if self._listening is not None:
+            await asyncio.to_thread(self._listening.stop)
             await asyncio.sleep(0)  # what the inference thread reported last
         if self._sinks:
             self._emit(Shutdown(reason=self._reason, detections=self._detections))

@@ -24,6 +24,7 @@ from kwsd.window import WindowSchedule
 
 FALLBACK_THRESHOLD = 0.8  # for a label the artefact recommends nothing for
 NO_LIMIT = -1
+TELL_EVERY = SAMPLE_RATE  # samples: a stream that loses audio all the time says so once a second
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Pipeline:
         self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
         self._overflows = [0] * len(inlets)  # counts already told
         self._lost = [0] * len(inlets)
+        self._skipped = [0] * len(inlets)  # windows not told yet
+        self._told_at = [-TELL_EVERY] * len(inlets)  # sample index of the last overrun told
         for i, stream in enumerate(streams):
             if stream.lead_in and ring.written[i] == 0:
                 ring.lead_in(i, WINDOW)
@@ -74,7 +77,12 @@ class Pipeline:
         """Go on where another pipeline on the same ring stood: no window twice, no word twice."""
         self.schedule.start_at(old.schedule.next_end)
         self.debouncer.inherit(old.debouncer)
-        self._overflows, self._lost = old._overflows, old._lost
+        self._overflows, self._lost, self._skipped, self._told_at = (
+            old._overflows,
+            old._lost,
+            old._skipped,
+            old._told_at,
+        )
 
     def advance(self) -> Progress:
         """Take what came, score the windows that are due, and say what was heard."""
@@ -120,12 +128,16 @@ class Pipeline:
         told = []
         for i, inlet in enumerate(self.inlets):
             overflows, lost = inlet.overflows - self._overflows[i], inlet.lost - self._lost[i]
-            if overflows or lost or skipped[i]:
-                self._overflows[i], self._lost[i] = inlet.overflows, inlet.lost
+            self._skipped[i] += skipped[i]
+            now = int(self.ring.written[i])
+            due = now - self._told_at[i] >= TELL_EVERY or inlet.drained
+            if due and (overflows or lost or self._skipped[i]):
+                skipped_windows, self._skipped[i] = self._skipped[i], 0
+                self._overflows[i], self._lost[i], self._told_at[i] = inlet.overflows, inlet.lost, now
                 told.append(
                     Overrun(
                         stream=self.streams[i].name,
-                        skipped_windows=skipped[i],
+                        skipped_windows=skipped_windows,
                         lost_samples=lost,
                         device_overflows=overflows,
                     )

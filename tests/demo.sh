@@ -4,13 +4,15 @@
 set -eu
 kwsd=$1
 here=$(dirname "$0")
+packed=$here/../../shared/data/speech_commands.opus
 clips=${KWSD_DATA:+$KWSD_DATA/SpeechCommands/speech_commands_v0.02}
+clips=${clips:-$packed}
 
 if "$kwsd" devices 2>/dev/null | grep -q .; then
     echo "Say yes, no, up, down, left, right, on, off, stop or go. Ctrl-C ends." >&2
     exec "$kwsd" run --set sinks.socket.enabled=false
 fi
-if [ -n "$clips" ] && [ -d "$clips" ]; then
+if [ -e "$clips" ]; then
     echo "No microphone here. Playing real recordings of people the model never heard:" >&2
     tape=$(mktemp --suffix .wav)
     trap 'rm -f "$tape"' EXIT

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Usage: make_tape.py CLIPS TAPE [WORDS [SEED]]. Speech Commands test clips end to end, with pauses between.
 
-Prints what is said and when; writes the same to TAPE.tsv (start_s, end_s, keyword).
+CLIPS is a folder in the layout of Speech Commands, or one long recording that a .tsv of the same name (path, split,
+samples) cuts into clips, each beginning on a whole 20 ms. Prints what is said and when; writes the same to TAPE.tsv.
 """
 
+import csv
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +17,40 @@ import soundfile
 RATE = 16_000
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 HISS = 0.0005
+FRAME = 320  # samples
 
 
-def make_tape(clips: Path, tape: Path, n: int = 10, seed: int = 1, listing: str = "testing") -> list[tuple]:
+def in_folder(clips: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
+    """Names of the test clips, and how to read one."""
+    names = (clips / "testing_list.txt").read_text().split()
+    return names, lambda name: soundfile.read(clips / name, dtype="float32")[0]
+
+
+def in_recording(clips: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
+    """The same for one long recording with an index."""
+    places, at = {}, 0
+    with clips.with_suffix(".tsv").open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+            length = int(row["samples"])
+            if row["split"] == "testing":
+                places[row["path"]] = (at, length)
+            at += -(-length // FRAME) * FRAME
+
+    def read(name: str) -> np.ndarray:
+        start, length = places[name]
+        return soundfile.read(clips, frames=length, start=start, dtype="float32")[0]
+
+    return list(places), read
+
+
+def make_tape(clips: Path, tape: Path, n: int = 10, seed: int = 1) -> list[tuple]:
     """Write the tape and return (start_s, end_s, keyword) of its words."""
     draw = random.Random(seed)
-    names = [name for name in (clips / f"{listing}_list.txt").read_text().split() if name.split("/")[0] in WORDS]
+    names, read = in_folder(clips) if clips.is_dir() else in_recording(clips)
     pieces, truth, at = [], [], 0
     for i in range(n):
         word = WORDS[i % len(WORDS)]
-        samples, _ = soundfile.read(
-            clips / draw.choice([name for name in names if name.startswith(f"{word}/")]), dtype="float32"
-        )
+        samples = read(draw.choice([name for name in names if name.startswith(f"{word}/")]))
         pause = np.zeros(int(draw.uniform(1.5, 2.5) * RATE), np.float32)
         at += pause.size
         truth.append((round(at / RATE, 3), round((at + samples.size) / RATE, 3), word))

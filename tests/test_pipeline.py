@@ -1,0 +1,109 @@
+"""The stages in a row, with the shipped model and the shipped recording."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from kwsd.artefact import read_info
+from kwsd.config import KeywordConfig, load_config
+from kwsd.errors import ConfigError
+from kwsd.inlet import Inlet
+from kwsd.pipeline import Pipeline, StreamInfo, make_ring, make_rules
+from kwsd.recording import DEMO, read_recording
+from kwsd.spotter import load_spotter
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(None, environment={})
+
+
+@pytest.fixture(scope="module")
+def spotter(config):
+    return load_spotter(config.model_path, "cpu")
+
+
+def make(config, spotter, streams=1, live=True):
+    ring = make_ring(config, streams)
+    inlets = [Inlet(ring, i, RATE, None) for i in range(streams)]
+    return Pipeline(
+        config, spotter, ring, inlets, [StreamInfo(f"room{i}", live, False) for i in range(streams)]
+    ), inlets
+
+
+def hear(pipeline, inlets, tape, block=1600):
+    heard, overruns = [], []
+    for start in range(0, tape.size - block, block):
+        for inlet in inlets:
+            inlet.write(tape[start : start + block, None])
+        progress = pipeline.advance()
+        heard += progress.heard
+        overruns += progress.overruns
+    return heard, overruns
+
+
+def test_every_stream_hears_what_it_would_hear_alone(config, spotter):
+    tape = read_recording(DEMO)
+    alone, _ = hear(*make(config, spotter), tape)
+    together, _ = hear(*make(config, spotter, streams=3), tape)
+    assert len(alone) >= 7
+    for room in range(3):
+        here = [(h.keyword, h.start_s, h.end_s) for h in together if h.stream == f"room{room}"]
+        assert here == [(h.keyword, h.start_s, h.end_s) for h in alone]
+
+
+def test_a_live_stream_that_is_not_listened_to_says_what_it_skipped(config, spotter):
+    pipeline, [inlet] = make(config, spotter)
+    inlet.write(np.zeros((int(3.5 * RATE), 1), np.float32))  # 26 windows at once
+    [overrun] = pipeline.advance().overruns
+    assert overrun.stream == "room0"
+    assert overrun.skipped_windows == 26 - config.window.max_batch
+
+
+def test_a_stream_that_loses_audio_all_the_time_says_so_once_a_second(config, spotter):
+    pipeline, inlets = make(config, spotter)
+    told, overflows = 0, 0
+    for _ in range(100):  # two seconds of 20 ms blocks, each after an overflow
+        inlets[0].overflow()
+        inlets[0].write(np.zeros((320, 1), np.float32))
+        for overrun in pipeline.advance().overruns:
+            told += 1
+            overflows += overrun.device_overflows
+    assert 2 <= told <= 3
+    inlets[0].end()
+    overflows += sum(overrun.device_overflows for overrun in pipeline.advance().overruns)
+    assert overflows == 100, "all are counted in the end"
+
+
+def test_a_pipeline_that_takes_over_tells_no_word_twice(config, spotter):
+    tape = read_recording(DEMO)
+    first, inlets = make(config, spotter)
+    heard = []
+    pipeline = first
+    for n, start in enumerate(range(0, tape.size - 1600, 1600)):
+        inlets[0].write(tape[start : start + 1600, None])
+        heard += pipeline.advance().heard
+        if n % 7 == 6:
+            successor = Pipeline(config, spotter, first.ring, inlets, first.streams)
+            successor.take_over(pipeline)
+            pipeline = successor
+    keywords = [h.keyword for h in heard]
+    assert len(keywords) == len(set(keywords)), "the recording says each word once"
+
+
+def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(config):
+    info = read_info(config.model_path)
+    own = {"stop": KeywordConfig(threshold=0.5, refractory_ms=2000), "go": KeywordConfig(isolation_speech_s=1.0)}
+    rules = make_rules(msgspec.structs.replace(config, keywords=own), info)
+    assert rules.keywords == ("stop", "go")
+    assert rules.threshold.tolist() == pytest.approx([0.5, info.thresholds["go"]])
+    assert rules.refractory.tolist() == [32_000, 8_000]
+    assert rules.isolation_speech.tolist() == [36_800, 16_000]
+
+
+def test_a_release_above_a_recommended_threshold_is_refused(config):
+    debouncer = msgspec.structs.replace(config.debouncer, release=0.99)
+    with pytest.raises(ConfigError, match=r"release 0\.99 is above its threshold"):
+        make_rules(msgspec.structs.replace(config, debouncer=debouncer), read_info(config.model_path))
