@@ -87,12 +87,12 @@ class Inlet:
     @property
     def wanted(self) -> bool:
         """Whether there is audio that the inference thread waits for."""
-        return not self.drained and (self.ended or bool(self._native.written[0] >= self._wake_at))
+        return not self.drained and (self.ended or self._native.ends[0] >= self._wake_at)
 
     @property
     def backlog(self) -> float:
         """Seconds of audio that are written and not yet converted."""
-        return float(self._native.written[0] - self._read) / self.rate
+        return (self._native.ends[0] - self._read) / self.rate
 
     @property
     def room(self) -> float:
@@ -102,7 +102,7 @@ class Inlet:
     def pump(self, most_s: float = SECONDS) -> None:
         """Convert what came, at most `most_s` seconds of it, into the 16 kHz ring."""
         ended = self.ended  # looked at first: what was written before is then certainly in sight
-        available = int(self._native.written[0])
+        available = self._native.ends[0]
         goal = min(available, self._read + int(most_s * self.rate))
         while self._read < goal:
             piece = self._piece[: min(goal - self._read, len(self._piece))]

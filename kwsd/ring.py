@@ -19,6 +19,7 @@ class RingBuffer:
     def __init__(self, streams: int, capacity: int) -> None:
         self.streams, self.capacity = streams, capacity
         self.written = np.zeros(streams, np.int64)  # samples [.., written) are in place
+        self.ends = [0] * streams  # the same as `written`: one number out of a list is quicker to have
         self.unbroken_from = np.zeros(streams, np.int64)  # first index after the last gap
         self._claimed = np.zeros(streams, np.int64)  # the writer may be overwriting [.., _claimed - capacity)
         self._samples = np.zeros((streams, capacity), np.float32)
@@ -26,24 +27,25 @@ class RingBuffer:
 
     def write(self, stream: int, block: Samples) -> None:
         """Append a block (n,). Called by the stream's one writer; never blocks."""
-        end = int(self.written[stream]) + len(block)
+        size = len(block)
+        end = self.ends[stream] + size
         self._claimed[stream] = end
-        if len(block) > self.capacity:
-            block = block[-self.capacity :]
+        if size > self.capacity:
+            block, size = block[-self.capacity :], self.capacity
         ring = self._rows[stream]
-        start = (end - len(block)) % self.capacity
-        head = min(len(block), self.capacity - start)
+        start = (end - size) % self.capacity
+        head = min(size, self.capacity - start)
         ring[start : start + head] = block[:head]
-        if head < len(block):
-            ring[: len(block) - head] = block[head:]
-        self.written[stream] = end
+        if head < size:
+            ring[: size - head] = block[head:]
+        self.written[stream] = self.ends[stream] = end
 
     def skip(self, stream: int, lost: int = 0) -> None:
         """A gap: `lost` samples never came (0 if nobody knows how many). Called by the stream's one writer."""
-        end = int(self.written[stream]) + lost
+        end = self.ends[stream] + lost
         self._claimed[stream] = end
         self.unbroken_from[stream] = end
-        self.written[stream] = end
+        self.written[stream] = self.ends[stream] = end
 
     def lead_in(self, stream: int, samples: int) -> None:
         """Count the zeros before sample 0 as audio: a recording that begins in silence."""
