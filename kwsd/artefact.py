@@ -1,4 +1,4 @@
-"""The artefact: one TorchScript file with `kwsd.json` inside, and how to read the latter without torch."""
+"""The artefact: one TorchScript or ONNX file with `kwsd.json` inside, and how to read the latter without torch."""
 
 import zipfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from kwsd.errors import NO_INPUT, NO_PERMISSION, ModelError
 FORMAT = 1
 SILENCE = "_silence_"  # the label for nobody speaking
 UNKNOWN = "_unknown_"  # the label for any other speech
-METADATA = "kwsd.json"  # the name under the archive's `extra/` folder
+METADATA = "kwsd.json"  # the name under a TorchScript archive's `extra/` folder, the key in ONNX metadata
 LARGEST_METADATA = 1 << 20  # bytes
 PICKLES = (b"\x80", b"(", b"}", b"]", b"c")  # how a bare Python pickle begins
 
@@ -46,6 +46,7 @@ class ArtefactInfo(msgspec.Struct, frozen=True, kw_only=True):
     sample_rate: int  # Hz
     window: int  # samples
     features: Geometry | None
+    step: int | None = None  # samples: it can be advanced by a multiple of these; None: it takes whole windows only
     thresholds: dict[str, float]  # recommended score per label
     figures: tuple[Figure, ...]
     data: str
@@ -63,7 +64,7 @@ def read_info(path: Path) -> ArtefactInfo:
 
     Raises ModelError if the file is missing, is no artefact, is damaged, or does not fit this kwsd.
     """
-    info = _decode(path, _read_metadata(path))
+    info = _decode(path, _read_onnx_metadata(path) if is_onnx(path) else _read_metadata(path))
     if info.format != FORMAT:
         raise ModelError(f"{path}: artefact format {info.format}; this kwsd reads {FORMAT}; export it again")
     if info.sample_rate != SAMPLE_RATE:
@@ -72,7 +73,35 @@ def read_info(path: Path) -> ArtefactInfo:
         raise ModelError(f"{path}: takes windows of {info.window} samples; kwsd makes {WINDOW}; retrain it")
     if len(info.labels) < 2 or len(set(info.labels)) != len(info.labels):
         raise ModelError(f"{path}: its labels are fewer than two or repeated; export it again")
+    if info.step is not None and info.step < 1:
+        raise ModelError(f"{path}: cannot be advanced by {info.step} samples; export it again")
     return info
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a file begins as ONNX models do: with the version of the format, then the name of who made it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(3)
+    except OSError:
+        return False
+    return len(start) == 3 and start[0] == 0x08 and start[1] < 0x80 and start[2] == 0x12
+
+
+def _read_onnx_metadata(path: Path) -> bytes:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # what is wrong with a file we say ourselves
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception:  # ONNX Runtime's own exceptions have no other base in common
+        raise ModelError(f"{path}: ONNX Runtime cannot load it (truncated or damaged?); export it again") from None
+    metadata: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if metadata is None:
+        raise ModelError(f"{path}: is ONNX without {METADATA}; name a file that kwsd export made")
+    return metadata.encode()
 
 
 def _read_metadata(path: Path) -> bytes:

@@ -21,6 +21,7 @@ import soundfile
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.config import Config, FileConfig, MicrophoneConfig
+from kwsd.engines import load_spotter
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.event import Stamp
 from kwsd.inlet import Inlet
@@ -28,11 +29,11 @@ from kwsd.listening import Listening, Reports
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
 from kwsd.recording import DEMO, read_recording
 from kwsd.ring import Samples
-from kwsd.spotter import Spotter, load_spotter
+from kwsd.spotter import Spotter
 
 CALLBACK_S = 10.0  # of audio the callback is timed over
 STAGE_HOPS = 200  # hops every stage is timed over
-FEED_S = 0.02  # of audio written to the daemon at once
+FEED_S = 0.05  # of audio written to the daemon at once: as much as a microphone delivers
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 SETTLED_S = 5.0  # after READY: memory is compared from here on
 
@@ -110,18 +111,18 @@ def measure_stages(config: Config, spotter: Spotter, streams: int) -> Figures:
         for inlet in inlets:
             inlet.pump()
         converted = clock.lap_us()
-        batch = pipeline.schedule.take(ring)
-        if not len(batch):
+        due = pipeline.schedule.take(ring)
+        if not len(due):
             continue
-        gathered = clock.lap_us()
-        posteriors = spotter.score(batch.windows)
-        scored = clock.lap_us()
-        detections = list(pipeline.debouncer.step(batch.streams, batch.ends, posteriors))
+        found = clock.lap_us()
+        scored = pipeline.scorer.score(ring, due)
+        inferred = clock.lap_us()
+        detections = list(pipeline.debouncer.step(scored.streams, scored.ends, scored.posteriors))
         judged = clock.lap_us()
         for detection in detections:
-            stamp.line(pipeline.describe(detection, batch.windows[detection.stream]))
+            stamp.line(pipeline.describe(detection))
         told = clock.lap_us()
-        laps = (converted, gathered, scored, judged, told / max(1, len(detections)))
+        laps = (converted, found, inferred, judged, told / max(1, len(detections)))
         for stage, lap in zip(times, laps, strict=True):
             times[stage].append(lap) if stage != "event" or detections else None
     per_hop = sum(float(np.median(times[stage])) for stage in ("convert", "window", "inference", "debouncer"))

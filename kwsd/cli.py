@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kwsd import __version__
+from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import INTERNAL, IO, OK, USAGE, ConfigError, KwsdError
 
 Command = Callable[[argparse.Namespace], int]
@@ -105,7 +106,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kwsd {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_check, _add_devices, _add_replay, _add_train, _add_eval, _add_export, _add_bench):
+    for add in (
+        _add_run,
+        _add_check,
+        _add_devices,
+        _add_replay,
+        _add_train,
+        _add_eval,
+        _add_mix,
+        _add_export,
+        _add_bench,
+    ):
         add(commands)
     return parser
 
@@ -163,7 +174,12 @@ def _add_replay(commands: "Commands") -> None:
 
 def _add_train(commands: "Commands") -> None:
     parser = _add(commands, "train", train, "Train a network on Speech Commands.")
-    parser.add_argument("--model", required=True, metavar="NAME", help="simplenet or matchboxnet")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="simplenet, dstcn-tiny (-small, -base), or bcresnet-1 (-1.5, -2, -3, -6, -8)",
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that holds SpeechCommands/")
     parser.add_argument("--download", action="store_true", help="fetch the data set into ROOT if it is not there")
     parser.add_argument(
@@ -189,9 +205,26 @@ def _add_train(commands: "Commands") -> None:
 
 
 def _add_eval(commands: "Commands") -> None:
-    parser = _add(commands, "eval", evaluate, "Accuracy of a model on labelled clips, overall and per word.")
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="artefact or checkpoint")
-    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that holds SpeechCommands/")
+    parser = _add(
+        commands, "eval", evaluate, "Accuracy of a model on labelled clips, or what the daemon makes of recordings."
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="artefact, or (for clips) checkpoint")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="clips: folder that holds SpeechCommands/")
+    parser.add_argument(
+        "--stream", type=Path, nargs="*", metavar="FILE", help="recordings with a .tsv (start_s, end_s, keyword) beside"
+    )
+    parser.add_argument(
+        "--negatives", type=Path, action="append", default=[], metavar="DIR",
+        help="with --stream: talk; recordings in whose transcripts.tsv a keyword is spoken are left out",
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="FILE", help="with --stream: its rules (default: kwsd's own)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="with --stream: override a setting"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="FA/H", help="with --stream: name the threshold that keeps to it on the talk"
+    )
+    parser.add_argument("--report", type=Path, metavar="PNG", help="with --stream: draw misses against false accepts")
     parser.add_argument("--subset", choices=("training", "validation", "testing"), default="testing")
     parser.add_argument(
         "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of silence and noise"
@@ -200,10 +233,30 @@ def _add_eval(commands: "Commands") -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _add_mix(commands: "Commands") -> None:
+    parser = _add(commands, "mix", mix, "Build a long recording of known words, for kwsd eval --stream.")
+    parser.add_argument("out", type=Path, metavar="FILE", help=".wav or .flac; its words go into a .tsv beside it")
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that holds SpeechCommands/")
+    parser.add_argument("--subset", choices=("training", "validation", "testing"), default="testing")
+    parser.add_argument("--words", type=int, default=200, metavar="N", help="how many (default 200)")
+    parser.add_argument(
+        "--labels", default="commands", metavar="LABELS", help="which, in turn: commands, all, or a,b,c"
+    )
+    parser.add_argument(
+        "--pause", type=float, nargs=2, default=(1.5, 2.5), metavar=("FROM", "TO"), help="seconds between clips"
+    )
+    parser.add_argument("--snr", type=float, metavar="DB", help="words over background noise (default: none)")
+    parser.add_argument("--noise", type=Path, action="append", default=[], metavar="DIR", help="more of it")
+    parser.add_argument("--reverb", type=float, default=0.0, metavar="S", help="reverberation time (RT60)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+
+
 def _add_export(commands: "Commands") -> None:
     parser = _add(commands, "export", export, "Turn a checkpoint into an artefact the daemon loads.")
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="from kwsd train, or a bare SimpleNet state_dict")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="where the artefact goes")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="where the artefact goes: .onnx or .pt"
+    )
     parser.add_argument("--labels", metavar="LABELS", help="labels of a bare state_dict, in order: all, or a,b,c")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="compare on its test clips, and store the accuracy")
     parser.add_argument(
@@ -305,10 +358,10 @@ def devices(options: argparse.Namespace) -> int:
 def replay(options: argparse.Namespace) -> int:
     """`kwsd replay`"""
     from kwsd.config import load_config
+    from kwsd.engines import load_spotter
     from kwsd.event import Stamp
     from kwsd.recording import open_recording
     from kwsd.replay import replay as replay_file
-    from kwsd.spotter import load_spotter
 
     channel = _channel(options.channel)
     config = load_config(options.config, _settings(options))
@@ -359,15 +412,19 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _command_line(options: argparse.Namespace) -> str:
-    """What was typed, with the data's place taken out: it says how, not where."""
-    root = str(options.data)
-    return " ".join(["kwsd", *(argument.replace(root, "DATA") for argument in sys.argv[1:])])
+    """What was typed, with the places of data and checkpoint taken out: it says how, not where."""
+    typed = " ".join(["kwsd", *sys.argv[1:]]).replace(str(options.data), "DATA")
+    return typed.replace(str(options.out), options.out.name) if options.out else typed
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """`kwsd eval`"""
     import json
 
+    if options.stream is not None:
+        return _evaluate_stream(options)
+    if options.data is None:
+        raise ConfigError("eval: --data ROOT for clips, or --stream FILE… for recordings", exit_code=USAGE)
     from kwsd.training.evaluate import draw_confusion, evaluate_model
 
     evaluation = evaluate_model(options.model, options.data, options.subset, tuple(options.noise))
@@ -380,6 +437,45 @@ def evaluate(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
         raise KwsdError(f"{picture}: cannot be written ({error}); name a PNG with --picture", exit_code=IO) from None
     say(f"confusion matrix: {picture}")
+    return OK
+
+
+def _evaluate_stream(options: argparse.Namespace) -> int:
+    import json
+
+    from kwsd.config import load_config
+    from kwsd.engines import load_spotter
+    from kwsd.training import streaming
+
+    config = load_config(options.config, _settings(options))
+    spotter = load_spotter(config.model_path, config.device)
+    evaluation = streaming.evaluate_stream(config, spotter, options.stream, options.negatives)
+    show((json.dumps(streaming.as_dict(evaluation)) if options.json else streaming.table(evaluation)) + "\n")
+    if options.budget is not None:
+        found = streaming.threshold_for(evaluation, options.budget)
+        within = f"at most {options.budget:g} false accepts per hour of this talk"
+        say(f"{within}: kwsd export --threshold {found:g}" if found else f"{within}: no threshold keeps to that")
+    if options.report:
+        try:
+            streaming.draw_curve(evaluation, options.report)
+        except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
+            raise KwsdError(f"{options.report}: cannot be written ({error}); name a PNG", exit_code=IO) from None
+        say(f"misses against false accepts: {options.report}")
+    return OK
+
+
+def mix(options: argparse.Namespace) -> int:
+    """`kwsd mix`"""
+    from kwsd.training import mix as mixing
+    from kwsd.training.labels import parse_labels
+
+    keywords = tuple(label for label in parse_labels(options.labels) if not label.startswith("_"))
+    mixture = mixing.Mixture(
+        options.words, keywords, tuple(options.pause), options.snr, decay_s=options.reverb, seed=options.seed
+    )
+    recording, truth = mixing.mix(mixture, options.data, options.subset, tuple(options.noise))
+    mixing.write(recording, truth, options.out)
+    say(f"{options.out}: {len(truth)} words in {recording.size / SAMPLE_RATE / 60:.1f} min")
     return OK
 
 

@@ -14,7 +14,7 @@ from msgspec import Meta
 from kwsd.errors import NO_INPUT, NO_PERMISSION, ConfigError
 
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
-DEFAULT_MODEL = DEFAULT_PATH.with_name("models") / "commands.pt"  # for a config that names none, wherever it lies
+DEFAULT_MODEL = DEFAULT_PATH.with_name("models") / "commands.onnx"  # for a config that names none, wherever it lies
 ENVIRONMENT = "KWSD_"
 NOT_SETTINGS = {"KWSD_DATA"}  # names the recordings that the tests use
 
@@ -35,7 +35,7 @@ class MicrophoneConfig(_Section, frozen=True, kw_only=True, tag_field="source", 
     name: Name = "mic"
     device: str | int = "default"
     channel: Count | Literal["mix"] = 1
-    block_ms: Annotated[float, Meta(ge=5.0, le=200.0)] = 25.0
+    block_ms: Annotated[float, Meta(ge=5.0, le=200.0)] = 50.0
 
 
 class FileConfig(_Section, frozen=True, kw_only=True, tag_field="source", tag="file"):
@@ -89,7 +89,7 @@ class DebouncerConfig(_Section, frozen=True, kw_only=True):
     min_hits: Count = 1
     refractory_ms: Milliseconds = 500.0
     isolation_s: Seconds = 2.5
-    isolation_speech_s: Seconds = 2.3
+    isolation_speech_s: Seconds = 1.2
 
 
 class SocketConfig(_Section, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import msgspec
 from kwsd import __version__
 from kwsd.artefact import read_info
 from kwsd.config import Config
+from kwsd.engines import load_spotter
 from kwsd.errors import IO, OK, KwsdError
 from kwsd.event import VERSION, AudioLost, Event, Hello, Line, Ready, Reload, Shutdown, Stamp, unnumbered
 from kwsd.listening import Listening, Reports
@@ -20,7 +21,7 @@ from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks import Sink
 from kwsd.sinks.stdout import Stdout
 from kwsd.sinks.unix_socket import UnixSocket, default_path
-from kwsd.spotter import Spotter, load_spotter
+from kwsd.spotter import Spotter
 from kwsd.systemd import Notifier
 
 log = logging.getLogger("kwsd")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kwsd.artefact import SILENCE
+from kwsd.artefact import UNKNOWN
 from kwsd.spotter import Scores
 from kwsd.window import Indices
 
@@ -25,7 +25,7 @@ class Rules:
     margin: Scores  # lead over the runner-up
     min_hits: Indices  # consecutive windows a candidate must last
     refractory: Indices  # samples from firing until it may be armed again
-    isolation_speech: Indices  # samples of speech allowed within `isolation`; negative: any
+    isolation_speech: Indices  # samples of other speech allowed within `isolation`; negative: any
     isolation: int  # samples looked back on
     smoothing: int  # windows in the mean
     hop: int  # samples between windows
@@ -48,17 +48,17 @@ class Debouncer:
     """State for n streams, kept in arrays. `step` is the whole story; each rule is one method."""
 
     def __init__(self, rules: Rules, labels: Sequence[str], streams: int) -> None:
-        """Raises ValueError for a keyword that is no label, or isolation without a silence label."""
+        """Raises ValueError for a keyword that is no label, or isolation without a label for other speech."""
         self.rules, self.labels = rules, tuple(labels)
         self._columns = np.array([self.labels.index(keyword) for keyword in rules.keywords], np.intp)
-        self._silence = self.labels.index(SILENCE) if SILENCE in self.labels else -1
-        if self._silence < 0 and (rules.isolation_speech >= 0).any():
-            raise ValueError(f"isolation needs a model with the label {SILENCE}")
+        self._unknown = self.labels.index(UNKNOWN) if UNKNOWN in self.labels else -1
+        if self._unknown < 0 and (rules.isolation_speech >= 0).any():
+            raise ValueError(f"isolation needs a model with the label {UNKNOWN}")
         lookback = max(1, rules.isolation // rules.hop)
         shape = (streams, len(rules.keywords))
         self._low = np.minimum(rules.release, rules.threshold)
         self._recent = np.zeros((streams, rules.smoothing, len(self.labels)), np.float32)
-        self._speech = np.zeros((streams, lookback), np.bool_)  # was there speech, per hop
+        self._speech = np.zeros((streams, lookback), np.bool_)  # was it other speech, per hop
         self._count = np.zeros(streams, np.int64)  # windows since the last gap
         self._last_end = np.full(streams, LONG_AGO, np.int64)
         self._hits = np.zeros(shape, np.int64)
@@ -134,10 +134,13 @@ class Debouncer:
         return np.asarray(self._hits[streams] >= self.rules.min_hits)
 
     def _isolated(self, streams: Indices, posteriors: Scores) -> Flags:
-        """Said on its own: little speech in the time looked back on. (n, keywords)."""
-        if self._silence < 0:
+        """Said on its own: little other speech in the time looked back on, by what the model took most of it for.
+
+        A command is other speech as well, for the windows that cut it: about half a second. (n, keywords).
+        """
+        if self._unknown < 0:
             return np.ones((len(streams), len(self.rules.keywords)), np.bool_)
-        self._speech[streams, self._count[streams] % self._speech.shape[1]] = posteriors[:, self._silence] < 0.5
+        self._speech[streams, self._count[streams] % self._speech.shape[1]] = posteriors[:, self._unknown] > 0.5
         speech = self._speech[streams].sum(1, keepdims=True) * self.rules.hop  # (n, 1) samples
         return np.asarray((speech <= self.rules.isolation_speech) | (self.rules.isolation_speech < 0))
 

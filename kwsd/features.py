@@ -51,3 +51,25 @@ class LogMel(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()  # (batch, frames, bins)
         mels = torch.matmul(power, self.filters)  # (batch, frames, mels)
         return torch.log(mels + self.floor).transpose(1, 2)  # (batch, mels, frames)
+
+
+class DftLogMel(nn.Module):
+    """LogMel without an FFT, for engines that have none that is quick: the Fourier sums as one convolution."""
+
+    filters: Tensor  # (bins under a filter, MELS)
+
+    def __init__(self) -> None:
+        super().__init__()
+        heard = torch.nonzero(mel_filters().sum(1))[:, 0]  # bins under a filter
+        angle = 2.0 * torch.pi / FFT * torch.outer(heard.double(), torch.arange(FRAME, dtype=torch.float64))
+        taper = torch.hann_window(FRAME, dtype=torch.float64)
+        waves = torch.cat([taper * torch.cos(angle), taper * torch.sin(angle)]).float()  # (2 bins, FRAME)
+        self.transform = nn.Conv1d(1, len(waves), FRAME, FRAME_HOP, bias=False)
+        self.transform.weight = nn.Parameter(waves.unsqueeze(1), requires_grad=False)
+        self.register_buffer("filters", mel_filters()[heard], persistent=False)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        spectrum = self.transform(samples.unsqueeze(1))  # (batch, 2 bins, frames)
+        real, imaginary = torch.chunk(spectrum, 2, 1)  # (batch, bins, frames)
+        mels = torch.matmul((real.square() + imaginary.square()).transpose(1, 2), self.filters)  # (batch, frames, mels)
+        return torch.log(mels + FLOOR).transpose(1, 2)  # (batch, mels, frames)

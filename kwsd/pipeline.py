@@ -10,20 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kwsd.artefact import SILENCE, ArtefactInfo
+from kwsd.artefact import UNKNOWN, ArtefactInfo
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
 from kwsd.config import Config, KeywordConfig
 from kwsd.debouncer import Debouncer, Detection, Rules
 from kwsd.errors import ConfigError
 from kwsd.event import Heard, Overrun, RunnerUp
 from kwsd.inlet import SECONDS, Inlet
-from kwsd.ring import RingBuffer, Samples
+from kwsd.ring import RingBuffer
+from kwsd.scoring import Scored, make_scorer
 from kwsd.span import level_dbfs, word_span
 from kwsd.spotter import Spotter
 from kwsd.window import WindowSchedule
 
 FALLBACK_THRESHOLD = 0.8  # for a label the artefact recommends nothing for
 NO_LIMIT = -1
+NO_POSTERIORS = np.zeros((0, 0), np.float32)
 TELL_EVERY = SAMPLE_RATE  # samples: a stream that loses audio all the time says so once a second
 
 
@@ -62,6 +64,7 @@ class Pipeline:
         hop = samples(config.window.hop_ms / 1000)
         live = np.array([stream.live for stream in streams])
         self.schedule = WindowSchedule(len(streams), hop, config.window.max_batch, live)
+        self.scorer = make_scorer(spotter, len(streams), hop)
         self.rules = make_rules(config, spotter.info)
         self.debouncer = Debouncer(self.rules, spotter.info.labels, len(streams))
         self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
@@ -86,24 +89,28 @@ class Pipeline:
 
     def advance(self) -> Progress:
         """Take what came, score the windows that are due, and say what was heard."""
+        scored = self.score()
+        heard = [self.describe(d) for d in self.debouncer.step(scored.streams, scored.ends, scored.posteriors)]
+        return Progress(len(scored), heard, self._overruns(scored.skipped.tolist()))
+
+    def score(self) -> Scored:
+        """Take what came, and score the windows that are due."""
         for inlet, stream in zip(self.inlets, self.streams, strict=True):
             inlet.pump(SECONDS if stream.live else self._batch_s)
-        batch = self.schedule.take(self.ring)
-        heard = []
-        if len(batch):
-            posteriors = self.spotter.score(batch.windows)  # (n, labels)
-            for detection in self.debouncer.step(batch.streams, batch.ends, posteriors):
-                [row] = np.flatnonzero((batch.streams == detection.stream) & (batch.ends == detection.end))
-                heard.append(self.describe(detection, batch.windows[row]))
-        return Progress(len(batch), heard, self._overruns(batch.skipped.tolist()))
+        due = self.schedule.take(self.ring)
+        if not len(due):
+            return Scored(due.streams, due.ends, NO_POSTERIORS, due.skipped)
+        return self.scorer.score(self.ring, due)
 
     @property
     def finished(self) -> bool:
         """Whether every stream has ended and all of it was scored."""
         return all(inlet.drained for inlet in self.inlets) and self.schedule.exhausted(self.ring)
 
-    def describe(self, detection: Detection, window: Samples) -> Heard:
-        """The event for a detection and the window (16000,) that decided it."""
+    def describe(self, detection: Detection) -> Heard:
+        """The event for a detection whose window is still in the ring."""
+        window = np.zeros(WINDOW, np.float32)
+        self.ring.read(detection.stream, detection.end - WINDOW, window)
         start, end = word_span(window)
         first = detection.end - WINDOW  # sample index of the window's first sample
         return Heard(
@@ -171,7 +178,7 @@ def make_rules(config: Config, info: ArtefactInfo) -> Rules:
             )
     isolation = samples(common.isolation_s)
     speech = [samples(s) for s in per_keyword("isolation_speech_s", common.isolation_speech_s)]
-    off = isolation == 0 or SILENCE not in info.labels
+    off = isolation == 0 or UNKNOWN not in info.labels
     hop = samples(config.window.hop_ms / 1000)
     return Rules(
         keywords=tuple(chosen),

@@ -1,14 +1,18 @@
 """`kwsd replay`: the daemon's pipeline on recordings, as fast as it goes, in one thread."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from kwsd.config import Config
 from kwsd.event import Heard, Overrun
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
 from kwsd.source import AudioFile
-from kwsd.spotter import Spotter
+from kwsd.spotter import Scores, Spotter
+from kwsd.window import Indices
 
 
 def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = None) -> Iterator[Heard | Overrun]:
@@ -16,6 +20,35 @@ def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = N
 
     Raises AudioError if the file cannot be read; where it breaks off, after the events of what there was.
     """
+    for pipeline in _fed(config, spotter, path, channel):
+        progress = pipeline.advance()
+        yield from progress.overruns
+        yield from progress.heard
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model says of a whole recording, before anything is decided."""
+
+    ends: Indices  # (windows,) sample index one past each window's last
+    posteriors: Scores  # (windows, labels)
+    samples: int  # of the recording, at 16 kHz
+
+
+def trace(config: Config, spotter: Spotter, path: Path, channel: int | None = None) -> Trace:
+    """The posteriors `replay` would decide by. Raises AudioError if the file cannot be read to its end."""
+    scored = []
+    for pipeline in _fed(config, spotter, path, channel):
+        scored.append(pipeline.score())
+    scored = [batch for batch in scored if len(batch)]
+    if not scored:
+        return Trace(np.zeros(0, np.int64), np.zeros((0, len(spotter.info.labels)), np.float32), 0)
+    samples = int(pipeline.ring.written[0])
+    return Trace(np.concatenate([s.ends for s in scored]), np.concatenate([s.posteriors for s in scored]), samples)
+
+
+def _fed(config: Config, spotter: Spotter, path: Path, channel: int | None) -> Iterator[Pipeline]:
+    """A pipeline on one recording, again and again whenever there is something for it to take."""
     source = AudioFile(path, channel, realtime=False)
     ring = make_ring(config, 1)
     inlet = Inlet(ring, 0, source.rate, source.channel)
@@ -24,15 +57,9 @@ def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = N
     for block in source.delivered():
         inlet.write(block)
         if inlet.backlog >= at_once:
-            yield from _events(pipeline)
+            yield pipeline
     inlet.end()
     while not pipeline.finished:
-        yield from _events(pipeline)
+        yield pipeline
     if source.failure is not None:
         raise source.failure
-
-
-def _events(pipeline: Pipeline) -> Iterator[Heard | Overrun]:
-    progress = pipeline.advance()
-    yield from progress.overruns
-    yield from progress.heard

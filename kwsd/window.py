@@ -1,4 +1,4 @@
-"""Which windows are due, and gathering them over all streams into one batch. Pure hop arithmetic."""
+"""Which windows of which streams are due. Pure hop arithmetic."""
 
 from dataclasses import dataclass
 
@@ -6,23 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.audio_format import WINDOW
-from kwsd.ring import RingBuffer, Samples
+from kwsd.ring import RingBuffer
 
 Indices = NDArray[np.int64]
 NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Windows of all streams, sorted by time within a stream: all first windows, then all second, ...
-
-    Every array's first axis is the window.
-    """
+class Due:
+    """Windows in turns: the first of every stream, then the second of every stream that has one, ..."""
 
     streams: Indices  # (n,)
     ends: Indices  # (n,) sample index one past the window's last
-    windows: Samples  # (n, 16000)
     skipped: Indices  # (streams,) windows given up because they came too late
+    distinct: int  # streams among them, which are the first so many windows
 
     def __len__(self) -> int:
         return len(self.streams)
@@ -35,27 +32,26 @@ class WindowSchedule:
         self.hop, self.max_batch = hop, max_batch
         self.live = live  # (streams,) whether late windows are skipped; a source that can wait is made to
         self.next_end = np.full(streams, -WINDOW, np.int64)  # (streams,)
-        self._windows = np.zeros((streams * max_batch, WINDOW), np.float32)
 
     def start_at(self, samples: Indices) -> None:
         """No window that ends before these sample indices (streams,) is due."""
         self.next_end = np.maximum(self.next_end, samples)
 
-    def take(self, ring: RingBuffer) -> Batch:
-        """Everything that is due, at most `max_batch` windows per stream, as one batch.
+    def take(self, ring: RingBuffer) -> Due:
+        """Everything that is due, at most `max_batch` windows per stream.
 
         Of a live stream that is further behind, the newest windows are skipped, so that what was begun is
-        finished and the next batch starts at the present. The windows are valid until the next call.
+        finished and the next batch starts at the present.
         """
         first = self.first_due(ring)  # (streams,)
         due = np.maximum((ring.written - first) // self.hop + 1, 0)  # (streams,)
         if not due.any():
-            return Batch(NOTHING, NOTHING, self._windows[:0], due)
+            return Due(NOTHING, NOTHING, due, 0)
         taken = np.minimum(due, self.max_batch)  # (streams,)
         skipped = np.where(self.live, due - taken, 0)  # (streams,)
         self.next_end = np.where(due > 0, first + (taken + skipped) * self.hop, self.next_end)
         streams, turn = self._in_turns(taken)
-        return self._gather(ring, streams, first[streams] + turn * self.hop, skipped)
+        return Due(streams, first[streams] + turn * self.hop, skipped, int(np.count_nonzero(taken)))
 
     def exhausted(self, ring: RingBuffer) -> bool:
         """Whether no window is due in any stream."""
@@ -72,13 +68,3 @@ class WindowSchedule:
         turns = np.arange(taken.max(initial=0))
         turn, stream = np.nonzero(turns[:, None] < taken)
         return stream, turn
-
-    def _gather(self, ring: RingBuffer, streams: Indices, ends: Indices, skipped: Indices) -> Batch:
-        whole = np.ones(len(streams), np.bool_)
-        for row, (stream, end) in enumerate(zip(streams.tolist(), ends.tolist(), strict=True)):
-            whole[row] = ring.read(stream, end - WINDOW, self._windows[row])
-        windows = self._windows[: len(streams)]
-        if not whole.all():  # overwritten while we looked: a loss like any other
-            skipped = skipped + np.bincount(streams[~whole], minlength=len(skipped))
-            streams, ends, windows = streams[whole], ends[whole], windows[whole]
-        return Batch(streams, ends, windows, skipped)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kwsd.training import augment
-from kwsd.training.augment import Ranges, at_level, colour, degrade, mix, place, rms, spec_augment
+from kwsd.training.augment import Ranges, at_level, colour, degrade, mix, place, reverberate, rms, spec_augment
 
 WINDOW = 16_000
 
@@ -139,12 +139,67 @@ def test_the_same_seed_degrades_in_the_same_way():
     assert not torch.equal(once, otherwise)
 
 
+# --- rooms ---
+
+ALWAYS = {"reverberant": 1.0}
+
+
+def energy_db(windows):
+    return 10 * torch.log10(windows.square().sum(1))
+
+
+def test_a_room_is_given_to_the_share_of_windows_asked_for_and_the_others_stay_as_they_are():
+    windows = noise(400)
+    before = windows.clone()
+    changed = (reverberate(windows, seeded(), Ranges(reverberant=0.25)) != windows).any(1)
+    assert int(changed.sum()) == pytest.approx(100, abs=30)
+    assert torch.equal(windows, before)
+    assert torch.equal(reverberate(windows, seeded(), Ranges(reverberant=0.0)), windows)
+
+
+def test_a_room_leaves_the_level():
+    windows = noise(20) * torch.linspace(0.001, 1.0, 20)[:, None]
+    torch.testing.assert_close(rms(reverberate(windows, seeded(), Ranges(**ALWAYS))), rms(windows), rtol=1e-4, atol=0)
+
+
+def test_an_echo_comes_after_the_sound_and_not_before_and_never_from_the_end_of_the_window():
+    wet = reverberate(click(15_000).expand(20, -1), seeded(), Ranges(**ALWAYS, direct_db=(6.0, 6.0)))
+    assert float(wet[:, :15_000].abs().max()) < 1e-4
+    assert wet.abs().argmax(1).tolist() == [15_000] * 20
+    assert (wet[:, 15_001:].abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("direct_db", [-3.0, 0.0, 12.0])
+def test_the_direct_sound_lies_as_far_above_the_echo_as_asked(direct_db):
+    wet = reverberate(click(100).expand(20, -1), seeded(), Ranges(**ALWAYS, direct_db=(direct_db, direct_db)))
+    measured = energy_db(wet[:, 100:101]) - energy_db(wet[:, 101:])
+    torch.testing.assert_close(measured, torch.full((20,), direct_db), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("decay_s", [0.2, 0.7])
+def test_the_echo_is_60_db_down_after_its_decay(decay_s):
+    wet = reverberate(click(0).expand(50, -1), seeded(), Ranges(**ALWAYS, decay_s=(decay_s, decay_s)))
+    later = int(0.2 * 16_000)
+    fall_db = (energy_db(wet[:, 1:801]) - energy_db(wet[:, 1 + later : 801 + later])).mean()
+    assert float(fall_db) == pytest.approx(60 * 0.2 / decay_s, abs=1.0)
+
+
+def test_a_silent_room_is_silent():
+    assert not reverberate(torch.zeros(3, WINDOW), seeded(), Ranges(**ALWAYS)).any()
+
+
+def test_the_same_seed_builds_the_same_rooms():
+    once, again, otherwise = (reverberate(noise(20), seeded(s)) for s in (5, 5, 6))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, otherwise)
+
+
 # --- frames ---
 
 
 def test_colour_tilts_the_spectrum_evenly_over_the_bands_and_time():
     frames = torch.zeros(200, 40, 98)
-    tilted_db = colour(frames, seeded()) * 10 / math.log(10)
+    tilted_db = colour(frames, seeded(), Ranges(bumps_db=(0.0, 0.0))) * 10 / math.log(10)
     assert torch.equal(tilted_db, tilted_db[:, :, :1].expand_as(tilted_db))
     steps = tilted_db[:, :, 0].diff(dim=1)
     torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=1e-4)
@@ -153,6 +208,28 @@ def test_colour_tilts_the_spectrum_evenly_over_the_bands_and_time():
     low, high = augment.RANGES.tilt_db
     assert low <= float(across.min()) < 0.9 * low
     assert 0.9 * high < float(across.max()) <= high + 1e-3
+
+
+def test_colour_bends_the_spectrum_between_a_few_bands_on_top_of_that():
+    frames = torch.randn(200, 40, 98, generator=seeded(1))
+    coloured_db = (colour(frames, seeded(), Ranges(tilt_db=(0.0, 0.0))) - frames) * 10 / math.log(10)
+    torch.testing.assert_close(coloured_db, coloured_db[:, :, :1].expand_as(coloured_db), rtol=0, atol=1e-3)
+    gain_db = coloured_db[:, :, 0]  # (batch, bands)
+    low, high = augment.RANGES.bumps_db
+    assert low - 0.01 <= float(gain_db.min()) < 0.9 * low
+    assert 0.9 * high < float(gain_db.max()) <= high + 0.01
+    bends = (gain_db.diff(dim=1).diff(dim=1).abs() > 1e-3).sum(1)  # bands at which the line is not straight
+    assert int(bends.max()) <= 2 * (augment.BUMPS - 2)  # a corner between two bands bends the line at both
+    assert int(bends.min()) >= 1
+    assert float(gain_db.mean().abs()) < 1.0
+
+
+def test_spec_augment_takes_how_wide_its_masks_are():
+    frames = torch.randn(200, 40, 98, generator=seeded())
+    changed = spec_augment(frames, seeded(1), masks=1, time=30, mels=2) != frames
+    in_time, in_band = changed.all(1).sum(1), changed.all(2).sum(1)
+    assert 25 < int(in_time.max()) <= 30
+    assert int(in_band.max()) == 2
 
 
 def test_spec_augment_fills_whole_bands_and_frames_with_the_mean():

@@ -614,7 +614,9 @@ def test_sigterm_before_anything_was_set_up_ends_it_well(models, environment):
         return b""
 
     result, took = start_and_stop(models, environment, wait)
-    assert (result.code, result.err) == (0, "") and took < AT_ONCE_S
+    assert result.code == 0 and took < AT_ONCE_S
+    # Silent; or, where we were slower than it, it had begun to listen and says that it stops.
+    assert result.err == "" or (result.err.endswith("stopped: SIGTERM\n") and "Traceback" not in result.err)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.7, 1.5])

@@ -7,7 +7,7 @@ import torch
 
 from kwsd.errors import KwsdError, ModelError
 from kwsd.networks import NETWORKS
-from kwsd.training.checkpoint import Checkpoint, load_checkpoint
+from kwsd.training.checkpoint import FORMAT, Checkpoint, load_checkpoint
 
 
 def checkpoint(epoch=1, **changed):
@@ -15,8 +15,9 @@ def checkpoint(epoch=1, **changed):
     torch.manual_seed(epoch)
     state = NETWORKS["simplenet"](2).state_dict()
     values = {
-        "model": "simplenet", "labels": ("yes", "no"), "epoch": epoch, "state": state, "best_state": state,
-        "best_accuracy": 0.5, "optimiser": {}, "recipe": {"epochs": 3}, "seed": 0, "command": "kwsd train", "data": "",
+        "model": "simplenet", "labels": ("yes", "no"), "epoch": epoch, "state": state, "average_state": None,
+        "best_state": state, "best_accuracy": 0.5, "optimiser": {}, "recipe": {"epochs": 3}, "seed": 0,
+        "command": "kwsd train", "data": "",
     }  # fmt: skip
     return Checkpoint(**(values | changed))
 
@@ -29,7 +30,18 @@ def test_what_is_saved_comes_back_and_needs_no_unpickling(tmp_path):
     assert (loaded.model, loaded.labels, loaded.epoch, loaded.recipe) == ("simplenet", ("yes", "no"), 1, {"epochs": 3})
     for name, weights in checkpoint().state.items():
         assert torch.equal(loaded.state[name], weights)
+    assert loaded.average_state is None
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_moving_average_comes_back_to_the_last_bit(tmp_path):
+    average = {name: weights / 3 for name, weights in checkpoint().state.items()}
+    checkpoint(average_state=average).save(tmp_path / "a.ckpt")
+    loaded = load_checkpoint(tmp_path / "a.ckpt")
+    assert loaded.average_state.keys() == average.keys()
+    for name, weights in average.items():
+        assert torch.equal(loaded.average_state[name], weights)
+        assert not torch.equal(loaded.average_state[name], loaded.state[name])
 
 
 def test_the_network_has_the_best_weights_and_not_the_last():
@@ -88,10 +100,10 @@ def raw(content):
     return lambda path: path.write_bytes(content)
 
 
-def fields(**changed):
-    """What a checkpoint's file holds, without the weights, and without what is None."""
+def fields(*without, **changed):
+    """What a checkpoint's file holds, without the weights, and without some of it."""
     content = checkpoint(state={}, best_state={}).__dict__ | changed
-    return {name: value for name, value in content.items() if value is not None}
+    return {name: value for name, value in content.items() if name not in without}
 
 
 NO_CHECKPOINTS = {
@@ -101,15 +113,17 @@ NO_CHECKPOINTS = {
     "opcodes": raw(b"\x80\x02\x85\x85R."),  # pops from an empty stack
     "zip": raw(b"PK\x03\x04 and no more"),
     "pickle": raw(pickle.dumps(Trap())),
-    "trap": saved({"format": 1, "model": Trap()}),
+    "trap": saved({"format": FORMAT, "model": Trap()}),
     "module": saved(torch.nn.Linear(2, 2)),
     "list": saved([1, 2]),
     "state dict": saved({"weight": torch.zeros(2)}),
-    "future": saved(fields(format=2)),
-    "unknown network": saved(fields(model="bcresnet")),
+    "past": saved(fields("average_state", format=1)),
+    "future": saved(fields(format=FORMAT + 1)),
+    "unknown network": saved(fields(model="unheard-of")),
     "unhashable network": saved(fields(model=["simplenet"])),
-    "without labels": saved(fields(labels=None)),
-    "without seed": saved(fields(seed=None)),
+    "without labels": saved(fields("labels")),
+    "without seed": saved(fields("seed")),
+    "without average": saved(fields("average_state")),
     "with more": saved(fields() | {"more": 1}),
 }
 
@@ -145,7 +159,7 @@ def test_a_missing_checkpoint_is_no_input(tmp_path, place):
 
 
 def test_weights_of_another_network_are_a_clear_error():
-    with pytest.raises(ModelError, match="do not fit this kwsd's matchboxnet"):
-        checkpoint(model="matchboxnet").network()
+    with pytest.raises(ModelError, match="do not fit this kwsd's dstcn-tiny"):
+        checkpoint(model="dstcn-tiny").network()
     with pytest.raises(ModelError, match="do not fit"):
         checkpoint(labels=("yes", "no", "up")).network()

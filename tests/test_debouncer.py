@@ -1,7 +1,7 @@
 """From posteriors to detections, drawn: one character per hop, one line per label.
 
 `.` is a posterior of 0, `1` … `9` are tenths, `X` is 1; `|` is a gap of one second before the next hop. What a line
-leaves over goes to `_silence_`, or to `_unknown_` where the case is about speech. Expected are the hops (gaps do
+leaves over goes to `_silence_`. Expected are the hops (gaps do
 not count) at which keywords are heard.
 """
 
@@ -63,18 +63,18 @@ def posterior(character):
     return {".": 0.0, "X": 1.0}.get(character) if character in ".X" else int(character) / 10
 
 
-def drawn(stop="", up="", silence="", rest=SILENCE):
+def drawn(stop="", up="", unknown=""):
     """Posteriors (hops, labels) and the ends of their windows."""
-    hops = max(len(line) for line in (stop, up, silence))
-    columns = [line.ljust(hops, ".") for line in (silence, stop, up)]
+    hops = max(len(line) for line in (stop, up, unknown))
+    columns = [line.ljust(hops, ".") for line in (unknown, stop, up)]
     rows, ends, end = [], [], 16_000
     for characters in zip(*columns, strict=True):
         if "|" in characters:
             end += GAP
             continue
         row = np.zeros(len(LABELS), np.float32)
-        row[[SILENCE, 2, 3]] = [posterior(character) for character in characters]
-        row[rest] += max(0.0, 1.0 - row.sum())
+        row[[UNKNOWN, 2, 3]] = [posterior(character) for character in characters]
+        row[SILENCE] += max(0.0, 1.0 - row.sum())
         rows.append(row)
         ends.append(end)
         end += HOP
@@ -128,8 +128,8 @@ def test_known_mistake_a_trigger_level_that_counts_hits_ever_instead_of_hits_in_
 
 @pytest.mark.parametrize("between", ["speech", "another word"])
 def test_known_mistake_a_rule_that_will_not_fire_the_same_word_twice_unless_silence_won_in_between(between):
-    up = "" if between == "speech" else "...999..."
-    found = heard(rules(), stop="999...999", up=up, rest=UNKNOWN)
+    other = {"unknown": "...XXX..."} if between == "speech" else {"up": "...999..."}
+    found = heard(rules(), stop="999...999", **other)
     assert [hit for hit in found if hit[1] == "stop"] == [(0, "stop"), (6, "stop")]
 
 
@@ -171,7 +171,7 @@ def test_known_mistake_wall_clock_time_where_only_differences_of_sample_indices_
 
 def test_the_same_word_four_times_at_two_second_gaps_fires_four_times():
     word = "..1379999731" + "." * 8
-    shipped = rules(smoothing=3, margin=0.1, refractory=8_000, isolation=40_000, isolation_speech=25_600)
+    shipped = rules(smoothing=3, margin=0.1, refractory=8_000, isolation=40_000, isolation_speech=19_200)
     times = [hop for hop, keyword in heard(shipped, stop=word * 4) if keyword == "stop"]
     assert len(times) == 4
     assert np.diff(times).tolist() == [20, 20, 20]
@@ -202,7 +202,7 @@ CASES = {
     "the margin itself counts": (rules(margin=1.0), {"stop": ".9X."}, [(2, "stop")]),
     "the runner-up may be no keyword": (
         rules(threshold=0.45, margin=0.25),
-        {"stop": "..55..", "silence": "XX43XX"},
+        {"stop": "..55..", "unknown": "XX43XX"},
         [],
     ),
     "every keyword has a margin of its own": (
@@ -310,47 +310,49 @@ ALONE = {"isolation": 10 * HOP, "isolation_speech": 4 * HOP}
 
 ISOLATION = {
     "a word on its own is heard": (ALONE, {"stop": "..........9999.."}, [(10, "stop")]),
-    "a word after much talk is not": (ALONE, {"silence": "XXX.....", "stop": ".......9"}, []),
-    "exactly as much speech as allowed": (ALONE, {"silence": "XXX....X", "stop": "......9."}, [(6, "stop")]),
-    "one hop more than allowed": (ALONE, {"silence": "XXX.....", "stop": ".......9"}, []),
+    "a word after much talk is not": (ALONE, {"unknown": "..XXXXX.", "stop": ".......9"}, []),
+    "exactly as much talk as allowed": (ALONE, {"unknown": "..XXXX.", "stop": "......9."}, [(6, "stop")]),
+    "one hop more than allowed": (ALONE, {"unknown": ".XXXXX.", "stop": "......9."}, []),
+    "pauses in the talk do not matter": (ALONE, {"unknown": "X.X.X.X.X.", "stop": ".........9"}, []),
     "talk before what is looked back on is forgotten": (
         ALONE,
-        {"silence": ".....XXXXXXX...X", "stop": "............9..."},
-        [(12, "stop")],
+        {"unknown": "XXXXX......", "stop": "..........9"},
+        [(10, "stop")],
     ),
-    "talk within it is not": (ALONE, {"silence": ".....XXXXX...X", "stop": "..........9..."}, []),
+    "talk within it is not": (ALONE, {"unknown": "XXXXX.....", "stop": ".........9"}, []),
     "off for one keyword leaves it on for the other": (
         ALONE | {"isolation_speech": [4 * HOP, -1]},
-        {"silence": "XXX........", "stop": ".......9...", "up": ".........9."},
+        {"unknown": "XXXXX......", "stop": ".......9...", "up": ".........9."},
         [(9, "up")],
     ),
     "every keyword has a limit of its own": (
         ALONE | {"isolation_speech": [4 * HOP, 6 * HOP]},
-        {"silence": "XXX.......", "stop": ".......9..", "up": "........9."},
+        {"unknown": "XXXXX.....", "stop": ".......9..", "up": "........9."},
         [(8, "up")],
     ),
-    "off for all": (ALONE | {"isolation_speech": -1}, {"silence": "XXX.......", "stop": "........9."}, [(8, "stop")]),
-    "half silence is silence": (ALONE, {"silence": "5555555.", "stop": ".......9"}, [(7, "stop")]),
+    "off for all": (ALONE | {"isolation_speech": -1}, {"unknown": "XXXXXXX...", "stop": "........9."}, [(8, "stop")]),
+    "what may as well be silence is no talk": (ALONE, {"unknown": "5555555.", "stop": ".......9"}, [(7, "stop")]),
+    "another command is no talk": (ALONE, {"up": "XXXXXXX.", "stop": ".......9"}, [(0, "up"), (7, "stop")]),
     "a word held until the talk is forgotten": (
         ALONE | {"threshold": 0.45},
-        {"silence": ".....5555555", "stop": ".....5555555"},
+        {"unknown": "XXXXX..........", "stop": "......555555555"},
         [(10, "stop")],
     ),
-    "a gap counts as silence": (ALONE, {"silence": "XXX.....|.", "stop": "........|9"}, [(8, "stop")]),
+    "a gap forgets the talk": (ALONE, {"unknown": "XXXXXXXX|.", "stop": "........|9"}, [(8, "stop")]),
 }
 
 
 @pytest.mark.parametrize(("changed", "lines", "expected"), ISOLATION.values(), ids=ISOLATION.keys())
 def test_isolation(changed, lines, expected):
-    assert heard(rules(**changed), **lines, rest=UNKNOWN if "silence" in lines else SILENCE) == expected
+    assert heard(rules(**changed), **lines) == expected
 
 
-def test_isolation_needs_a_silence_label():
-    with pytest.raises(ValueError, match="_silence_"):
-        Debouncer(rules(isolation=HOP, isolation_speech=[-1, 0]), ("_unknown_", "stop", "up"), 1)
+def test_isolation_needs_a_label_for_other_speech():
+    with pytest.raises(ValueError, match="_unknown_"):
+        Debouncer(rules(isolation=HOP, isolation_speech=[-1, 0]), ("_silence_", "stop", "up"), 1)
 
 
-def test_a_model_without_a_silence_label_works_with_isolation_off():
+def test_a_model_without_that_label_works_with_isolation_off():
     debouncer = Debouncer(rules(), ("stop", "up", "down"), 1)
     rows = np.array([[0.1, 0.1, 0.8], [0.9, 0.1, 0.0], [0.1, 0.9, 0.0]], np.float32)
     assert run(debouncer, rows, np.array([16_000, 17_600, 19_200])) == [(1, "stop"), (2, "up")]
@@ -365,7 +367,7 @@ def test_a_keyword_the_model_does_not_know_is_refused():
 
 
 def test_a_detection_says_what_decided_it():
-    rows, ends = drawn(stop="..5X", up="..4.", rest=UNKNOWN)
+    rows, ends = drawn(stop="..5X", up="..4.", unknown="XX1.")
     debouncer = Debouncer(rules(smoothing=2, threshold=[0.75, 0.9]), LABELS, 3)
     streams = np.full(len(ends), 2)
     (detection,) = debouncer.step(streams, ends, rows)
@@ -479,7 +481,7 @@ def laid_out(windows):
         stop, up = (round(posterior(level) * 8) / 8 for level in levels)
         streams.append(stream)
         ends.append(last[stream])
-        rows.append([max(0.0, 0.875 - stop - up), 0.125, stop, up])
+        rows.append([0.125, max(0.0, 0.875 - stop - up), stop, up])
     return np.array(streams, np.int64), np.array(ends, np.int64), np.array(rows, np.float32).reshape(-1, 4)
 
 
@@ -552,7 +554,7 @@ class Listener:
 
     def alone(self):
         lookback = max(1, self.rules.isolation // HOP)
-        talk = sum(row[SILENCE] < 0.5 for row in self.rows[-lookback:])
+        talk = sum(row[UNKNOWN] > 0.5 for row in self.rows[-lookback:])
         return self.speech < 0 or talk * HOP <= self.speech
 
 

@@ -3,25 +3,34 @@
 import json
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 import tiny_speech_commands as tiny
 import torch
+from conftest import METADATA
+from ears import Ears
 from test_checkpoint import checkpoint
+from test_networks import TRIED, keen, speech
 from torch import nn
 
 from kwsd.artefact import read_info
+from kwsd.audio_format import WINDOW
 from kwsd.cli import dispatch
+from kwsd.engines import load_spotter
 from kwsd.errors import ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
-from kwsd.spotter import load_spotter
 from kwsd.training import export as exporting
 from kwsd.training.export import export, parse_thresholds, weights_hash
 from kwsd.training.labels import ALL
 
 CLIPS = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+WRITERS = {".pt": "_write", ".onnx": "_write_onnx"}
+
+either_format = pytest.mark.parametrize("suffix", [".pt", ".onnx"])
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +38,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def trained(model="matchboxnet", labels=("yes", "no", "_silence_"), seed=0):
+def trained(model="dstcn-tiny", labels=("yes", "no", "_silence_"), seed=0):
     """A checkpoint of a network that has seen a little noise."""
     torch.manual_seed(seed)
     network = NETWORKS[model](len(labels))
@@ -41,44 +50,53 @@ def trained(model="matchboxnet", labels=("yes", "no", "_silence_"), seed=0):
 # --- what it says ---
 
 
-def test_the_metadata_has_every_field(tmp_path):
-    path = tmp_path / "a.pt"
-    export(trained(), path, CLIPS, thresholds={"yes": 0.8})
-    with zipfile.ZipFile(path) as archive:
-        metadata = json.loads(archive.read(_member(archive)))
-    assert metadata == {
+@either_format
+def test_the_metadata_has_every_field(tmp_path, suffix):
+    made, path = trained(), tmp_path / f"a{suffix}"
+    export(made, path, CLIPS, thresholds={"yes": 0.8})
+    assert json.loads(_metadata(path)) == {
         "format": 1,
-        "architecture": "matchboxnet",
+        "architecture": "dstcn-tiny",
         "labels": ["yes", "no", "_silence_"],
         "sample_rate": 16_000,
         "window": 16_000,
         "features": {
             "mels": 40, "frame": 480, "frame_hop": 160, "fft": 512, "lowest_hz": 20.0, "highest_hz": 7600.0,
         },
+        "step": 160,
         "thresholds": {"yes": 0.8},
         "figures": [],
         "data": "noise; kwsd train",
         "licence": exporting.LICENCE,
-        "weights_sha256": weights_hash(trained().best_state),
+        "weights_sha256": weights_hash(made.best_state),
     }  # fmt: skip
 
 
-def _member(archive):
-    [name] = [name for name in archive.namelist() if name.endswith("/extra/kwsd.json")]
-    return name
+def _metadata(path):
+    if path.suffix == ".onnx":
+        [found] = [entry.value for entry in onnx.load(path).metadata_props if entry.key == "kwsd.json"]
+        return found
+    with zipfile.ZipFile(path) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("/extra/kwsd.json")]
+        return archive.read(name)
 
 
-def test_raw_samples_have_no_features(tmp_path):
-    assert export(trained("simplenet"), tmp_path / "a.pt", CLIPS).features is None
+@either_format
+def test_raw_samples_have_no_features_and_are_taken_by_whole_windows_only(tmp_path, suffix):
+    info = export(trained("simplenet"), tmp_path / f"a{suffix}", CLIPS)
+    assert info.features is None
+    assert info.step is None
 
 
-def test_the_metadata_is_read_without_importing_torch(tmp_path):
-    info = export(trained(), tmp_path / "a.pt", CLIPS)
+@either_format
+def test_the_metadata_is_read_without_importing_torch(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    info = export(trained(), path, CLIPS)
     script = """
 import sys; from pathlib import Path; from kwsd.artefact import read_info
 print(read_info(Path(sys.argv[1])).id, "torch" in sys.modules, "torchaudio" in sys.modules)
 """
-    run = subprocess.run([sys.executable, "-c", script, tmp_path / "a.pt"], check=True, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True)
     assert run.stdout.split() == [info.id, "False", "False"]
 
 
@@ -89,49 +107,95 @@ def test_the_hash_is_of_names_and_weights():
     assert weights_hash(state) != weights_hash({f"x{name}": weights for name, weights in state.items()})
 
 
-def test_exporting_twice_gives_the_same_id_and_other_weights_another(tmp_path):
-    one, same, other = (export(trained(seed=s), tmp_path / "a.pt", CLIPS).id for s in (0, 0, 1))
-    assert one == same != other
+def test_the_same_weights_have_the_same_id_in_either_format_and_others_another(tmp_path):
+    made = trained("simplenet")
+    one, same = (export(made, tmp_path / name, CLIPS).id for name in ("a.pt", "a.onnx"))
+    assert one == same != export(trained("simplenet", seed=1), tmp_path / "a.pt", CLIPS).id
 
 
 # --- what it does ---
 
 
-@pytest.mark.parametrize("model", NETWORKS)
-def test_the_artefact_equals_the_eager_network(tmp_path, model):
-    made = trained(model)
-    export(made, tmp_path / "a.pt", CLIPS)
-    assert read_info(tmp_path / "a.pt").labels == made.labels
+@either_format
+@pytest.mark.parametrize("model", TRIED)
+def test_the_artefact_equals_the_eager_network(tmp_path, model, suffix):
+    made, path = trained(model), tmp_path / f"a{suffix}"
+    export(made, path, CLIPS)
+    assert read_info(path).labels == made.labels
     with torch.inference_mode():
         eager = made.network()(CLIPS).exp().numpy()
-    np.testing.assert_allclose(load_spotter(tmp_path / "a.pt", "cpu").score(CLIPS.numpy()), eager, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(load_spotter(path, "cpu").score(CLIPS.numpy()), eager, rtol=0, atol=1e-5)
 
 
-def test_an_exported_dropout_drops_nothing(tmp_path):
-    export(trained(), tmp_path / "a.pt", CLIPS)
-    spotter = load_spotter(tmp_path / "a.pt", "cpu")
+@either_format
+def test_an_exported_dropout_drops_nothing(tmp_path, suffix):
+    export(trained(), tmp_path / f"a{suffix}", CLIPS)
+    spotter = load_spotter(tmp_path / f"a{suffix}", "cpu")
     assert np.array_equal(spotter.score(CLIPS.numpy()), spotter.score(CLIPS.numpy()))
 
 
+@pytest.fixture(scope="module", params=[".pt", ".onnx"])
+def keen_pair(request, tmp_path_factory):
+    """A network whose answers change from window to window, and its artefact, loaded."""
+    network = keen("dstcn-tiny")
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    path = tmp_path_factory.mktemp("keen") / f"a{request.param}"
+    labels = ("yes", "no", "up", "down", "_silence_")
+    export(checkpoint(model="dstcn-tiny", labels=labels, state=state, best_state=state), path, CLIPS)
+    return network, load_spotter(path, "cpu")
+
+
+@pytest.mark.parametrize("streams", [1, 3, 6])
+@pytest.mark.parametrize("hops", [1, 3])
+@pytest.mark.parametrize("hop", [160, 320, 1600])
+def test_an_artefact_advanced_hop_by_hop_equals_the_eager_network_on_whole_windows(keen_pair, streams, hops, hop):
+    network, spotter = keen_pair
+    sound = speech(streams, WINDOW + 2 * hops * hop)
+    with torch.inference_mode():
+        expected = torch.stack([network(window) for window in sound.unfold(1, WINDOW, hop).unbind(1)], 1).numpy()
+    states, everyone = spotter.states(streams), np.arange(streams)
+    answers = [spotter.begin(sound[:, :WINDOW].contiguous().numpy(), states, everyone)[:, None]]
+    for part in sound[:, WINDOW:].split(hops * hop, 1):
+        answers.append(spotter.advance(part.contiguous().numpy(), states, everyone, hops))
+    assert np.ptp(expected, axis=1).max() > 0.01, "the windows must differ for this to say anything"
+    np.testing.assert_allclose(np.log(np.concatenate(answers, 1)), expected, rtol=0, atol=1e-4)
+
+
+def test_a_stream_begun_or_advanced_leaves_the_states_of_the_others_alone(keen_pair):
+    _, spotter = keen_pair
+    sound = speech(4, WINDOW + 2 * 1600).numpy()
+    first, second, third = (np.ascontiguousarray(sound[:, at : at + WINDOW]) for at in (0, 1600, 3200))
+    states = spotter.states(4)
+    spotter.begin(first, states, np.arange(4))
+    some, others = np.array([0, 2]), np.array([1, 3])
+    kept = states[others]
+    spotter.advance(second[some, -1600:], states, some, 1)
+    assert (states[others] == kept).all()
+    spotter.begin(second[others], states, others)
+    posteriors = spotter.advance(third[:, -1600:].copy(), states, np.arange(4), 1)[:, 0]
+    np.testing.assert_allclose(posteriors, spotter.score(third), rtol=0, atol=1e-5)
+
+
+@either_format
 @pytest.mark.parametrize("before", [b"an older artefact", None])
 @pytest.mark.parametrize("change", [1e-2, float("nan")])
-def test_a_file_that_differs_is_refused_and_none_is_left(tmp_path, monkeypatch, before, change):
-    honest = exporting.frozen
+def test_a_file_that_differs_is_refused_and_none_is_left(tmp_path, monkeypatch, before, change, suffix):
+    honest = getattr(exporting, WRITERS[suffix])
 
-    def corrupted(network):
+    def corrupted(network, info, path):
         changed = NETWORKS["simplenet"](3)
         changed.load_state_dict(network.state_dict())
         with torch.no_grad():
             changed.linear3.bias[0] += change
-        return honest(changed)
+        honest(changed, info, path)
 
-    monkeypatch.setattr(exporting, "frozen", corrupted)
-    path = tmp_path / "a.pt"
+    monkeypatch.setattr(exporting, WRITERS[suffix], corrupted)
+    path = tmp_path / f"a{suffix}"
     if before:
         path.write_bytes(before)
     with pytest.raises(ModelError, match=r"differs from the trained one|log-probabilities"):
         export(trained("simplenet"), path, CLIPS)
-    assert [p.name for p in tmp_path.iterdir()] == (["a.pt"] if before else [])
+    assert [p.name for p in tmp_path.iterdir()] == ([path.name] if before else [])
     assert not before or path.read_bytes() == before
 
 
@@ -157,10 +221,11 @@ def test_a_difference_on_a_single_clip_is_found(tmp_path, monkeypatch, change):
         export(trained("simplenet"), tmp_path / "b.pt", clips)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+@either_format
+def test_a_place_that_cannot_be_written_is_named(tmp_path, suffix):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(KwsdError, match=r"a\.pt: cannot be written") as failure:
-        export(trained("simplenet"), tmp_path / "file/a.pt", CLIPS)
+    with pytest.raises(KwsdError, match=rf"a\{suffix}: cannot be written") as failure:
+        export(trained("simplenet"), tmp_path / f"file/a{suffix}", CLIPS)
     assert failure.value.exit_code == 74
 
 
@@ -173,6 +238,105 @@ def test_a_disk_that_is_full_is_named_by_the_artefacts_own_name(tmp_path, monkey
         export(trained("simplenet"), tmp_path / "a.pt", CLIPS)
     assert failure.value.exit_code == 74
     assert list(tmp_path.iterdir()) == []
+
+
+# --- a file in ONNX that is not what it should be ---
+
+
+@pytest.fixture(scope="module")
+def in_onnx(tmp_path_factory):
+    """The bytes of an artefact in ONNX."""
+    path = tmp_path_factory.mktemp("onnx") / "a.onnx"
+    export(trained(), path, CLIPS)
+    return path.read_bytes()
+
+
+def refused(content, path, error, device="cpu"):
+    """What loading it says, in one line, with the file's name."""
+    path.write_bytes(content)
+    with pytest.raises(error) as failure:
+        load_spotter(path, device)
+    complaint = str(failure.value)
+    assert str(path) in complaint and "\n" not in complaint
+    return complaint, failure.value.exit_code
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 4, 100, 0.25, 0.5, 0.999])
+def test_onnx_cut_off_anywhere_is_refused(tmp_path, capfd, in_onnx, kept):
+    size = kept if isinstance(kept, int) else int(kept * len(in_onnx))
+    complaint, code = refused(in_onnx[:size], tmp_path / "a.onnx", ModelError)
+    assert "truncated or damaged" in complaint or "is not a model" in complaint
+    assert code == 78
+    assert capfd.readouterr() == ("", ""), "the runtime said something of its own"
+
+
+def test_onnx_without_metadata_is_refused(tmp_path, in_onnx):
+    model = onnx.load_model_from_string(in_onnx)
+    del model.metadata_props[:]
+    complaint, code = refused(model.SerializeToString(), tmp_path / "a.onnx", ModelError)
+    assert "is ONNX without kwsd.json; name a file that kwsd export made" in complaint
+    assert code == 78
+
+
+def test_onnx_whose_metadata_cannot_be_read_is_refused(tmp_path, in_onnx):
+    model = onnx.load_model_from_string(in_onnx)
+    model.metadata_props[0].value = "{"
+    complaint, _ = refused(model.SerializeToString(), tmp_path / "a.onnx", ModelError)
+    assert "its kwsd.json cannot be read" in complaint
+
+
+def test_onnx_on_a_gpu_is_refused(tmp_path, in_onnx):
+    complaint, code = refused(in_onnx, tmp_path / "a.onnx", ConfigError, device="cuda")
+    assert "device: cuda" in complaint and "ONNX" in complaint
+    assert code == 69
+
+
+def test_onnx_runs_on_the_cpu_where_the_device_is_left_to_us(tmp_path, in_onnx):
+    (tmp_path / "a.onnx").write_bytes(in_onnx)
+    auto, cpu = (load_spotter(tmp_path / "a.onnx", device) for device in ("auto", "cpu"))
+    assert np.array_equal(auto.score(CLIPS.numpy()), cpu.score(CLIPS.numpy()))
+
+
+def test_what_is_in_a_file_decides_the_engine_and_not_its_name(tmp_path):
+    made = trained()
+    for suffix, other in ((".pt", ".onnx"), (".onnx", ".pt")):
+        export(made, tmp_path / f"a{suffix}", CLIPS)
+        renamed = (tmp_path / f"a{suffix}").rename(tmp_path / f"renamed{other}")
+        assert type(load_spotter(renamed, "cpu")).__module__.endswith({".pt": "torchscript", ".onnx": "onnx"}[suffix])
+
+
+# --- metadata that promise more than the network can ---
+
+
+def ears(path, step):
+    """A network that takes whole windows, said to be one that can be advanced by `step` samples."""
+    metadata = json.dumps(METADATA | {"step": step})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both formats are deprecated by torch
+        if path.suffix == ".pt":
+            torch.jit.save(torch.jit.script(Ears(3)), str(path), _extra_files={"kwsd.json": metadata})
+            return
+        torch.onnx.export(
+            Ears(3).eval(), (torch.zeros(2, WINDOW),), str(path), dynamo=False, input_names=["samples"],
+            output_names=["log_probs"], dynamic_axes={"samples": {0: "batch"}, "log_probs": {0: "batch"}},
+        )  # fmt: skip
+    model = onnx.load(path)
+    model.metadata_props.add(key="kwsd.json", value=metadata)
+    path.write_bytes(model.SerializeToString())
+
+
+@either_format
+def test_a_network_of_whole_windows_may_say_so(tmp_path, suffix):
+    ears(tmp_path / f"a{suffix}", None)
+    assert load_spotter(tmp_path / f"a{suffix}", "cpu").info.step is None
+
+
+@either_format
+@pytest.mark.parametrize("step", [160, 0, -160])
+def test_a_network_that_cannot_be_advanced_as_its_metadata_say_is_refused(tmp_path, suffix, step):
+    path = tmp_path / f"a{suffix}"
+    ears(path, step)
+    refused(path.read_bytes(), path, ModelError)
 
 
 # --- the command ---
@@ -249,15 +413,16 @@ class ArticleNet(nn.Module):
         return torch.log_softmax(self.fc3(x), -1)
 
 
-def bare(tmp_path, network, *more):
+def bare(tmp_path, network, *more, suffix=".pt"):
     torch.save(network.state_dict(), tmp_path / "linear.h5")
-    return dispatch(["export", f"{tmp_path}/linear.h5", "-o", f"{tmp_path}/a.pt", *more])
+    return dispatch(["export", f"{tmp_path}/linear.h5", "-o", f"{tmp_path}/a{suffix}", *more])
 
 
-def test_a_bare_state_dict_becomes_an_artefact_whatever_its_layers_are_called(tmp_path):
+@either_format
+def test_a_bare_state_dict_becomes_an_artefact_whatever_its_layers_are_called(tmp_path, suffix):
     network = ArticleNet()
-    assert bare(tmp_path, network, "--labels", "all") == 0
-    spotter = load_spotter(tmp_path / "a.pt", "cpu")
+    assert bare(tmp_path, network, "--labels", "all", suffix=suffix) == 0
+    spotter = load_spotter(tmp_path / f"a{suffix}", "cpu")
     assert spotter.info.labels == ALL
     assert spotter.info.architecture == "simplenet"
     assert "linear.h5" in spotter.info.data

@@ -1,12 +1,33 @@
 """Log-mel frames are what their definition says, frame by frame, and nothing but their own 30 ms."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tiny_speech_commands as tiny
 import torch
 
-from kwsd.features import FFT, FLOOR, FRAME, FRAME_HOP, HIGHEST_HZ, LOWEST_HZ, MELS, LogMel, mel_filters, mel_scale
+from kwsd.features import (
+    FFT,
+    FLOOR,
+    FRAME,
+    FRAME_HOP,
+    HIGHEST_HZ,
+    LOWEST_HZ,
+    MELS,
+    DftLogMel,
+    LogMel,
+    mel_filters,
+    mel_scale,
+)
+from kwsd.recording import DEMO, read_recording
 
 RATE = 16_000
+DATA = os.environ.get("KWSD_DATA")
+EVERY = 400  # of the real clips, every n-th is compared
+
+by_fft_or_sums = pytest.mark.parametrize("features", [LogMel, DftLogMel])
 
 
 def noise(n, seed=0, level=0.1):
@@ -48,8 +69,9 @@ def oracle(samples):
     ],
     ids=["noise", "hiss", "silence", "click", "tone"],
 )
-def test_frames_equal_an_independent_numpy_oracle(samples, tolerance):
-    frames = LogMel()(samples[None])[0].numpy()
+@by_fft_or_sums
+def test_frames_equal_an_independent_numpy_oracle(features, samples, tolerance):
+    frames = features()(samples[None])[0].numpy()
     np.testing.assert_allclose(frames, oracle(samples.double().numpy()), rtol=0, atol=tolerance)
 
 
@@ -68,8 +90,9 @@ def test_the_mel_scale(hz, mel):
 @pytest.mark.parametrize(
     ("n", "frames"), [(480, 1), (639, 1), (640, 2), (16_000, 98), (16_159, 98), (16_160, 99), (24_000, 148)]
 )
-def test_there_is_a_frame_wherever_30_ms_fit(n, frames):
-    assert LogMel()(noise(n).expand(3, n)).shape == (3, MELS, frames)
+@by_fft_or_sums
+def test_there_is_a_frame_wherever_30_ms_fit(features, n, frames):
+    assert features()(noise(n).expand(3, n)).shape == (3, MELS, frames)
 
 
 @pytest.mark.parametrize("hops", [1, 10, 97])
@@ -91,8 +114,9 @@ def test_a_frame_knows_nothing_outside_its_30_ms():
     assert len(differs) >= 2  # the taper may hide the sample at a frame's very edge
 
 
-def test_silence_is_the_floor_and_full_scale_is_finite():
-    frames = LogMel()(torch.stack([torch.zeros(16_000), torch.ones(16_000)]))
+@by_fft_or_sums
+def test_silence_is_the_floor_and_full_scale_is_finite(features):
+    frames = features()(torch.stack([torch.zeros(16_000), torch.ones(16_000)]))
     assert torch.equal(frames[0], torch.full((MELS, 98), FLOOR).log())
     assert torch.isfinite(frames).all()
 
@@ -105,3 +129,25 @@ def test_scripted_equals_eager():
 
 def test_it_has_nothing_to_save():
     assert LogMel().state_dict() == {}
+
+
+# --- without an FFT ---
+
+
+def test_the_sums_without_an_fft_are_the_same_frames_of_the_demo_recording():
+    samples = torch.from_numpy(read_recording(DEMO))[None]
+    torch.testing.assert_close(DftLogMel()(samples), LogMel()(samples), rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(not DATA, reason="KWSD_DATA is not set: no real recordings to test on")
+def test_the_sums_without_an_fft_are_the_same_frames_of_real_clips():
+    paths = sorted(tiny.folder(Path(DATA)).glob("[a-z]*/*.wav"))[::EVERY]
+    assert len(paths) > 10
+    by_fft, by_sums = LogMel(), DftLogMel()
+    for path in paths:
+        samples = torch.from_numpy(read_recording(path))[None]
+        torch.testing.assert_close(by_sums(samples), by_fft(samples), rtol=0, atol=1e-3)
+
+
+def test_the_sums_without_an_fft_are_not_learnt():
+    assert not any(weights.requires_grad for weights in DftLogMel().parameters())

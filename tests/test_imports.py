@@ -12,10 +12,11 @@ import pytest
 import kwsd
 
 PACKAGE = Path(kwsd.__file__).parent
-DAEMON_PATH = ["daemon", "listening", "pipeline", "replay", "spotter"]
-STAGES = ["ring", "window", "spotter", "debouncer", "pipeline", "listening", "daemon", "cli"]
-PURE = ["audio_format", "ring", "window", "debouncer", "span"]
-HEAVY = ["torch", "torchaudio", "sounddevice", "matplotlib"]
+ENGINES = ["engines", "engines.torchscript", "engines.onnx"]
+DAEMON_PATH = ["daemon", "listening", "pipeline", "replay", "scoring", "spotter", *ENGINES]
+STAGES = ["ring", "window", "spotter", "scoring", "debouncer", "pipeline", "listening", "daemon", "cli"]
+PURE = ["audio_format", "ring", "window", "scoring", "debouncer", "span"]
+HEAVY = ["torch", "torchaudio", "onnxruntime", "sounddevice", "matplotlib"]
 
 
 def module_name(path):
@@ -97,6 +98,26 @@ def test_no_stage_imports_a_later_one(stage):
     assert not reachable(f"kwsd.{stage}", GRAPH) & later
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_knows_the_spotter_and_no_stage_behind_it(engine):
+    known = reachable(f"kwsd.{engine}", GRAPH)
+    later = STAGES[STAGES.index("spotter") + 1 :]
+    assert "kwsd.spotter" in known
+    assert not known & {f"kwsd.{name}" for name in [*later, "replay", "bench"]}
+
+
+@pytest.mark.parametrize("module", [*STAGES[: STAGES.index("daemon")], "replay"])
+def test_whatever_only_uses_a_spotter_knows_no_engine(module):
+    assert not reachable(f"kwsd.{module}", GRAPH) & {f"kwsd.{name}" for name in ENGINES}
+
+
+@pytest.mark.parametrize("module", ["daemon", "bench", "cli", "training.export"])
+def test_whatever_loads_a_spotter_goes_through_the_engines_one_door(module):
+    assert "kwsd.engines" in GRAPH[f"kwsd.{module}"]
+    for other in GRAPH:
+        assert other == "kwsd.engines" or not GRAPH[other] & {"kwsd.engines.torchscript", "kwsd.engines.onnx"}
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_nothing_but_the_command_line_knows_the_command_line(module):
     if module != "kwsd.__main__":
@@ -116,6 +137,11 @@ def test_the_daemon_never_imports_training(module):
 def test_the_daemon_never_imports_torchaudio(module):
     for name in {f"kwsd.{module}"} | reachable(f"kwsd.{module}", GRAPH):
         assert "torchaudio" not in {other.partition(".")[0] for other in imported(SOURCES[name].read_text(), SOURCES)}
+
+
+def test_the_engine_for_onnx_knows_no_torch():
+    for name in {"kwsd.engines.onnx"} | reachable("kwsd.engines.onnx", GRAPH):
+        assert "torch" not in {other.partition(".")[0] for other in imported(SOURCES[name].read_text(), SOURCES)}
 
 
 # --- the core is pure ---
@@ -143,4 +169,33 @@ def test_importing_it_loads_nothing_heavy(module):
     loaded = loaded_by(f"import kwsd.{module}")
     assert f"kwsd.{module}" in loaded
     assert sorted(loaded & set(HEAVY)) == []
+    assert in_training(loaded) == []
+
+
+LISTEN = """
+import pathlib, numpy
+from kwsd.engines import load_spotter
+from kwsd.ring import RingBuffer
+from kwsd.scoring import make_scorer
+from kwsd.window import WindowSchedule
+spotter = load_spotter(pathlib.Path({path!r}), "auto")
+assert spotter.score(numpy.zeros((1, 16_000), numpy.float32)).shape == (1, 3)
+ring, schedule = RingBuffer(1, 40_000), WindowSchedule(1, 1600, 16, numpy.array([True]))
+ring.write(0, numpy.zeros(20_000, numpy.float32))
+assert len(make_scorer(spotter, 1, 1600).score(ring, schedule.take(ring))) == 3
+"""
+
+
+@pytest.mark.parametrize("model", ["dstcn-tiny", "simplenet"])
+@pytest.mark.parametrize(("suffix", "other"), [(".onnx", "torch"), (".pt", "onnxruntime")])
+def test_listening_with_one_engine_loads_nothing_of_the_other(tmp_path, model, suffix, other):
+    from test_export import CLIPS, trained
+
+    from kwsd.training.export import export
+
+    path = tmp_path / f"a{suffix}"
+    export(trained(model), path, CLIPS)
+    loaded = loaded_by(LISTEN.format(path=str(path)))
+    assert "kwsd.scoring" in loaded
+    assert other not in loaded
     assert in_training(loaded) == []

@@ -6,11 +6,12 @@ import pytest
 
 from kwsd.artefact import read_info
 from kwsd.config import KeywordConfig, load_config
+from kwsd.engines import load_spotter
 from kwsd.errors import ConfigError
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring, make_rules
 from kwsd.recording import DEMO, read_recording
-from kwsd.spotter import load_spotter
+from kwsd.scoring import HopScorer, WindowScorer
 
 RATE = 16_000
 
@@ -52,6 +53,20 @@ def test_every_stream_hears_what_it_would_hear_alone(config, spotter):
     for room in range(3):
         here = [(h.keyword, h.start_s, h.end_s) for h in together if h.stream == f"room{room}"]
         assert here == [(h.keyword, h.start_s, h.end_s) for h in alone]
+
+
+@pytest.mark.parametrize("block", [1600, 500, 7_000], ids=lambda block: f"blocks of {block}")
+def test_hop_by_hop_the_same_is_heard_as_in_whole_windows(config, spotter, block):
+    tape = read_recording(DEMO)
+    by_hops, inlets = make(config, spotter)
+    assert isinstance(by_hops.scorer, HopScorer), "the shipped model can be advanced"
+    expected, _ = hear(by_hops, inlets, tape, block)
+    by_windows, inlets = make(config, spotter)
+    by_windows.scorer = WindowScorer(spotter)
+    heard, _ = hear(by_windows, inlets, tape, block)
+    assert [(h.keyword, h.start_s, h.end_s) for h in heard] == [(h.keyword, h.start_s, h.end_s) for h in expected]
+    assert [h.score for h in heard] == pytest.approx([h.score for h in expected], abs=2e-3)  # of three decimals
+    assert len(heard) >= 7
 
 
 def test_a_live_stream_that_is_not_listened_to_says_what_it_skipped(config, spotter):
@@ -100,7 +115,7 @@ def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(confi
     assert rules.keywords == ("stop", "go")
     assert rules.threshold.tolist() == pytest.approx([0.5, info.thresholds["go"]])
     assert rules.refractory.tolist() == [32_000, 8_000]
-    assert rules.isolation_speech.tolist() == [36_800, 16_000]
+    assert rules.isolation_speech.tolist() == [19_200, 16_000]
 
 
 def test_a_release_above_a_recommended_threshold_is_refused(config):

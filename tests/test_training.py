@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -13,21 +14,30 @@ import tiny_speech_commands as tiny
 import torch
 from conftest import COMMAND
 from running import clean_environment
+from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from kwsd.artefact import read_info
 from kwsd.cli import dispatch
 from kwsd.errors import AudioError, ConfigError, KwsdError, ModelError
-from kwsd.networks.matchboxnet import MatchboxNet
+from kwsd.networks import NETWORKS
 from kwsd.training import train as training
 from kwsd.training.batches import PlainBatches
 from kwsd.training.checkpoint import load_checkpoint
-from kwsd.training.dataset import load_clips
+from kwsd.training.dataset import load_clips, load_noise
 from kwsd.training.recipe import RECIPES
-from kwsd.training.train import TrainOptions, labelled_windows, learning_rate, load_noise, smoothed_nll, train
+from kwsd.training.train import (
+    TrainOptions,
+    labelled_windows,
+    learning_rate,
+    moving_average,
+    smoothed_nll,
+    train,
+)
 
 LABELS = "yes,no"
-MATCHBOX = "yes,no,_unknown_,_silence_"
+AUGMENTED = "yes,no,_unknown_,_silence_"
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +129,7 @@ def test_resumed_after_the_first_of_two_epochs_is_both_in_one_go(trained, data, 
     _, err = kwsd(*arguments, "--epochs", "2", "--resume", cache=cache, cwd=tmp_path)
     assert "epoch 1/2" not in err
     in_one_go, resumed = (load_checkpoint(f) for f in (trained[0] / "models/simplenet.ckpt", tmp_path / "a.ckpt"))
-    for part in ("epoch", "state", "best_state", "best_accuracy", "optimiser"):
+    for part in ("epoch", "state", "average_state", "best_state", "best_accuracy", "optimiser"):
         assert same(getattr(in_one_go, part), getattr(resumed, part)), part
 
 
@@ -183,18 +193,119 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data, talk, tmp_path, monkeypatch):
-    small = dataclasses.replace(RECIPES["matchboxnet"], batch=24)
-    monkeypatch.setitem(RECIPES, "matchboxnet", small)
-    matchbox = {"model": "matchboxnet", "labels": MATCHBOX, "negatives": (talk,), "epochs": 2}
-    in_one_go = train(options(data, tmp_path / "a.ckpt", **matchbox), quietly)
+@pytest.fixture(params=["dstcn-tiny"])
+def small(request, monkeypatch, talk):
+    """Options for an augmented run of a few steps an epoch."""
+    monkeypatch.setitem(RECIPES, request.param, dataclasses.replace(RECIPES[request.param], batch=24))
+    return {"model": request.param, "labels": AUGMENTED, "negatives": (talk,)}
+
+
+@pytest.mark.parametrize("small", ["dstcn-tiny", "bcresnet-1"], indirect=True)
+def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data, small, tmp_path):
+    in_one_go = train(options(data, tmp_path / "a.ckpt", **small, epochs=2), quietly)
     with pytest.raises(KeyboardInterrupt):
-        train(options(data, tmp_path / "b.ckpt", **matchbox), Interrupting())
-    assert load_checkpoint(tmp_path / "b.ckpt").epoch == 1
-    resumed = train(options(data, tmp_path / "b.ckpt", **matchbox, resume=True), quietly)
-    assert same(in_one_go.state, resumed.state)
-    assert same(in_one_go.optimiser, resumed.optimiser)
-    assert load_checkpoint(tmp_path / "b.ckpt").recipe == dataclasses.asdict(dataclasses.replace(small, epochs=2))
+        train(options(data, tmp_path / "b.ckpt", **small, epochs=2), Interrupting())
+    left = load_checkpoint(tmp_path / "b.ckpt")
+    assert left.epoch == 1
+    resumed = train(options(data, tmp_path / "b.ckpt", **small, epochs=2, resume=True), quietly)
+    for part in ("state", "average_state", "best_state", "best_accuracy", "optimiser"):
+        assert same(getattr(in_one_go, part), getattr(resumed, part)), part
+    assert not same(left.state, resumed.state)
+    assert (resumed.average_state is not None) == (small["model"] == "dstcn-tiny")
+    recipe = dataclasses.replace(RECIPES[small["model"]], epochs=2)
+    assert load_checkpoint(tmp_path / "b.ckpt").recipe == dataclasses.asdict(recipe)
+
+
+# --- the moving average ---
+
+
+def parameters(state):
+    """The weights that are learnt, without what batch normalisation keeps."""
+    return {name: weights for name, weights in state.items() if "running" not in name and "tracked" not in name}
+
+
+def test_the_moving_average_is_what_is_validated_and_exported(data, small, tmp_path, monkeypatch):
+    honest, validated = training.evaluate, []
+
+    def watched(network, *more):
+        validated.append(training._copy(network))
+        return honest(network, *more)
+
+    monkeypatch.setattr(training, "evaluate", watched)
+    made = train(options(data, tmp_path / "a.ckpt", **small, epochs=1), quietly)
+    assert same(validated, [made.average_state])
+    assert same(made.best_state, made.average_state)
+    assert not same(parameters(made.best_state), parameters(made.state))
+    assert same(dict(made.network().state_dict()), made.average_state)
+    assert same(load_checkpoint(tmp_path / "a.ckpt").average_state, made.average_state)
+
+
+def test_the_article_keeps_no_average(data, tmp_path):
+    made = train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    assert made.average_state is None
+    assert same(made.best_state, made.state)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"), [(1, 2 / 11), (8, 1 / 2), (89, 10 / 11), (8_980, 8_981 / 8_990), (8_990, 0.999), (10**6, 0.999)]
+)
+def test_the_moving_average_is_quick_at_first_and_slow_later(steps, kept):
+    averaged, current = [torch.zeros(3), torch.full((2, 2), 4.0)], [torch.ones(3), torch.full((2, 2), 4.0)]
+    moving_average(0.999)(averaged, current, torch.tensor(steps))
+    torch.testing.assert_close(averaged[0], torch.full((3,), 1 - kept), rtol=1e-4, atol=0)
+    assert torch.equal(averaged[1], current[1]), "what stands still is its own average"
+    assert torch.equal(current[0], torch.ones(3))
+
+
+def test_the_moving_average_begins_with_the_weights_themselves_and_forgets_them_soon():
+    network = nn.Linear(1, 1)
+    average = AveragedModel(nn.Linear(1, 1), multi_avg_fn=moving_average(0.999))
+    average.update_parameters(network)
+    assert same(dict(average.module.state_dict()), dict(network.state_dict()))
+    first = network.weight.item()
+    with torch.no_grad():
+        network.weight.fill_(first + 1.0)
+    for _ in range(30):
+        average.update_parameters(network)
+    assert average.module.weight.item() > first + 0.99  # with 0.999 from the start it would be at 0.03
+
+
+# --- batches prepared ahead ---
+
+
+def test_batches_prepared_ahead_are_the_same_and_one_ahead_at_most():
+    made = [threading.Event() for _ in range(6)]
+
+    def batches():
+        for i in range(5):
+            made[i].set()
+            yield i
+
+    for got in training._ahead(batches()):
+        assert got == 4 or made[got + 1].wait(timeout=30)
+        assert not any(event.is_set() for event in made[got + 2 :])
+    assert got == 4
+
+
+def test_a_batch_that_fails_fails_where_it_is_wanted():
+    def batches():
+        yield from (0, 1)
+        raise ValueError("the disk is gone")
+
+    got = []
+    with pytest.raises(ValueError, match="the disk is gone"):
+        got.extend(training._ahead(batches()))
+    ahead = training._ahead(batches())
+    assert [next(ahead), next(ahead)] == [0, 1]
+
+
+def test_no_thread_is_left_of_an_epoch_that_was_given_up():
+    before = set(threading.enumerate())
+    ahead = training._ahead(iter(range(10)))
+    assert next(ahead) == 0
+    assert set(threading.enumerate()) > before
+    ahead.close()
+    assert set(threading.enumerate()) == before
 
 
 # --- interrupted ---
@@ -252,7 +363,7 @@ def test_another_run_cannot_be_resumed(data, tmp_path, changed, complaint):
 @pytest.mark.parametrize(
     ("changed", "error", "code", "complaint"),
     [
-        ({"model": "bcresnet"}, ConfigError, 78, "no such network; there are simplenet, matchboxnet"),
+        ({"model": "unheard-of"}, ConfigError, 78, "no such network; there are simplenet, dstcn-tiny"),
         ({"seed": -1}, ConfigError, 2, "--seed -1"),
         ({"labels": "zero,one"}, AudioError, 66, "none of the training clips"),
         ({"labels": "yes,"}, ConfigError, 78, "empty label"),
@@ -318,7 +429,7 @@ def test_silence_is_tested_with_one_piece_of_noise_per_eleven_clips(data):
 
 def test_evaluation_neither_drops_out_nor_learns():
     torch.manual_seed(0)
-    network = MatchboxNet(3).train()
+    network = NETWORKS["dstcn-tiny"](3).train()
     windows = (torch.randn(300, 16_000) * 3000).short()  # more than one batch
     state = {name: weights.clone() for name, weights in network.state_dict().items()}
     log_probs = torch.cat(list(training.predictions(network, windows, torch.device("cpu"))))
@@ -344,7 +455,7 @@ def test_quick_is_short(data, tmp_path):
     [(0.0, 0.0), (1.0, 0.5), (2.0, 1.0), (6.0, 0.5), (10.0, 0.0), (11.0, 0.0), (4.0, 0.5 + math.sqrt(0.5) / 2)],
 )
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(epochs_done, share):
-    recipe = dataclasses.replace(RECIPES["matchboxnet"], epochs=10, warmup_epochs=2.0, learning_rate=0.1)
+    recipe = dataclasses.replace(RECIPES["dstcn-base"], epochs=10, warmup_epochs=2.0, learning_rate=0.1)
     assert learning_rate(recipe, epochs_done) == pytest.approx(0.1 * share)
 
 

@@ -9,24 +9,31 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
-from kwsd.audio_format import WINDOW
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
 
 
 @dataclass(frozen=True)
 class Ranges:
     """Between which bounds each property is drawn, uniformly."""
 
-    snr_db: tuple[float, float] = (0.0, 30.0)  # word over noise
-    noisy: float = 0.7  # share of windows that get noise at all
+    snr_db: tuple[float, float] = (-3.0, 30.0)  # word over noise
+    noisy: float = 0.75  # share of windows that get noise at all
     babble_snr_db: tuple[float, float] = (8.0, 25.0)  # word over a distant talker
     babbling: float = 0.15  # share of windows with one
     gain_db: tuple[float, float] = (-24.0, 6.0)
     hiss_dbfs: tuple[float, float] = (-80.0, -50.0)  # the microphone's own noise
     tilt_db: tuple[float, float] = (-8.0, 8.0)  # from the lowest mel band to the highest
+    bumps_db: tuple[float, float] = (-5.0, 5.0)  # on top of that, at BUMPS bands and in a straight line between them
+    reverberant: float = 0.25  # share of windows in a room
+    decay_s: tuple[float, float] = (0.1, 0.7)  # until its echo is 60 dB down (RT60)
+    direct_db: tuple[float, float] = (-3.0, 12.0)  # direct sound over all of the echo
 
 
 RANGES = Ranges()
+BUMPS = 6
+ECHO = 8000  # samples of echo: what comes later lies under the noise
 
 
 def uniform(n: int, bounds: tuple[float, float], like: Tensor, generator: Generator) -> Tensor:
@@ -80,17 +87,38 @@ def degrade(windows: Tensor, noise: Tensor, babble: Tensor, generator: Generator
     return windows.clamp(-1.0, 1.0)  # (batch, 16000)
 
 
+def reverberate(windows: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
+    """Some of the windows (batch, n) as heard in a room: noise that dies away exponentially after the direct sound
+    (Polack 1988), convolved by FFT. The level stays."""
+    rows = torch.nonzero(torch.rand(len(windows), generator=generator) < ranges.reverberant)[:, 0]
+    if not len(rows):
+        return windows
+    dry = windows[rows.to(windows.device)]  # (rows, n)
+    time = torch.arange(1, ECHO + 1) / SAMPLE_RATE  # (ECHO,) seconds
+    decay = torch.rand(len(rows), 1, generator=generator) * (ranges.decay_s[1] - ranges.decay_s[0]) + ranges.decay_s[0]
+    echo = torch.randn(len(rows), ECHO, generator=generator) * torch.pow(10.0, -3.0 * time / decay)  # (rows, ECHO)
+    echo = (echo / echo.square().sum(1, keepdim=True).sqrt()).to(windows.device)  # energy 1, as the direct sound
+    echo = echo * torch.pow(10.0, -uniform(len(rows), ranges.direct_db, windows, generator) / 20.0)
+    size = windows.shape[1] + ECHO
+    wet = torch.fft.irfft(torch.fft.rfft(dry, size) * torch.fft.rfft(echo, size), size)[:, : windows.shape[1] - 1]
+    mixed = dry + F.pad(wet, (1, 0))  # the echo begins one sample after the direct sound
+    return windows.index_copy(0, rows.to(windows.device), mixed * (rms(dry) / rms(mixed)))
+
+
 def at_level(noise: Tensor, bounds_dbfs: tuple[float, float], generator: Generator) -> Tensor:
     """Noise (batch, n) brought to a drawn level in dBFS."""
     return noise / rms(noise) * torch.pow(10.0, uniform(len(noise), bounds_dbfs, noise, generator) / 20.0)
 
 
 def colour(frames: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
-    """Another microphone's frequency response: a tilt over log-mel frames (batch, mels, frames)."""
+    """Another microphone's frequency response: a tilt and bumps over log-mel frames (batch, mels, frames)."""
     mels = frames.shape[1]
     slope = torch.linspace(-0.5, 0.5, mels, device=frames.device)  # (mels,)
     tilt_db = uniform(len(frames), ranges.tilt_db, frames, generator) * slope  # (batch, mels)
-    return frames + tilt_db[:, :, None] * 0.2303  # natural logarithm of power per dB  # (batch, mels, frames)
+    low, high = ranges.bumps_db
+    bumps = torch.rand(len(frames), 1, BUMPS, generator=generator).to(frames.device) * (high - low) + low
+    gain_db = tilt_db + F.interpolate(bumps, mels, mode="linear", align_corners=True)[:, 0]  # (batch, mels)
+    return frames + gain_db[:, :, None] * 0.2303  # natural logarithm of power per dB  # (batch, mels, frames)
 
 
 def spec_augment(frames: Tensor, generator: Generator, masks: int = 2, time: int = 10, mels: int = 4) -> Tensor:

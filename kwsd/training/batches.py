@@ -132,7 +132,7 @@ class AugmentedBatches:
             parts.append(crops(self.talk, n["talk"], rng).to(self.device))
             pauses = augment.rms(parts[-1])[:, 0].cpu().numpy() < PAUSE
             talk_target[pauses] = self.silence if self.silence >= 0 else self.unknown
-        windows = torch.cat(parts)
+        windows = augment.reverberate(torch.cat(parts), generator)
         noise = crops(self.noise, len(windows), rng).to(self.device)
         babble = crops(self.babble, len(windows), rng).to(self.device)
         windows = augment.degrade(windows, noise, babble, generator)

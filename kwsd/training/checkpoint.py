@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Checkpoint:
     labels: tuple[str, ...]
     epoch: int  # finished epochs
     state: dict[str, Tensor]  # weights now
+    average_state: dict[str, Tensor] | None  # their moving average, where the recipe keeps one
     best_state: dict[str, Tensor]  # weights with the best validation accuracy, for evaluation and export
     best_accuracy: float  # of best_state on the validation clips, 0 to 1
     optimiser: dict[str, Any]

@@ -22,6 +22,7 @@ from kwsd.span import word_span
 from kwsd.training.labels import says_keyword
 
 SUBSETS = ("training", "validation", "testing")
+SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
 DECODERS = 4  # threads: decoding is mostly waiting for the disk
 
 
@@ -73,7 +74,7 @@ def load_clips(root: Path, subset: str, *, download: bool = False, limit: int | 
         _decode(listing, cache)
     index = np.load(cache / "index.npz")
     return Clips(
-        np.load(cache / "samples.npy", mmap_mode="c"),
+        np.load(cache / "samples.npy"),
         tuple(index["words"].tolist()),
         tuple(index["speakers"].tolist()),
         index["spans"],
@@ -179,17 +180,45 @@ def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[list[NDArray[np.in
     one of the labels is spoken are left out: they would teach the network that a keyword is none.
     Raises AudioError if nothing is left.
     """
-    spoken = dict(_transcripts(folder))
-    pieces, left_out = [], 0
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".ogg"))
-    for path in tqdm(paths, desc=folder.name, unit="file", leave=False, disable=None):
-        if says_keyword(spoken.get(path, ""), labels):
-            left_out += 1
-            continue
-        pieces.append(to_int16(read_recording(path)))
+    paths, left_out = talk_paths(folder, labels)
+    progress = tqdm(paths, desc=folder.name, unit="file", leave=False, disable=None)
+    pieces = [to_int16(read_recording(path)) for path in progress]
     if not pieces:
         raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
     return pieces, left_out
+
+
+def load_noise(folders: tuple[Path, ...], subset: str) -> NDArray[np.int16]:
+    """The part of every noise recording that belongs to a subset, end to end.
+
+    A Speech Commands folder gives its `_background_noise_`, any other folder all it holds.
+    """
+    first, last = SILENCE_PART[subset]
+    pieces = []
+    for folder in folders:
+        background = folder / "SpeechCommands/speech_commands_v0.02/_background_noise_"
+        if not background.exists() and folder == folders[0]:
+            continue
+        recordings, _ = load_talk(background if background.exists() else folder, ())
+        pieces += [noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings]
+    if not pieces:
+        raise AudioError(f"{folders[0]}: no _background_noise_ in the data set; name recordings with --noise")
+    return np.concatenate(pieces)
+
+
+def talk_paths(folder: Path, labels: tuple[str, ...], *, checked: bool = False) -> tuple[list[Path], int]:
+    """The recordings under a folder in whose transcript none of the labels is spoken, and how many were left out.
+
+    Where nobody wrote down what is spoken, nothing is known to be; with `checked` such recordings are left out as
+    well, unless the folder has no transcripts at all.
+    """
+    spoken = dict(_transcripts(folder))
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".ogg"))
+    if checked and spoken:
+        kept = [path for path in paths if path in spoken and not says_keyword(spoken[path], labels)]
+    else:
+        kept = [path for path in paths if not says_keyword(spoken.get(path, ""), labels)]
+    return kept, len(paths) - len(kept)
 
 
 def _transcripts(folder: Path) -> Iterator[tuple[Path, str]]:

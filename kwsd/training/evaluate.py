@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from kwsd.artefact import read_info
+from kwsd.engines import load_spotter
 from kwsd.errors import ModelError
-from kwsd.spotter import load_spotter
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import load_clips
 from kwsd.training.train import in_batches, labelled_windows, predictions

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from kwsd.artefact import FORMAT, METADATA, ArtefactInfo, Figure, Geometry
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.engines import load_spotter
 from kwsd.errors import IO, USAGE, ConfigError, KwsdError, ModelError
 from kwsd.features import FFT, FRAME, FRAME_HOP, HIGHEST_HZ, LOWEST_HZ, MELS
-from kwsd.networks import NETWORKS
+from kwsd.networks.incremental import HasIncrement
 from kwsd.networks.simplenet import SimpleNet
 from kwsd.recording import DEMO, read_recording
-from kwsd.spotter import load_spotter
 from kwsd.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
 from kwsd.training.dataset import load_clips
@@ -90,9 +90,10 @@ def export(
     network = checkpoint.network()
     info = describe(checkpoint, thresholds or {}, figures)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    write = _write_onnx if out.suffix == ".onnx" else _write
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(network, info, unfinished)
+        write(network, info, unfinished)
         _compare(network, unfinished, clips)
         unfinished.replace(out)
     except OSError as error:
@@ -131,13 +132,15 @@ def _bare_simplenet(source: Path, state: dict[str, Any], labels: str | None) -> 
         raise ConfigError(f"--labels: {len(names)} labels for a network with {outputs} outputs")
     weights = dict(zip(own, state.values(), strict=True))
     return Checkpoint(
-        model="simplenet", labels=names, epoch=0, state=weights, best_state=weights, best_accuracy=0.0,
-        optimiser={}, recipe={}, seed=0, command="", data=f"unknown: exported from a bare state dict, {source.name}",
+        model="simplenet", labels=names, epoch=0, state=weights, average_state=None, best_state=weights,
+        best_accuracy=0.0, optimiser={}, recipe={}, seed=0, command="",
+        data=f"unknown: exported from a bare state dict, {source.name}",
     )  # fmt: skip
 
 
 def describe(checkpoint: Checkpoint, thresholds: dict[str, float], figures: tuple[Figure, ...]) -> ArtefactInfo:
     """The metadata for a checkpoint."""
+    network = checkpoint.network()
     geometry = Geometry(
         mels=MELS, frame=FRAME, frame_hop=FRAME_HOP, fft=FFT, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
     )
@@ -147,7 +150,8 @@ def describe(checkpoint: Checkpoint, thresholds: dict[str, float], figures: tupl
         labels=checkpoint.labels,
         sample_rate=SAMPLE_RATE,
         window=WINDOW,
-        features=geometry if hasattr(NETWORKS[checkpoint.model], "classify") else None,
+        features=geometry if hasattr(network, "features") else None,
+        step=FRAME_HOP if isinstance(network, HasIncrement) else None,
         thresholds=thresholds,
         figures=figures,
         data=f"{checkpoint.data}; {checkpoint.command}" if checkpoint.command else checkpoint.data,
@@ -167,9 +171,12 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 
 def frozen(network: nn.Module) -> torch.jit.ScriptModule:
     """The network as TorchScript with its weights as constants and batch normalisation folded away."""
+    kept = []
+    if isinstance(network, HasIncrement):
+        network, kept = network.for_inference(), ["begin", "advance", "state"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; see design: load by what the file is
-        scripted: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(network.eval()))
+        scripted: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(network.eval()), kept)
         return scripted
 
 
@@ -182,6 +189,28 @@ def _write(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
             torch.jit.save(scripted, str(path), _extra_files={METADATA: metadata})
         except RuntimeError as error:  # how torch reports a full disk or a missing folder
             raise OSError(errno.EIO, str(error).splitlines()[0]) from None
+
+
+def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
+    import onnx
+
+    inputs: tuple[Tensor, ...] = (torch.zeros(2, WINDOW),)
+    if isinstance(network, HasIncrement):
+        incremental = network.for_onnx()
+        inputs, network = (torch.zeros(2, FRAME_HOP), torch.zeros(2, incremental.state)), incremental
+    names, outputs = ["samples", "state"][: len(inputs)], ["log_probs", "state_after"][: len(inputs)]
+    free = {name: {0: "batch"} for name in names + outputs}
+    if len(inputs) > 1:
+        free["samples"][1] = "n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two exporters this is the older one, which needs no onnxscript
+        torch.onnx.export(
+            network.eval(), inputs, str(path), dynamo=False, input_names=names, output_names=outputs, dynamic_axes=free
+        )  # fmt: skip
+    model = onnx.load(path)
+    model.metadata_props.add(key=METADATA, value=msgspec.json.encode(info).decode())
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
 
 
 def _compare(network: nn.Module, path: Path, windows: Tensor) -> None:

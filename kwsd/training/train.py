@@ -3,7 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from kwsd.artefact import SILENCE
@@ -22,14 +25,18 @@ from kwsd.networks import NETWORKS
 from kwsd.training import augment
 from kwsd.training.batches import AugmentedBatches, PlainBatches, crops, targets_of
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint
-from kwsd.training.dataset import Clips, counts, load_clips, load_talk
+from kwsd.training.dataset import Clips, counts, load_clips, load_noise, load_talk
 from kwsd.training.labels import parse_labels
 from kwsd.training.recipe import RECIPES, Recipe
 
 EVALUATION_BATCH = 256
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
 QUICK_EPOCHS = 3
 QUICK_CLIPS = {"training": 2000, "validation": 500}  # at most, evenly over the words
-SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,15 @@ class Run:
     recipe: Recipe
     device: torch.device
     seed: int
+    average: AveragedModel | None  # what is validated and exported, where the recipe keeps it
     best_state: dict[str, Tensor]
     best_accuracy: float = 0.0
     epoch: int = 0
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and exported."""
+        return self.network if self.average is None else self.average.module
 
 
 def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
@@ -86,6 +99,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
             labels=labels,
             epoch=run.epoch,
             state=_copy(run.network),
+            average_state=None if run.average is None else _copy(run.average.module),
             best_state=run.best_state,
             best_accuracy=run.best_accuracy,
             optimiser=run.optimiser.state_dict(),
@@ -100,9 +114,9 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
         while run.epoch < recipe.epochs:
             loss = _train_epoch(run)
             run.epoch += 1
-            accuracy = evaluate(run.network, *run.validation, run.device)
+            accuracy = evaluate(run.judged, *run.validation, run.device)
             if accuracy >= run.best_accuracy:
-                run.best_accuracy, run.best_state = accuracy, _copy(run.network)
+                run.best_accuracy, run.best_state = accuracy, _copy(run.judged)
             checkpoint().save(options.out)
             saved = True
             say(
@@ -111,7 +125,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
             )
     except KeyboardInterrupt:
         if not saved and not options.out.exists():  # not even one epoch: better half an epoch than nothing
-            run.best_state = _copy(run.network)
+            run.best_state = _copy(run.judged)
             checkpoint().save(options.out)
         raise
     return checkpoint()
@@ -138,7 +152,8 @@ def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
     noise_paths = (options.data, *options.noise)
-    network = NETWORKS[options.model](len(labels)).to(device)
+    # Channels last: the convolutions train nearly twice as fast.
+    network = NETWORKS[options.model](len(labels)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches: PlainBatches | AugmentedBatches
     if recipe.augment:
         talk = _load_negatives(options, labels, say)
@@ -148,10 +163,14 @@ def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say
         )  # fmt: skip
     else:
         batches = PlainBatches(_known(clips, labels), labels, recipe.batch, options.seed)
-    make = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
-    optimiser = make(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimiser = OPTIMISERS[recipe.optimiser](
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )  # fmt: skip
     held_out = labelled_windows(validation, labels, noise_paths, "validation")
-    return Run(network, optimiser, batches, held_out, recipe, device, options.seed, _copy(network))
+    average = None
+    if recipe.average:
+        average = AveragedModel(network, multi_avg_fn=moving_average(recipe.average))
+    return Run(network, optimiser, batches, held_out, recipe, device, options.seed, average, _copy(network))
 
 
 def _load(options: TrainOptions, subset: str, say: Callable[[str], None]) -> Clips:
@@ -192,24 +211,6 @@ def _load_negatives(
     return np.concatenate(pieces) if pieces else None
 
 
-def load_noise(folders: tuple[Path, ...], subset: str) -> NDArray[np.int16]:
-    """The part of every noise recording that belongs to a subset, end to end.
-
-    A Speech Commands folder gives its `_background_noise_`, any other folder all it holds.
-    """
-    first, last = SILENCE_PART[subset]
-    pieces = []
-    for folder in folders:
-        background = folder / "SpeechCommands/speech_commands_v0.02/_background_noise_"
-        if not background.exists() and folder == folders[0]:
-            continue
-        recordings, _ = load_talk(background if background.exists() else folder, ())
-        pieces += [noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings]
-    if not pieces:
-        raise AudioError(f"{folders[0]}: no _background_noise_ in the data set; name recordings with --noise")
-    return np.concatenate(pieces)
-
-
 def labelled_windows(
     clips: Clips, labels: tuple[str, ...], noise: tuple[Path, ...], subset: str
 ) -> tuple[Tensor, Tensor]:
@@ -238,6 +239,9 @@ def _resume(run: Run, options: TrainOptions, labels: tuple[str, ...]) -> None:
         raise ConfigError(f"{options.out}: was begun with --seed {checkpoint.seed}; --resume needs the same")
     try:
         run.network.load_state_dict(checkpoint.state)
+        if run.average is not None and checkpoint.average_state is not None:
+            run.average.module.load_state_dict(checkpoint.average_state)
+            run.average.n_averaged.fill_(checkpoint.epoch * len(run.batches))
         run.optimiser.load_state_dict(checkpoint.optimiser)
     except (RuntimeError, ValueError):
         raise ModelError(f"{options.out}: a checkpoint of another kwsd; train again without --resume") from None
@@ -255,6 +259,16 @@ def learning_rate(recipe: Recipe, epochs_done: float) -> float:
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
 
 
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """For AveragedModel: exponential with this decay per step, faster at first, when there is little to keep."""
+
+    def update(averaged: Any, current: Any, steps: Any) -> None:
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(list(averaged), list(current), 1.0 - now)
+
+    return update
+
+
 def _train_epoch(run: Run) -> float:
     """One pass over the batches; the mean loss. What is drawn depends on seed and epoch alone."""
     torch.manual_seed(run.seed * 100_003 + run.epoch)  # dropout
@@ -263,7 +277,7 @@ def _train_epoch(run: Run) -> float:
     steps = len(run.batches)
     total, right, seen = 0.0, 0, 0
     with _progress(run, steps) as progress:
-        for step, batch in enumerate(run.batches.epoch(run.epoch)):
+        for step, batch in enumerate(_ahead(run.batches.epoch(run.epoch))):
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(run.recipe, run.epoch + (step + 1) / steps)
             windows, targets = (tensor.to(run.device) for tensor in batch)
@@ -272,6 +286,8 @@ def _train_epoch(run: Run) -> float:
             loss = smoothed_nll(log_probs, targets, run.recipe.label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             run.optimiser.step()
+            if run.average is not None:
+                run.average.update_parameters(run.network)
             total += loss.item() * len(windows)
             right += int((log_probs.argmax(1) == targets).sum())
             seen += len(windows)
@@ -282,6 +298,15 @@ def _train_epoch(run: Run) -> float:
             progress.set_postfix(loss=f"{total / seen:.3f}", acc=f"{right / seen:.1%}", refresh=False)
             progress.update(len(windows))
     return total / seen
+
+
+def _ahead(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, each prepared while the one before is learnt from."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _progress(run: Run, steps: int) -> "tqdm[Any]":
@@ -299,7 +324,9 @@ def _forward(run: Run, windows: Tensor, generator: torch.Generator) -> Tensor:
     if not run.recipe.augment:
         return cast(Tensor, run.network(windows))
     frames = run.network.features(windows)  # (batch, mels, frames)
-    frames = augment.spec_augment(augment.colour(frames, generator), generator)
+    frames = augment.spec_augment(
+        augment.colour(frames, generator), generator, time=run.recipe.mask_frames, mels=run.recipe.mask_mels
+    )
     return cast(Tensor, run.network.classify(frames))
 
 

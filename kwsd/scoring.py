@@ -1,0 +1,125 @@
+"""Due windows to posteriors, in whichever form the model has: whole windows, or only what is new since the last."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwsd.audio_format import WINDOW
+from kwsd.ring import RingBuffer, Samples
+from kwsd.spotter import HopSpotter, Scores, Spotter
+from kwsd.window import Due, Indices
+
+NOWHERE = np.iinfo(np.int64).min // 2  # the sample index of a state that was never begun
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What became of the due windows, in the same order."""
+
+    streams: Indices  # (n,)
+    ends: Indices  # (n,)
+    posteriors: Scores  # (n, labels)
+    skipped: Indices  # (streams,) windows given up: those that came too late, and those overwritten while we read
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+
+class Scorer(Protocol):
+    """Reads the samples it needs out of the ring and scores them."""
+
+    def score(self, ring: RingBuffer, due: Due) -> Scored:
+        """Raises ModelError if the network fails."""
+        ...
+
+
+def make_scorer(spotter: Spotter, streams: int, hop: int) -> Scorer:
+    """Incremental where the model can be advanced by this hop, else by whole windows."""
+    step = spotter.info.step
+    if isinstance(spotter, HopSpotter) and step is not None and hop % step == 0:
+        return HopScorer(spotter, streams, hop)
+    return WindowScorer(spotter)
+
+
+class WindowScorer:
+    """Every window as a whole: for any model and any hop."""
+
+    def __init__(self, spotter: Spotter) -> None:
+        self._spotter = spotter
+
+    def score(self, ring: RingBuffer, due: Due) -> Scored:
+        """Raises ModelError if the network fails."""
+        windows, whole = _read(ring, due.streams, due.ends, WINDOW)
+        posteriors = np.zeros((len(due), len(self._spotter.info.labels)), np.float32)
+        if whole.any():
+            posteriors[whole] = self._spotter.score(windows[whole])
+        return _scored(due, posteriors, whole)
+
+
+class HopScorer:
+    """Only the samples that are new since a stream's last window; after a start or a gap a whole window once.
+
+    The state of all streams is one array in the spotter's care; here is only where each stands.
+    """
+
+    def __init__(self, spotter: HopSpotter, streams: int, hop: int) -> None:
+        self._spotter, self._hop = spotter, hop
+        self._states = spotter.states(streams)
+        self._at = np.full(streams, NOWHERE, np.int64)  # (streams,) sample index up to which the state has heard
+
+    def score(self, ring: RingBuffer, due: Due) -> Scored:
+        """Raises ModelError if the network fails."""
+        posteriors = np.zeros((len(due), len(self._spotter.info.labels)), np.float32)
+        whole = np.zeros(len(due), np.bool_)
+        streams, ends = due.streams, due.ends
+        firsts = due.distinct  # windows are in turns: the first of every stream come first
+        fresh = np.flatnonzero(self._at[streams[:firsts]] != ends[:firsts] - self._hop)
+        if fresh.size:
+            windows, read = _read(ring, streams[fresh], ends[fresh], WINDOW)
+            windows, fresh = windows[read], fresh[read]
+        if fresh.size:
+            posteriors[fresh] = self._spotter.begin(windows, self._states, streams[fresh])
+            self._at[streams[fresh]] = ends[fresh]
+            whole[fresh] = True
+        for run in self._runs(due, ~whole):
+            hops, last = run.shape[1], run[:, -1]
+            samples, read = _read(ring, streams[last], ends[last], self._hop * hops)
+            rows, last = run[read], last[read]
+            if not rows.size:
+                continue
+            posteriors[rows] = self._spotter.advance(samples[read], self._states, streams[last], hops)
+            self._at[streams[last]] = ends[last]
+            whole[rows] = True
+        return _scored(due, posteriors, whole)
+
+    def _runs(self, due: Due, wanted: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+        """Rows that go on from where their stream stands: for each number of hops, (streams, hops)."""
+        rows = np.flatnonzero(wanted)
+        if due.distinct == len(due):  # one window per stream, as nearly always
+            rows = rows[self._at[due.streams[rows]] == due.ends[rows] - self._hop]
+            return [rows[:, None]] if rows.size else []
+        rows = rows[np.argsort(due.streams[rows], kind="stable")]  # by stream, then by time
+        runs: dict[int, list[NDArray[np.intp]]] = {}
+        for run in np.split(rows, np.flatnonzero(np.diff(due.streams[rows])) + 1):
+            if run.size and self._at[due.streams[run[0]]] == due.ends[run[0]] - self._hop:
+                runs.setdefault(len(run), []).append(run)
+        return [np.stack(same) for same in runs.values()]
+
+
+def _read(ring: RingBuffer, streams: Indices, ends: Indices, size: int) -> tuple[Samples, NDArray[np.bool_]]:
+    """The `size` samples before each end: (n, size), and which of them are what was written: (n,)."""
+    samples = np.empty((len(streams), size), np.float32)
+    whole = np.empty(len(streams), np.bool_)
+    for row, (stream, end) in enumerate(zip(streams.tolist(), ends.tolist(), strict=True)):
+        whole[row] = ring.read(stream, end - size, samples[row])
+    return samples, whole
+
+
+def _scored(due: Due, posteriors: Scores, whole: NDArray[np.bool_]) -> Scored:
+    """Leave out what was overwritten while we looked: a loss like any other."""
+    if whole.all():
+        return Scored(due.streams, due.ends, posteriors, due.skipped)
+    lost = np.bincount(due.streams[~whole], minlength=len(due.skipped))
+    return Scored(due.streams[whole], due.ends[whole], posteriors[whole], due.skipped + lost)

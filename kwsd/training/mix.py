@@ -1,0 +1,142 @@
+"""`kwsd mix`: long recordings of known words, to try a model on as the daemon would meet them."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from kwsd.audio_format import SAMPLE_RATE, samples
+from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
+from kwsd.training import augment
+from kwsd.training.dataset import Clips, load_clips, load_noise, to_int16
+
+HISS_DBFS = -66.0  # the microphone's own noise, always there
+WORD_DBFS = -26.0  # level of every word where there is a signal-to-noise ratio to keep
+PIECE_S = 10.0  # background comes in pieces of this length, each from another place
+ECHO_S = 0.5  # room for a reverberant word to die away
+DIRECT_DB = 3.0  # direct sound over echo in a reverberant room
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that is really said in a recording."""
+
+    start_s: float
+    end_s: float
+    keyword: str
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How to build a recording. The same values give the same samples."""
+
+    words: int
+    keywords: tuple[str, ...]  # in turn
+    pause_s: tuple[float, float] = (1.5, 2.5)  # between clips, drawn uniformly
+    snr_db: float | None = None  # word over background; None: no background, and words at their own level
+    decay_s: float = 0.0  # reverberation time (RT60); 0: as recorded
+    seed: int = 0
+
+
+def mix(mixture: Mixture, data: Path, subset: str, noise: tuple[Path, ...]) -> tuple[NDArray[np.float32], list[Word]]:
+    """The recording (samples,) in ±1, and the words in it with the times at which they sound.
+
+    Raises AudioError if there are no clips of a keyword; ConfigError for a mixture that cannot be.
+    """
+    if mixture.words < 1 or not 0 <= mixture.pause_s[0] <= mixture.pause_s[1] or mixture.decay_s < 0:
+        raise ConfigError("mix: at least one word, and pauses and reverberation of 0 s or more", exit_code=USAGE)
+    clips = load_clips(data, subset)
+    rng = np.random.default_rng(mixture.seed)
+    generator = torch.Generator().manual_seed(mixture.seed)
+    pieces, truth, at = [], [], 0
+    for i in range(mixture.words):
+        keyword = mixture.keywords[i % len(mixture.keywords)]
+        row = int(rng.choice(_rows(clips, keyword, subset)))
+        start, end = (int(edge) for edge in clips.spans[row])
+        sound = _clip(clips, row, mixture, generator)
+        pause = np.zeros(samples(rng.uniform(*mixture.pause_s)), np.float32)
+        at += pause.size
+        truth.append(Word(round((at + start) / SAMPLE_RATE, 3), round((at + end) / SAMPLE_RATE, 3), keyword))
+        at += sound.size
+        pieces += [pause, sound]
+    recording = np.concatenate([*pieces, np.zeros(2 * SAMPLE_RATE, np.float32)])
+    if mixture.snr_db is not None:
+        background = _background(load_noise((data, *noise), subset), recording.size, rng)
+        recording += background * _amplitude(WORD_DBFS - mixture.snr_db)
+    recording += rng.standard_normal(recording.size).astype(np.float32) * _amplitude(HISS_DBFS)
+    return np.clip(recording, -1.0, 1.0), truth
+
+
+def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None:
+    """An audio file, and beside it a .tsv of its words. Raises KwsdError if they cannot be written."""
+    try:
+        soundfile.write(path, to_int16(recording), SAMPLE_RATE)
+        with path.with_suffix(".tsv").open("w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+            lines.writerow(("start_s", "end_s", "keyword"))
+            lines.writerows((word.start_s, word.end_s, word.keyword) for word in truth)
+    except (OSError, soundfile.LibsndfileError, TypeError, ValueError) as error:  # the last two: unknown format
+        raise KwsdError(f"{path}: cannot be written ({error}); name a .wav or .flac file", exit_code=IO) from None
+
+
+def read_truth(recording: Path) -> list[Word]:
+    """The words in a recording, from the .tsv (start_s, end_s, keyword) beside it, in time order.
+
+    Raises AudioError if there is none, or a line makes no sense.
+    """
+    path = recording.with_suffix(".tsv")
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, UnicodeDecodeError):
+        raise AudioError(f"{recording}: which words are in it should stand in {path.name} beside it") from None
+    words = []
+    for number, row in enumerate(rows, 2):
+        try:
+            word = Word(float(row["start_s"]), float(row["end_s"]), row["keyword"])
+        except (KeyError, TypeError, ValueError):
+            word = Word(0.0, -1.0, "")
+        if not 0 <= word.start_s < word.end_s or not word.keyword:
+            raise AudioError(f"{path}:{number}: not start_s, end_s, keyword, parted by tabs; mend the line")
+        words.append(word)
+    return sorted(words, key=lambda word: word.start_s)
+
+
+def _rows(clips: Clips, keyword: str, subset: str) -> NDArray[np.intp]:
+    rows = np.flatnonzero(np.array(clips.words) == keyword)
+    if not rows.size:
+        raise AudioError(f"{keyword}: no {subset} clips of it; choose other --labels")
+    return rows
+
+
+def _clip(clips: Clips, row: int, mixture: Mixture, generator: torch.Generator) -> NDArray[np.float32]:
+    sound = torch.from_numpy(clips.samples[row].astype(np.float32) / np.float32(32768.0))[None]  # (1, 16000)
+    if mixture.decay_s:
+        room = augment.Ranges(
+            reverberant=1.0, decay_s=(mixture.decay_s, mixture.decay_s), direct_db=(DIRECT_DB, DIRECT_DB)
+        )
+        sound = torch.nn.functional.pad(sound, (0, samples(ECHO_S)))
+        sound = augment.reverberate(sound, generator, room)
+    if mixture.snr_db is not None:
+        start, end = clips.spans[row]
+        sound = sound * float(_amplitude(WORD_DBFS)) / augment.rms(sound[:, start:end])
+    return np.asarray(sound[0].numpy())
+
+
+def _background(noise: NDArray[np.int16], size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Pieces of noise end to end, each at a root-mean-square amplitude of 1: (size,)."""
+    length = min(samples(PIECE_S), noise.size)
+    pieces = []
+    for _ in range(-(-size // length)):
+        start = int(rng.integers(0, noise.size - length + 1))
+        piece = noise[start : start + length].astype(np.float32)
+        pieces.append(piece / max(float(np.sqrt(np.mean(piece**2))), 1.0))
+    return np.concatenate(pieces)[:size]
+
+
+def _amplitude(dbfs: float) -> np.float32:
+    return np.float32(10.0 ** (dbfs / 20.0))

@@ -1,0 +1,111 @@
+"""`kwsd mix`: known words in a long recording, where the .tsv says they are."""
+
+import itertools
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_speech_commands as tiny
+
+from kwsd.cli import dispatch
+from kwsd.errors import AudioError, ConfigError
+from kwsd.span import level_dbfs
+from kwsd.training.mix import Mixture, mix, read_truth, write
+
+RATE = 16_000
+WORDS = ("yes", "no")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_words_are_where_the_truth_says(data):
+    recording, truth = mix(Mixture(6, WORDS), data, "testing", ())
+    assert [word.keyword for word in truth] == ["yes", "no"] * 3
+    for word in truth:
+        said = recording[int(word.start_s * RATE) : int(word.end_s * RATE)]
+        spectrum = np.abs(np.fft.rfft(said))
+        loudest = np.fft.rfftfreq(said.size, 1 / RATE)[spectrum.argmax()]
+        assert loudest == pytest.approx(tiny.TONES_HZ[word.keyword], abs=10)
+        before = recording[int((word.start_s - 1.0) * RATE) : int((word.start_s - 0.1) * RATE)]
+        assert level_dbfs(before) < level_dbfs(said) - 20
+
+
+def test_pauses_keep_to_their_bounds(data):
+    _, truth = mix(Mixture(20, WORDS, pause_s=(0.5, 0.75)), data, "testing", ())
+    gaps = [after.start_s - before.start_s for before, after in itertools.pairwise(truth)]
+    # A clip is a second, and its word begins a third into it.
+    assert all(1.5 - 0.05 <= gap <= 1.75 + 0.05 for gap in gaps)
+
+
+@pytest.mark.parametrize("snr", [20.0, 5.0, -5.0])
+def test_the_background_is_as_far_under_the_words_as_asked(data, snr):
+    recording, truth = mix(Mixture(10, WORDS, snr_db=snr), data, "testing", ())
+    silent = np.ones(recording.size, bool)
+    for word in truth:
+        silent[int((word.start_s - 0.4) * RATE) : int((word.end_s + 0.7) * RATE)] = False
+    assert level_dbfs(recording[silent]) == pytest.approx(-26.0 - snr, abs=1.0)
+
+
+def test_the_same_seed_gives_the_same_recording_and_another_does_not(data):
+    once, again, other = (
+        mix(Mixture(5, WORDS, snr_db=10.0, decay_s=0.3, seed=seed), data, "testing", ())[0] for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert once.size != other.size or not np.array_equal(once, other)
+
+
+def test_reverberation_lets_words_ring_on(data):
+    def after_words(decay_s):
+        recording, truth = mix(Mixture(6, WORDS, decay_s=decay_s), data, "testing", ())
+        return np.mean(
+            [level_dbfs(recording[int((w.end_s + 0.1) * RATE) : int((w.end_s + 0.2) * RATE)]) for w in truth]
+        )
+
+    assert after_words(0.6) > after_words(0.0) + 10
+
+
+def test_what_is_written_is_read_back(data, tmp_path):
+    recording, truth = mix(Mixture(4, WORDS), data, "testing", ())
+    write(recording, truth, tmp_path / "tape.flac")
+    assert read_truth(tmp_path / "tape.flac") == truth
+    samples, rate = soundfile.read(tmp_path / "tape.flac")
+    assert rate == RATE
+    np.testing.assert_allclose(samples, recording, atol=1 / 32768)
+
+
+def test_a_recording_without_truth_says_what_is_missing(tmp_path):
+    with pytest.raises(AudioError, match=r"tape\.tsv"):
+        read_truth(tmp_path / "tape.wav")
+
+
+@pytest.mark.parametrize("line", ["1.0\t0.5\tyes", "a\tb\tyes", "1.0\t2.0", "-1\t1\tyes", "1.0\t2.0\t"])
+def test_a_line_that_makes_no_sense_is_named(tmp_path, line):
+    (tmp_path / "tape.tsv").write_text(f"start_s\tend_s\tkeyword\n0.5\t1.0\tno\n{line}\n")
+    with pytest.raises(AudioError, match=r"tape\.tsv:3"):
+        read_truth(tmp_path / "tape.wav")
+
+
+def test_a_keyword_without_clips_is_named(data):
+    with pytest.raises(AudioError, match="marvin"):
+        mix(Mixture(2, ("yes", "marvin")), data, "testing", ())
+
+
+@pytest.mark.parametrize("wrong", [{"words": 0}, {"pause_s": (2.0, 1.0)}, {"pause_s": (-1.0, 1.0)}, {"decay_s": -0.1}])
+def test_a_mixture_that_cannot_be_is_refused(data, wrong):
+    with pytest.raises(ConfigError):
+        mix(Mixture(**({"words": 2, "keywords": WORDS} | wrong)), data, "testing", ())
+
+
+def test_the_command_writes_both_files(data, tmp_path, capsys):
+    out = tmp_path / "tape.wav"
+    assert dispatch(["mix", str(out), "--data", str(data), "--words", "3", "--labels", "yes,no"]) == 0
+    assert "3 words" in capsys.readouterr().err
+    assert len(read_truth(out)) == 3 and soundfile.info(out).samplerate == RATE

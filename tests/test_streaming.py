@@ -1,0 +1,178 @@
+"""`kwsd eval --stream`: misses and false accepts, counted as its help says."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from kwsd.config import load_config
+from kwsd.engines import load_spotter
+from kwsd.errors import AudioError
+from kwsd.pipeline import make_rules
+from kwsd.recording import DEMO
+from kwsd.replay import Trace, replay, trace
+from kwsd.training.mix import Word
+from kwsd.training.streaming import (
+    THRESHOLDS,
+    Material,
+    decide,
+    draw_curve,
+    evaluate_stream,
+    judge,
+    poisson_interval,
+    table,
+)
+
+HOP = 1600
+LABELS = ("yes", "no", "_unknown_", "_silence_")
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(None, ("sinks.socket.enabled=false",))
+
+
+@pytest.fixture(scope="module")
+def spotter(config):
+    return load_spotter(config.model_path, "cpu")
+
+
+@pytest.fixture
+def rules(config, spotter):
+    return make_rules(config, spotter.info)
+
+
+def a_trace(*words, seconds=20.0, labels=LABELS):
+    """Posteriors of 1 for a keyword over half a second up to each given end, else of silence."""
+    ends = np.arange(HOP, int(seconds * 16_000) + 1, HOP)
+    posteriors = np.zeros((len(ends), len(labels)), np.float32)
+    posteriors[:, labels.index("_silence_")] = 1.0
+    for keyword, until_s in words:
+        said = (ends > (until_s - 0.5) * 16_000) & (ends <= until_s * 16_000)
+        posteriors[said] = 0.0
+        posteriors[said, labels.index(keyword)] = 1.0
+    return Trace(ends, posteriors, int(seconds * 16_000))
+
+
+def outcome(rules, heard, said, seconds=20.0):
+    labels = (*rules.keywords, "_unknown_", "_silence_")
+    return judge(Material([a_trace(*heard, seconds=seconds, labels=labels)], [said]), rules, labels)
+
+
+def test_a_detection_by_the_word_is_a_hit(rules):
+    result = outcome(rules, [("yes", 5.4)], [Word(4.8, 5.2, "yes")])
+    assert result.hit == (True,) and result.false_accepts == () and result.missed().right == 0
+
+
+def test_its_latency_counts_from_the_end_of_the_word(rules):
+    result = outcome(rules, [("yes", 5.4)], [Word(4.7, 5.0, "yes")])
+    # The mean over three windows is above the threshold when all three of 5.0, 5.1, 5.2 s say yes.
+    assert result.latencies_s == (pytest.approx(0.2, abs=1e-6),)
+
+
+def test_a_detection_too_late_is_a_miss_and_a_false_accept(rules):
+    result = outcome(rules, [("yes", 7.0)], [Word(4.8, 5.2, "yes")])
+    assert result.hit == (False,) and result.false_accepts == ("yes",)
+
+
+def test_another_word_in_its_place_is_a_miss_a_mistake_and_a_false_accept(rules):
+    result = outcome(rules, [("no", 5.4)], [Word(4.8, 5.2, "yes")])
+    assert (result.hit, result.mistaken, result.false_accepts) == ((False,), ("no",), ("no",))
+
+
+def test_a_word_is_hit_once_and_a_second_detection_is_false(rules):
+    # Two detections half a second apart within the reach of one long word.
+    result = outcome(rules, [("yes", 5.0), ("yes", 7.0)], [Word(4.0, 6.8, "yes")])
+    assert result.hit == (True,) and result.false_accepts == ("yes",)
+
+
+def test_words_of_no_keyword_are_not_asked_for(rules):
+    result = outcome(rules, [], [Word(4.8, 5.2, "marvin")])
+    assert result.said == () and math.isnan(result.missed().value)
+
+
+def test_false_accepts_are_counted_per_hour(rules):
+    result = outcome(rules, [("yes", 5.0), ("no", 15.0)], [], seconds=360.0)
+    rate, low, high = result.per_hour
+    assert rate == pytest.approx(20.0) and low < rate < high
+
+
+@pytest.mark.parametrize(
+    ("events", "low", "high"),
+    [(0, 0.0, 3.689), (1, 0.0253, 5.572), (5, 1.623, 11.668), (10, 4.795, 18.390), (100, 81.36, 121.63)],
+)
+def test_the_poisson_interval_is_the_exact_one(events, low, high):
+    assert poisson_interval(events) == (pytest.approx(low, abs=1e-2), pytest.approx(high, abs=1e-2))
+
+
+def test_side_by_side_recordings_decide_as_each_alone(rules):
+    labels = (*rules.keywords, "_unknown_", "_silence_")
+    traces = [
+        a_trace(("yes", 5.0), labels=labels),
+        a_trace(("no", 3.0), ("no", 9.0), seconds=11.0, labels=labels),
+        a_trace(seconds=2.0, labels=labels),
+    ]
+    together = sorted((d.stream, d.end, d.keyword) for d in decide(traces, rules, labels))
+    alone = [(i, d.end, d.keyword) for i, one in enumerate(traces) for d in decide([one], rules, labels)]
+    assert together == sorted(alone) and len(alone) == 3
+
+
+def test_a_trace_decides_as_replay_does(config, spotter, rules):
+    replayed = [(round(e.score, 3), e.keyword) for e in replay(config, spotter, DEMO)]
+    traced = [
+        (round(d.score, 3), d.keyword) for d in decide([trace(config, spotter, DEMO)], rules, spotter.info.labels)
+    ]
+    assert traced == replayed and replayed
+
+
+def test_lower_thresholds_miss_less_and_isolation_forbids_only(config, spotter):
+    evaluation = evaluate_stream(config, spotter, [DEMO], [])
+    missed = [evaluation.at(threshold)[0].missed().right for threshold in THRESHOLDS]
+    assert missed == sorted(missed)
+    for threshold in THRESHOLDS:
+        with_rule, without = (evaluation.at(threshold, isolated)[0] for isolated in (True, False))
+        assert with_rule.missed().right >= without.missed().right
+
+
+def test_table_and_picture_are_made_without_talk(config, spotter, tmp_path):
+    evaluation = evaluate_stream(config, spotter, [DEMO], [])
+    assert "words missed (FRR)" in table(evaluation) and "false on talk" not in table(evaluation)
+    draw_curve(evaluation, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_measure_is_an_error(config, spotter):
+    with pytest.raises(AudioError, match="nothing to measure"):
+        evaluate_stream(config, spotter, [], [])
+
+
+def test_talk_with_a_keyword_or_without_transcript_is_left_out(config, spotter, tmp_path):
+    for name in ("a", "b", "c"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(32_000), 16_000)
+    (tmp_path / "transcripts.tsv").write_text("a.wav\tNOT A WORD OF IT\nb.wav\tGO AWAY\n")
+    evaluation = evaluate_stream(config, spotter, [], [tmp_path])
+    assert (len(evaluation.talk.traces), evaluation.left_out) == (1, 2)
+
+
+def test_the_command_prints_json(kwsd, config):
+    result = kwsd("eval", "--model", str(config.model_path), "--stream", str(DEMO), "--json")
+    figures = json.loads(result.out)
+    assert result.code == 0
+    assert figures["words"]["words"] == sum(word["of"] for word in figures["per_word"].values()) > 0
+    assert [point["threshold"] for point in figures["curve"]] == list(THRESHOLDS)
+
+
+def test_neither_clips_nor_recordings_is_a_usage_error(kwsd, config):
+    kwsd("eval", "--model", str(config.model_path)).refused(2, "--data", "--stream")
+
+
+@pytest.mark.skipif(not os.environ.get("KWSD_DATA"), reason="KWSD_DATA is not set: no real recordings to test on")
+def test_strangers_are_heard_and_their_talk_is_not(kwsd, config, tmp_path):
+    tape = tmp_path / "tape.flac"
+    assert kwsd("mix", str(tape), "--data", os.environ["KWSD_DATA"], "--words", "30", "--seed", "5").code == 0
+    result = kwsd("eval", "--model", str(config.model_path), "--stream", str(tape), "--json")
+    words = json.loads(result.out)["words"]
+    assert words["missed"] <= 9 and words["false_accepts"] <= 3  # far from both on a good model
