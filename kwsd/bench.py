@@ -99,7 +99,7 @@ def measure_stages(config: Config, spotter: Spotter, streams: int) -> Figures:
     """Time per hop of each stage for so many streams, one after the other, as fast as they go."""
     speech = np.resize(read_recording(DEMO), WINDOW + STAGE_HOPS * samples(config.window.hop_ms / 1000))
     ring = make_ring(config, streams)
-    inlets = [Inlet(ring, i, SAMPLE_RATE, None) for i in range(streams)]
+    inlets = [Inlet(ring, i, SAMPLE_RATE, 1, None) for i in range(streams)]
     pipeline = Pipeline(config, spotter, ring, inlets, [StreamInfo(f"s{i}", False, False) for i in range(streams)])
     stamp = Stamp()
     hop = pipeline.schedule.hop

@@ -202,6 +202,9 @@ def _add_train(commands: "Commands") -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=Path, metavar="FILE", help="checkpoint (default: models/NAME.ckpt)")
     parser.add_argument("--resume", action="store_true", help="go on with the checkpoint")
+    parser.add_argument(
+        "--init", type=Path, metavar="CKPT", help="begin with the weights of another run of the same network"
+    )
 
 
 def _add_eval(commands: "Commands") -> None:
@@ -404,6 +407,7 @@ def train(options: argparse.Namespace) -> int:
             download=options.download,
             quick=options.quick,
             resume=options.resume,
+            init=options.init,
             command=_command_line(options),
         ),
         say,
@@ -414,7 +418,9 @@ def train(options: argparse.Namespace) -> int:
 def _command_line(options: argparse.Namespace) -> str:
     """What was typed, with the places of data and checkpoint taken out: it says how, not where."""
     typed = " ".join(["kwsd", *sys.argv[1:]]).replace(str(options.data), "DATA")
-    return typed.replace(str(options.out), options.out.name) if options.out else typed
+    for path in (options.out, options.init):
+        typed = typed.replace(str(path), path.name) if path else typed
+    return typed
 
 
 def evaluate(options: argparse.Namespace) -> int:

@@ -107,6 +107,13 @@ class SinksConfig(_Section, frozen=True, kw_only=True):
     socket: SocketConfig = SocketConfig()
 
 
+class EventsConfig(_Section, frozen=True, kw_only=True):
+    """What is told besides detections and what goes wrong."""
+
+    rejected: bool = False
+    heartbeat_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 0.0
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """Everything a run needs to know. `folder` is what relative paths start from."""
 
@@ -116,6 +123,7 @@ class Config(_Section, frozen=True, kw_only=True):
     streams: Annotated[tuple[StreamConfig, ...], Meta(min_length=1)] = (MicrophoneConfig(),)
     window: WindowConfig = WindowConfig()
     debouncer: DebouncerConfig = DebouncerConfig()
+    events: EventsConfig = EventsConfig()
     sinks: SinksConfig = SinksConfig()
     folder: str = "."
 

@@ -1,10 +1,12 @@
 """The daemon: wires sources, pipeline and sinks together; owns lifecycle, signals and reload."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +17,20 @@ from kwsd.artefact import read_info
 from kwsd.config import Config
 from kwsd.engines import load_spotter
 from kwsd.errors import IO, OK, KwsdError
-from kwsd.event import VERSION, AudioLost, Event, Hello, Line, Ready, Reload, Shutdown, Stamp, unnumbered
+from kwsd.event import (
+    VERSION,
+    AudioLost,
+    Event,
+    Heard,
+    Heartbeat,
+    Hello,
+    Line,
+    Ready,
+    Reload,
+    Shutdown,
+    Stamp,
+    unnumbered,
+)
 from kwsd.listening import Listening, Reports
 from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks import Sink
@@ -63,6 +78,8 @@ class Daemon:
         self._reload_wanted = False
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._born = time.monotonic()
+        self._next_beat: asyncio.TimerHandle | None = None
 
     async def main(self) -> int:
         """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
@@ -91,6 +108,7 @@ class Daemon:
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
         self._spotter: Spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
+        gc.freeze()  # what is there by now stays: collecting garbage need not go through it while audio waits
         listening.start(self._spotter)
         self._listening = listening
         if self._reload_wanted:
@@ -168,15 +186,31 @@ class Daemon:
             self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=tuple(self._names())))
             self._notifier.ready(self._status())
             log.info("ready")
+            self._beat()
         for overrun in progress.overruns:
             log.warning("overrun: %s", overrun)
             self._emit(overrun)
         for heard in progress.heard:
-            self._detections += 1
-            self._last_heard = f"; last heard: {heard.keyword}"
+            if isinstance(heard, Heard):
+                self._detections += 1
+                self._last_heard = f"; last heard: {heard.keyword}"
+                self._notifier.status(self._status())
             self._emit(heard)
-        if progress.heard:
-            self._notifier.status(self._status())
+
+    def _beat(self) -> None:
+        """Tell how things are, now and every `heartbeat_s`; called again when a reload changes that."""
+        if self._next_beat is not None:
+            self._next_beat.cancel()
+            self._next_beat = None
+        if self._config.events.heartbeat_s and self._ready:
+            self._emit(
+                Heartbeat(
+                    uptime_s=round(time.monotonic() - self._born, 1),
+                    detections=self._detections,
+                    streams=self._running().states(),
+                )
+            )
+            self._next_beat = self._loop.call_later(self._config.events.heartbeat_s, self._beat)
 
     def _on_audio_lost(self, event: AudioLost, failure: KwsdError) -> None:
         if failure.exit_code == OK:  # worth a word, but everything there was has been heard
@@ -263,6 +297,7 @@ class Daemon:
             await self._open_sinks(before)
             raise
         self._config, self._spotter, self._info = config, spotter, info
+        self._beat()
 
     def _relisten(self, config: Config, spotter: Spotter) -> None:
         """Keep the sources running if they are the same; else start the new ones, or the old ones again."""
@@ -287,6 +322,8 @@ class Daemon:
     async def _shut_down(self) -> None:
         """Sources first, then the last event, then the sinks."""
         self._notifier.stopping()
+        if self._next_beat is not None:
+            self._next_beat.cancel()
         if self._listening is not None:
             await asyncio.to_thread(self._listening.stop)
             await asyncio.sleep(0)  # what the inference thread reported last

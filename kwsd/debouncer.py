@@ -44,12 +44,29 @@ class Detection:
     end: int  # sample index one past the window that decided
 
 
+@dataclass(frozen=True)
+class NearMiss:
+    """A keyword scored well and was not told."""
+
+    stream: int
+    keyword: str
+    score: float  # the best it reached
+    threshold: float
+    reason: str  # the rule that was in the way, of the windows that came furthest: one of REASONS
+    end: int  # sample index one past the window that scored best
+
+
+REASONS = ("threshold", "margin", "min_hits", "isolation", "refractory")  # in the order the rules are asked
+
+
 class Debouncer:
     """State for n streams, kept in arrays. `step` is the whole story; each rule is one method."""
 
-    def __init__(self, rules: Rules, labels: Sequence[str], streams: int) -> None:
-        """Raises ValueError for a keyword that is no label, or isolation without a label for other speech."""
-        self.rules, self.labels = rules, tuple(labels)
+    def __init__(self, rules: Rules, labels: Sequence[str], streams: int, near: "NearMisses | None" = None) -> None:
+        """With `near`, what almost was a detection is noted there.
+
+        Raises ValueError for a keyword that is no label, or isolation without a label for other speech."""
+        self.rules, self.labels, self.near = rules, tuple(labels), near
         self._columns = np.array([self.labels.index(keyword) for keyword in rules.keywords], np.intp)
         self._unknown = self.labels.index(UNKNOWN) if UNKNOWN in self.labels else -1
         if self._unknown < 0 and (rules.isolation_speech >= 0).any():
@@ -87,9 +104,14 @@ class Debouncer:
         if self._at_rest(streams, scores):
             return
         rivals = _runners_up(smoothed)[:, self._columns]  # (n, keywords) index of a label
-        candidates = self._candidates(streams, scores, np.take_along_axis(smoothed, rivals, 1))
-        fired = self._fire_once(streams, ends, candidates & isolated)
+        over = (scores >= self.rules.threshold) & self._known(streams)
+        ahead = over & (scores >= np.take_along_axis(smoothed, rivals, 1) + self.rules.margin)
+        lasting = self._lasting(streams, ahead)
+        fired = self._fire_once(streams, ends, lasting & isolated)
         self._rearm(streams, ends, scores)
+        if self.near is not None:
+            passed = np.add.reduce([over, ahead, lasting, lasting & isolated], dtype=np.int64)  # each implies the last
+            self.near.note(streams, ends, scores, passed, fired)
         for row, keyword in np.argwhere(fired).tolist():
             rival = int(rivals[row, keyword])
             yield Detection(
@@ -110,6 +132,8 @@ class Debouncer:
             self._count[streams[broken]] = 0
             self._hits[streams[broken]] = 0
             self._speech[streams[broken]] = False
+            if self.near is not None:
+                self.near.forget(streams[broken])
 
     def _smooth(self, streams: Indices, posteriors: Scores) -> Scores:
         """Mean over the last windows: (n, labels); zero until there are enough of them."""
@@ -125,11 +149,11 @@ class Debouncer:
     def _at_rest(self, streams: Indices, scores: Scores) -> bool:
         """Whether nothing is said and all is armed, as nearly always: then no rule below changes anything."""
         still = bool((scores < self._low).all())
-        return still and bool(self._armed[streams].all()) and not self._hits[streams].any()
+        settled = bool(self._armed[streams].all()) and not self._hits[streams].any()
+        return still and settled and (self.near is None or not self.near.pending(streams))
 
-    def _candidates(self, streams: Indices, scores: Scores, rivals: Scores) -> Flags:
-        """Above the threshold and ahead of the runner-up, for enough windows in a row: (n, keywords)."""
-        ahead = (scores >= self.rules.threshold) & (scores >= rivals + self.rules.margin) & self._known(streams)
+    def _lasting(self, streams: Indices, ahead: Flags) -> Flags:
+        """Above the threshold and ahead of the runner-up for enough windows in a row: (n, keywords)."""
         self._hits[streams] = np.where(ahead, self._hits[streams] + 1, 0)
         return np.asarray(self._hits[streams] >= self.rules.min_hits)
 
@@ -155,6 +179,58 @@ class Debouncer:
         """Armed again once the score fell below the release level and the refractory time is over."""
         rested = ends[:, None] - self._fired_at[streams] >= self.rules.refractory
         self._armed[streams] |= (scores < self.rules.release) & rested & self._known(streams)
+
+
+class NearMisses:
+    """What came halfway from the release level to the threshold or further, and then fell without being told."""
+
+    def __init__(self, rules: Rules, streams: int) -> None:
+        self._rules = rules
+        self._level = (rules.release + rules.threshold) / 2  # (keywords,)
+        shape = (streams, len(rules.keywords))
+        self._best = np.zeros(shape, np.float32)  # score; 0: nothing pending
+        self._best_end = np.zeros(shape, np.int64)
+        self._passed = np.zeros(shape, np.int64)  # rules, by the window that came furthest
+        self._told = np.zeros(shape, np.bool_)  # a detection: no miss
+        self._found: list[NearMiss] = []
+
+    def note(self, streams: Indices, ends: Indices, scores: Scores, passed: Indices, fired: Flags) -> None:
+        """One window each of distinct streams: scores, rules passed and what fired, each (n, keywords)."""
+        high = scores >= self._level
+        better = high & (scores > self._best[streams])
+        self._best[streams] = np.where(better, scores, self._best[streams])
+        self._best_end[streams] = np.where(better, ends[:, None], self._best_end[streams])
+        self._passed[streams] = np.where(high, np.maximum(self._passed[streams], passed), self._passed[streams])
+        self._told[streams] |= fired
+        fallen = (self._best[streams] > 0) & (scores < self._rules.release)
+        for row, keyword in np.argwhere(fallen & ~self._told[streams]).tolist():
+            at = int(streams[row]), keyword
+            self._found.append(
+                NearMiss(
+                    stream=at[0],
+                    keyword=self._rules.keywords[keyword],
+                    score=float(self._best[at]),
+                    threshold=float(self._rules.threshold[keyword]),
+                    reason=REASONS[self._passed[at]],
+                    end=int(self._best_end[at]),
+                )
+            )
+        for state in (self._best, self._passed, self._told):
+            state[streams] = np.where(fallen, 0, state[streams])
+
+    def forget(self, streams: Indices) -> None:
+        """What was pending before a gap."""
+        self._best[streams] = self._passed[streams] = 0
+        self._told[streams] = False
+
+    def pending(self, streams: Indices) -> bool:
+        """Whether something is still high."""
+        return bool(self._best[streams].any())
+
+    def take(self) -> list[NearMiss]:
+        """Those found since this was last asked."""
+        found, self._found = self._found, []
+        return found
 
 
 def _turns(streams: Indices) -> Iterator[slice]:

@@ -36,6 +36,17 @@ class Heard(_Event, frozen=True, kw_only=True, tag="detection"):
     model: str
 
 
+class Rejected(_Event, frozen=True, kw_only=True, tag="rejected"):
+    """A keyword scored well and was not told: for those who choose thresholds."""
+
+    stream: str
+    keyword: str
+    score: float  # the best it reached
+    threshold: float
+    reason: str  # the setting that was in the way: threshold, margin, min_hits, isolation, or refractory
+    at_s: float  # end of the window that scored best, on the stream's own time axis
+
+
 class Ready(_Event, frozen=True, kw_only=True, tag="ready"):
     """Audio reached the model; from now on words are heard."""
 
@@ -58,6 +69,23 @@ class AudioLost(_Event, frozen=True, kw_only=True, tag="audio_lost"):
 
     stream: str
     reason: str
+
+
+class StreamState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stream is."""
+
+    stream: str
+    heard_s: float  # audio so far
+    lag_ms: int  # since the last of it came
+    level_dbfs: float | None  # of the last second; null: digital silence, or too little came
+
+
+class Heartbeat(_Event, frozen=True, kw_only=True, tag="heartbeat"):
+    """All is well, or how it is."""
+
+    uptime_s: float
+    detections: int
+    streams: tuple[StreamState, ...]
 
 
 class Reload(_Event, frozen=True, kw_only=True, tag="reload"):
@@ -90,7 +118,8 @@ class Dropped(_Event, frozen=True, kw_only=True, tag="dropped"):
     count: int
 
 
-Event = Heard | Ready | Overrun | AudioLost | Reload | Shutdown
+Verdict = Heard | Rejected
+Event = Verdict | Ready | Overrun | AudioLost | Heartbeat | Reload | Shutdown
 Line = bytes
 
 _encoder = msgspec.json.Encoder()

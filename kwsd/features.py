@@ -19,6 +19,11 @@ def mel_scale(hz: Tensor) -> Tensor:
     return 2595.0 * torch.log10(1.0 + hz / 700.0)
 
 
+def hertz(mel: Tensor) -> Tensor:
+    """Mel to hertz, the inverse of `mel_scale`."""
+    return 700.0 * (torch.pow(10.0, mel / 2595.0) - 1.0)
+
+
 def mel_filters() -> Tensor:
     """Triangular filters, equally spaced in mel, each of peak 1: (FFT // 2 + 1, MELS)."""
     bins = mel_scale(torch.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1))  # (bins,)

@@ -1,17 +1,16 @@
 """Where a source puts its blocks, and how they become 16 kHz mono in the ring."""
 
+import math
 import time
 from typing import Protocol
 
 import numpy as np
 import soxr
-from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.ring import RingBuffer, Samples
 
 SECONDS = 4.0  # of audio kept at the source's own rate: how long inference may sleep before samples are lost
-LONGEST_BLOCK = 8192  # frames; longer blocks are mixed in pieces
 PIECE_S = 0.25  # of audio converted at once
 
 
@@ -36,11 +35,11 @@ def resampler(rate: int) -> _Resampler:
 class Inlet:
     """One stream on its way in.
 
-    The source's thread calls `write`, `overflow` and `end`; the inference thread calls the rest. Between them
-    is a ring at the source's own rate, so that the audio callback never resamples, allocates or waits.
+    The source's thread calls `write` or `append`, `overflow` and `end`; the inference thread calls the rest. Between
+    them is a ring at the source's own rate with all its channels, so that the audio callback does nothing but copy.
     """
 
-    def __init__(self, ring: RingBuffer, stream: int, rate: int, channel: int | None) -> None:
+    def __init__(self, ring: RingBuffer, stream: int, rate: int, channels: int, channel: int | None) -> None:
         """`channel` counts from 0; None mixes all of them."""
         self.stream, self.rate, self.channel = stream, rate, channel
         self.overflows = 0  # how often the sound system dropped audio
@@ -49,26 +48,22 @@ class Inlet:
         self.drained = False  # and all of it is in the ring
         self.wrote_at = time.monotonic()  # when the last block came, for latency
         self._ring = ring
-        self._native = RingBuffer(1, int(SECONDS * rate))
-        self._mixed = np.zeros(LONGEST_BLOCK, np.float32)
-        self._piece = np.zeros(int(PIECE_S * rate), np.float32)
+        self._native = RingBuffer(1, int(SECONDS * rate), channels)
+        self._append = self._native.appender(0)
+        self._piece = np.zeros((int(PIECE_S * rate), channels), np.float32)
         self._resampler = resampler(rate)
         self._read = 0  # native samples converted so far
         self._wake_at = 0  # native index the inference thread waits for
         self._gap = 0  # native index of the last gap crossed
 
-    def write(self, frames: NDArray[np.float32]) -> None:
+    def write(self, frames: Samples) -> None:
         """A block (frames, channels) in ±1. Copies it and returns."""
-        if self.channel is not None:
-            self._native.write(0, frames[:, self.channel])
-        elif frames.shape[1] == 1:
-            self._native.write(0, frames[:, 0])
-        else:
-            for start in range(0, len(frames), LONGEST_BLOCK):
-                piece = frames[start : start + LONGEST_BLOCK]
-                mixed = self._mixed[: len(piece)]
-                np.mean(piece, axis=1, out=mixed)
-                self._native.write(0, mixed)
+        if frames.size:
+            self.append(memoryview(frames).cast("B"))  # type: ignore[arg-type]
+
+    def append(self, block: bytes) -> None:
+        """The same as bytes: what the audio callback calls."""
+        self._append(block)
         self.wrote_at = time.monotonic()
 
     def overflow(self) -> None:
@@ -81,13 +76,23 @@ class Inlet:
         self.ended = True
 
     def want(self, sample: int) -> None:
-        """Ask to be woken when there is news that reaches this sample of the 16 kHz ring."""
-        self._wake_at = max(sample * self.rate // SAMPLE_RATE, self._read + 1)
+        """Ask to be woken when there is news that reaches this sample of the 16 kHz ring.
+
+        The resampler holds some samples back until it has seen what follows them, so news must reach further.
+        """
+        short = sample - self._ring.ends[self.stream]
+        self._wake_at = self._read + max(1, math.ceil(short * self.rate / SAMPLE_RATE))
 
     @property
     def wanted(self) -> bool:
         """Whether there is audio that the inference thread waits for."""
         return not self.drained and (self.ended or self._native.ends[0] >= self._wake_at)
+
+    def due_in(self, block_s: float) -> float:
+        """Seconds until what is waited for should have come, from a source that delivers every `block_s` seconds."""
+        missing = (self._wake_at - self._native.ends[0]) / self.rate  # seconds of audio
+        blocks = max(1, math.ceil(missing / block_s - 1e-6))
+        return self.wrote_at + blocks * block_s - time.monotonic()
 
     @property
     def backlog(self) -> float:
@@ -108,13 +113,19 @@ class Inlet:
             piece = self._piece[: min(goal - self._read, len(self._piece))]
             if self._native.unbroken_from[0] <= self._gap and self._native.read(0, self._read, piece):
                 self._read += len(piece)
-                self._ring.write(self.stream, self._resampler.resample_chunk(piece))
+                self._ring.write(self.stream, self._resampler.resample_chunk(self._mono(piece)))
             else:
                 self._cross_gap()
         if ended and self._read >= available and not self.drained:
             if self.rate != SAMPLE_RATE:
                 self._ring.write(self.stream, self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             self.drained = True
+
+    def _mono(self, frames: Samples) -> Samples:
+        """Frames (n, channels) to the wanted channel, or to the mean of all: (n,)."""
+        if frames.shape[1] == 1 or self.channel is not None:
+            return np.ascontiguousarray(frames[:, self.channel or 0])
+        return np.asarray(np.mean(frames, axis=1))
 
     def _cross_gap(self) -> None:
         """Go on behind a gap with a new resampler: count what was not converted as lost, keep the clock."""
@@ -124,4 +135,4 @@ class Inlet:
         self._resampler = resampler(self.rate)
         self.lost += round(lost * SAMPLE_RATE / self.rate)
         due = round(self._read * SAMPLE_RATE / self.rate)  # what the old resampler still held is gone, too
-        self._ring.skip(self.stream, max(0, due - int(self._ring.written[self.stream])))
+        self._ring.skip(self.stream, max(0, due - self._ring.ends[self.stream]))

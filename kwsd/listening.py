@@ -8,16 +8,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from kwsd.audio_format import WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import INTERNAL, IO, AudioError, KwsdError
-from kwsd.event import AudioLost
+from kwsd.event import AudioLost, StreamState
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
-from kwsd.source import AudioFile, Frames, Microphone, RawPcm, Source
+from kwsd.source import AudioFile, Microphone, RawPcm, Source
+from kwsd.span import level_dbfs
 from kwsd.spotter import Spotter
 
 DEAF_AFTER_S = 2.0  # a live source that delivered nothing for this long is lost
 SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpreter lock; Python has 5 ms
+SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
+LATE_S = 0.003  # how soon to look again for a block that is late
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
 
 
@@ -54,7 +60,7 @@ class Listening:
             for stream, source in zip(config.streams, self.sources, strict=True)
         ]
         self._ring = make_ring(config, len(self.sources))
-        self._inlets = [Inlet(self._ring, i, s.rate, s.channel) for i, s in enumerate(self.sources)]
+        self._inlets = [Inlet(self._ring, i, s.rate, s.channels, s.channel) for i, s in enumerate(self.sources)]
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._pipeline: Pipeline | None = None
@@ -83,24 +89,15 @@ class Listening:
 
     def time_writes(self, durations_us: list[float]) -> None:
         """Before `start`, with one stream: note how long each block holds up the thread that delivers it."""
-        [inlet], waker, write = self._inlets, self._waker, self._inlets[0].write
-        begun = 0
+        [inlet] = self._inlets
+        append = inlet.append
 
-        def timed_write(frames: Frames) -> None:
-            nonlocal begun
+        def timed_append(block: bytes) -> None:
             begun = time.perf_counter_ns()
-            write(frames)
+            append(block)
+            durations_us.append((time.perf_counter_ns() - begun) / 1000)
 
-        def timed_waker(inlet: Inlet) -> Callable[[], None]:
-            wake = waker(inlet)
-
-            def timed_wake() -> None:
-                wake()
-                durations_us.append((time.perf_counter_ns() - begun) / 1000)
-
-            return timed_wake
-
-        inlet.write, self._waker = timed_write, timed_waker  # type: ignore[method-assign]
+        inlet.append = timed_append  # type: ignore[method-assign]
 
     def stop(self) -> None:
         """Stop the sources and the thread; returns when both have."""
@@ -111,13 +108,27 @@ class Listening:
         if self._thread.is_alive():
             self._thread.join(timeout=0.5)
 
+    def states(self) -> tuple[StreamState, ...]:
+        """How the streams are. May be asked from any thread."""
+        return tuple(self._state(i) for i in range(len(self.sources)))
+
+    def _state(self, stream: int) -> StreamState:
+        end, second = self._ring.ends[stream], np.zeros(WINDOW, np.float32)
+        whole = self._ring.read(stream, end - WINDOW, second)
+        return StreamState(
+            stream=self.streams[stream].name,
+            heard_s=seconds(end),
+            lag_ms=round((time.monotonic() - self._inlets[stream].wrote_at) * 1000),
+            level_dbfs=round(level_dbfs(second), 1) if whole and second.any() else None,
+        )
+
     def _wake(self) -> None:
-        """Putting into a SimpleQueue neither blocks nor hands over the interpreter lock, as a system call would: the
-        audio callback would then wait for it behind the thread it has just woken."""
+        """Putting into a SimpleQueue neither blocks nor hands over the interpreter lock, as a system call would."""
         self._wakeups.put(None)
 
     def _waker(self, inlet: Inlet) -> Callable[[], None]:
-        """What a source calls after each block: wakes the inference thread when a window may be due."""
+        """What a source calls after each block, unless it has a beat: wakes the inference thread when a window may be
+        due."""
 
         def wake() -> None:
             if inlet.wanted:
@@ -128,14 +139,26 @@ class Listening:
     def _wait(self) -> None:
         """Until a window may be due, but not long: sources are looked after as well."""
         assert self._pipeline is not None
-        for inlet, due in zip(self._inlets, self._pipeline.schedule.first_due(self._ring).tolist(), strict=True):
-            inlet.want(due)
-        if any(inlet.wanted for inlet in self._inlets):  # it came just now
-            return
+        next_ends = self._pipeline.schedule.first_due(self._ring).tolist()
+        for inlet, end in zip(self._inlets, next_ends, strict=True):
+            inlet.want(end)
+            if inlet.wanted or self._ring.ends[inlet.stream] >= end:  # it came just now, or more came than fits a batch
+                return
         with contextlib.suppress(queue.Empty):
-            self._wakeups.get(timeout=WAKE_AT_LEAST_S)
+            self._wakeups.get(timeout=self._patience())
             while True:
                 self._wakeups.get_nowait()
+
+    def _patience(self) -> float:
+        """Seconds to wait at most: until the next block that completes a window should be here, or a little longer if
+        it should have been."""
+        expected = [
+            inlet.due_in(source.block_s)
+            for source, inlet in zip(self.sources, self._inlets, strict=True)
+            if source.block_s is not None and not inlet.ended
+        ]
+        soonest = min(expected, default=WAKE_AT_LEAST_S)
+        return min(max(soonest + SLACK_S, LATE_S), WAKE_AT_LEAST_S)
 
     def _guarded(self) -> None:
         """The thread's top: whatever happens here ends the daemon, never just the thread."""
@@ -158,8 +181,6 @@ class Listening:
             progress = self._pipeline.advance()
             if progress.scored or progress.overruns:
                 self._reports.progress(progress)
-            if progress.scored:
-                continue
             self._look_for_losses()
             if self._pipeline.finished:
                 self._reports.over(self._failure)

@@ -13,9 +13,9 @@ import numpy as np
 from kwsd.artefact import UNKNOWN, ArtefactInfo
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
 from kwsd.config import Config, KeywordConfig
-from kwsd.debouncer import Debouncer, Detection, Rules
+from kwsd.debouncer import Debouncer, Detection, NearMiss, NearMisses, Rules
 from kwsd.errors import ConfigError
-from kwsd.event import Heard, Overrun, RunnerUp
+from kwsd.event import Heard, Overrun, Rejected, RunnerUp, Verdict
 from kwsd.inlet import SECONDS, Inlet
 from kwsd.ring import RingBuffer
 from kwsd.scoring import Scored, make_scorer
@@ -43,7 +43,7 @@ class Progress:
     """What one call of `advance` brought."""
 
     scored: int  # windows
-    heard: list[Heard]
+    heard: list[Verdict]
     overruns: list[Overrun]
 
 
@@ -66,7 +66,8 @@ class Pipeline:
         self.schedule = WindowSchedule(len(streams), hop, config.window.max_batch, live)
         self.scorer = make_scorer(spotter, len(streams), hop)
         self.rules = make_rules(config, spotter.info)
-        self.debouncer = Debouncer(self.rules, spotter.info.labels, len(streams))
+        self.near_misses = NearMisses(self.rules, len(streams)) if config.events.rejected else None
+        self.debouncer = Debouncer(self.rules, spotter.info.labels, len(streams), self.near_misses)
         self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
         self._overflows = [0] * len(inlets)  # counts already told
         self._lost = [0] * len(inlets)
@@ -90,7 +91,10 @@ class Pipeline:
     def advance(self) -> Progress:
         """Take what came, score the windows that are due, and say what was heard."""
         scored = self.score()
-        heard = [self.describe(d) for d in self.debouncer.step(scored.streams, scored.ends, scored.posteriors)]
+        detections = self.debouncer.step(scored.streams, scored.ends, scored.posteriors)
+        heard: list[Verdict] = [self.describe(detection) for detection in detections]
+        if self.near_misses is not None:
+            heard += [self._describe_miss(miss) for miss in self.near_misses.take()]
         return Progress(len(scored), heard, self._overruns(scored.skipped.tolist()))
 
     def score(self) -> Scored:
@@ -124,6 +128,16 @@ class Pipeline:
             latency_ms=self._latency_ms(detection) if self.streams[detection.stream].live else None,
             level_dbfs=round(level_dbfs(window[start:end]), 1),
             model=self.spotter.info.id,
+        )
+
+    def _describe_miss(self, miss: NearMiss) -> Rejected:
+        return Rejected(
+            stream=self.streams[miss.stream].name,
+            keyword=miss.keyword,
+            score=round(miss.score, 3),
+            threshold=round(miss.threshold, 3),
+            reason=miss.reason,
+            at_s=seconds(miss.end),
         )
 
     def _latency_ms(self, detection: Detection) -> int:

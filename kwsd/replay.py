@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kwsd.config import Config
-from kwsd.event import Heard, Overrun
+from kwsd.event import Overrun, Verdict
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
 from kwsd.source import AudioFile
@@ -15,7 +15,7 @@ from kwsd.spotter import Scores, Spotter
 from kwsd.window import Indices
 
 
-def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = None) -> Iterator[Heard | Overrun]:
+def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = None) -> Iterator[Verdict | Overrun]:
     """Every event of one recording, in its own time.
 
     Raises AudioError if the file cannot be read; where it breaks off, after the events of what there was.
@@ -51,7 +51,7 @@ def _fed(config: Config, spotter: Spotter, path: Path, channel: int | None) -> I
     """A pipeline on one recording, again and again whenever there is something for it to take."""
     source = AudioFile(path, channel, realtime=False)
     ring = make_ring(config, 1)
-    inlet = Inlet(ring, 0, source.rate, source.channel)
+    inlet = Inlet(ring, 0, source.rate, source.channels, source.channel)
     pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo(path.name, source.live, source.lead_in)])
     at_once = min(config.window.max_batch * config.window.hop_ms / 1000, inlet.room / 2)  # seconds
     for block in source.delivered():

@@ -27,6 +27,7 @@ Frames = NDArray[np.float32]  # (frames, channels) in ±1
 
 BLOCK_S = 0.02  # of audio a file or pipe delivers at once
 USUAL_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8_000)  # Hz, tried when a device refuses its own default
+MOST_CHANNELS = 8  # mixed, or listened to in turn, of a real device
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
 PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
 
@@ -35,9 +36,11 @@ class Source(Protocol):
     """One stream of audio. `start` returns at once; blocks then arrive in the inlet from another thread."""
 
     rate: int  # Hz
+    channels: int  # in every block
     channel: int | None  # which to listen to, from 0; None: the mean of all
     live: bool  # real time: what is not taken in time is lost. Else it can be made to wait
     lead_in: bool  # counts as preceded by silence
+    block_s: float | None  # delivers every so many seconds and wakes nobody; None: wakes whoever waits for a block
 
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None: ...
 
@@ -128,15 +131,17 @@ class Microphone:
         """Raises AudioError if the device is not there or refuses every usual rate."""
         self.channel = channel
         self._device = find_device(device)
-        self._block_ms = block_ms
         most = int(self._device["max_input_channels"])
         if channel is not None and channel >= most:
             raise AudioError(
                 f"microphone {self._device['name']!r}: has {most} channels, no channel {channel + 1}; choose another"
             )
-        self._channels = min(most, 8) if channel is None else channel + 1
+        # More channels than any microphone has are those of a sound server, which makes them up from one or two.
+        self.channels = channel + 1 if channel is not None else most if most <= MOST_CHANNELS else 2
         self.rate = self._supported_rate()
-        self._stream: sounddevice.InputStream | None = None
+        self._frames = round(self.rate * block_ms / 1000)  # per block
+        self.block_s: float | None = self._frames / self.rate
+        self._stream: sounddevice.RawInputStream | None = None
         self._stopping = False
         self._failure: AudioError | None = None
 
@@ -147,7 +152,7 @@ class Microphone:
             try:
                 with _quietly():
                     sounddevice.check_input_settings(
-                        device=self._device["index"], channels=self._channels, dtype="float32", samplerate=rate
+                        device=self._device["index"], channels=self.channels, dtype="float32", samplerate=rate
                     )
                 return int(rate)
             except sounddevice.PortAudioError as error:
@@ -161,11 +166,11 @@ class Microphone:
         """Open the device. Raises AudioError if it refuses."""
         sounddevice = portaudio()
 
-        def callback(frames: Frames, count: int, time: object, status: Any) -> None:
+        def callback(block: bytes, count: int, time: object, status: Any) -> None:
+            """Waking the inference thread from here would double what it costs: it knows when a block is due."""
             if status.input_overflow:
                 inlet.overflow()
-            inlet.write(frames)
-            wake()
+            inlet.append(block)
 
         def finished() -> None:
             if not self._stopping:
@@ -176,11 +181,11 @@ class Microphone:
 
         try:
             with _quietly():
-                self._stream = sounddevice.InputStream(
+                self._stream = sounddevice.RawInputStream(
                     samplerate=self.rate,
-                    blocksize=round(self.rate * self._block_ms / 1000),
+                    blocksize=self._frames,
                     device=self._device["index"],
-                    channels=self._channels,
+                    channels=self.channels,
                     dtype="float32",
                     callback=callback,
                     finished_callback=finished,
@@ -210,8 +215,10 @@ class Microphone:
 class _Reader:
     """Delivers blocks from a thread of its own, in real time or as fast as they are taken."""
 
-    def __init__(self, rate: int, *, realtime: bool) -> None:
-        self.rate, self.live = rate, realtime
+    block_s: float | None = None
+
+    def __init__(self, rate: int, channels: int, *, realtime: bool) -> None:
+        self.rate, self.channels, self.live = rate, channels, realtime
         self._realtime = realtime
         self._stop = threading.Event()
         self._failure: KwsdError | None = None
@@ -262,16 +269,16 @@ class _Reader:
         Where the audio breaks off, `failure` says why, and what came before is still heard to its end.
         Where none came at all there is nothing to hear, and no silence is made up.
         """
-        channels = 0
+        any_came = False
         try:
             for block in self.blocks():
-                channels = block.shape[1]
+                any_came = True
                 yield block
         except KwsdError as error:
             self._failure = error
         size = round(BLOCK_S * self.rate)
-        for _ in range(round(TAIL_S / BLOCK_S) if channels else 0):
-            yield np.zeros((size, channels), np.float32)
+        for _ in range(round(TAIL_S / BLOCK_S) if any_came else 0):
+            yield np.zeros((size, self.channels), np.float32)
 
 
 class AudioFile(_Reader):
@@ -284,7 +291,7 @@ class AudioFile(_Reader):
         from kwsd.recording import open_recording
 
         self._recording = open_recording(path)
-        super().__init__(self._recording.samplerate, realtime=realtime)
+        super().__init__(self._recording.samplerate, self._recording.channels, realtime=realtime)
         self._path = path
         self.channel = channel
         if channel is not None and channel >= self._recording.channels:
@@ -319,10 +326,9 @@ class RawPcm(_Reader):
 
     def __init__(self, path: str, rate: int, channels: int, sample_format: str, channel: int | None) -> None:
         """Raises AudioError if there is no such pipe, ConfigError if stdin is a terminal."""
-        super().__init__(rate, realtime=False)
+        super().__init__(rate, channels, realtime=False)
         self.channel = channel
         self._name = "stdin" if path == "-" else path
-        self._channels = channels
         self._type, self._full_scale = FORMATS[sample_format]
         self._fd = self._open(path)
         self._poll = select.poll()
@@ -347,7 +353,7 @@ class RawPcm(_Reader):
 
     def blocks(self) -> Iterator[Frames]:
         """Frames until the writer closes; an incomplete last frame is dropped and said."""
-        frame = np.dtype(self._type).itemsize * self._channels  # bytes
+        frame = np.dtype(self._type).itemsize * self.channels  # bytes
         rest, read = b"", 0
         while not self._stop.is_set():
             chunk = self._read(round(BLOCK_S * self.rate) * frame)
@@ -359,7 +365,7 @@ class RawPcm(_Reader):
             whole = len(rest) // frame * frame
             samples = np.frombuffer(rest[:whole], self._type).astype(np.float32) / np.float32(self._full_scale)
             rest = rest[whole:]
-            block = samples.reshape(-1, self._channels)
+            block = samples.reshape(-1, self.channels)
             check_finite(block, self._name, read)
             read += len(block)
             if len(block):

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kwsd import debouncer as module
-from kwsd.debouncer import Debouncer, Rules
+from kwsd.debouncer import Debouncer, NearMisses, Rules
 
 HOP = 1600  # samples: 100 ms
 SECOND = 10  # hops
@@ -516,6 +516,70 @@ def test_a_thousand_streams_at_once():
         found += debouncer.step(np.arange(1000), np.full(1000, end), posteriors)
     assert sorted({detection.end for detection in found}) == [ends[2], ends[3], ends[6]]
     assert len(found) == 1500
+
+
+# --- near misses ---
+
+
+def missed(rules, **lines):
+    """[(hop at which it is told, keyword, hop that scored best, score, reason)] of a fresh debouncer."""
+    near = NearMisses(rules, 1)
+    debouncer = Debouncer(rules, LABELS, 1, near)
+    rows, ends = drawn(**lines)
+    found = []
+    for hop, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        list(debouncer.step(np.array([0]), np.array([end]), row[None]))
+        for miss in near.take():
+            best = ends.tolist().index(miss.end)
+            found.append((hop, miss.keyword, best, round(miss.score, 2), miss.reason))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rules", "lines", "expected"),
+    [
+        (rules(), {"stop": "..5...."}, []),  # not half way from release to threshold
+        (rules(), {"stop": "..6...."}, [(3, "stop", 2, 0.6, "threshold")]),
+        (rules(), {"stop": "..6464."}, [(6, "stop", 2, 0.6, "threshold")]),  # not under release in between
+        (rules(), {"stop": "..676..7.."}, [(5, "stop", 3, 0.7, "threshold"), (8, "stop", 7, 0.7, "threshold")]),
+        (rules(), {"stop": "..6"}, []),  # not over yet
+        (rules(), {"stop": "..69.."}, []),  # told
+        (rules(), {"stop": "..969669."}, []),  # all of it one word, told once
+        (rules(), {"stop": "..6.", "up": "...6.."}, [(3, "stop", 2, 0.6, "threshold"), (4, "up", 3, 0.6, "threshold")]),
+        (rules(margin=0.7), {"stop": "..8.."}, [(3, "stop", 2, 0.8, "margin")]),
+        (rules(min_hits=2), {"stop": "..9.."}, [(3, "stop", 2, 0.9, "min_hits")]),
+        (rules(min_hits=2), {"stop": "..969."}, [(5, "stop", 2, 0.9, "min_hits")]),  # the rule that came furthest
+        (
+            rules(isolation=10 * HOP, isolation_speech=2 * HOP),
+            {"unknown": "XXX.", "stop": "....9.."},
+            [(5, "stop", 4, 0.9, "isolation")],
+        ),
+        (rules(refractory=10 * HOP), {"stop": "9...9...."}, [(5, "stop", 4, 0.9, "refractory")]),
+        (rules(), {"stop": "..6|..."}, []),  # nobody knows what was in the gap
+        (rules(smoothing=3), {"stop": "..XX....."}, [(5, "stop", 3, 0.67, "threshold")]),
+    ],
+)
+def test_a_near_miss_is_told_once_it_has_fallen_with_the_rule_that_was_in_the_way(rules, lines, expected):
+    assert missed(rules, **lines) == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(windows=windows, rules=any_rules)
+def test_watching_near_misses_changes_nothing_that_is_heard(windows, rules):
+    _, ends, rows = laid_out([(0, *rest) for _, *rest in windows])
+    watched = run(Debouncer(rules, LABELS, 1, NearMisses(rules, 1)), rows, ends)
+    assert watched == run(Debouncer(rules, LABELS, 1), rows, ends)
+
+
+def test_near_misses_of_many_streams_stay_apart():
+    near = NearMisses(rules(), 3)
+    debouncer = Debouncer(rules(), LABELS, 3, near)
+    rows, ends = drawn(stop="..6..", up=".....")
+    quiet, _ = drawn(up=".....")
+    for row, still, end in zip(rows, quiet, ends, strict=True):
+        list(debouncer.step(np.array([0, 2]), np.array([end, end]), np.stack([still, row])))
+    assert [(miss.stream, miss.keyword) for miss in near.take()] == [(2, "stop")]
+    assert near.take() == []
 
 
 # --- against an obviously correct model ---

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.inlet import LONGEST_BLOCK, SECONDS, Inlet
+from kwsd.inlet import SECONDS, Inlet
 from kwsd.ring import RingBuffer
 
 RATES = [8_000, 11_025, 16_000, 44_100, 48_000, 96_000]
@@ -30,9 +30,9 @@ def ramp(start, end):
 class Stream:
     """An inlet, and a ring that keeps everything it lets through."""
 
-    def __init__(self, rate=SAMPLE_RATE, channel=None, capacity=20 * SAMPLE_RATE):
+    def __init__(self, rate=SAMPLE_RATE, channels=1, channel=None, capacity=20 * SAMPLE_RATE):
         self.ring = RingBuffer(2, capacity)
-        self.inlet = Inlet(self.ring, 1, rate, channel)
+        self.inlet = Inlet(self.ring, 1, rate, channels, channel)
 
     def write(self, frames, block=None):
         block = block or max(1, len(frames))
@@ -124,7 +124,7 @@ def test_any_cut_into_blocks_gives_the_same_samples(rate, blocks, most_s):
 
 def test_streams_of_one_ring_stay_apart():
     ring = RingBuffer(2, SAMPLE_RATE)
-    left, right = (Inlet(ring, i, SAMPLE_RATE, None) for i in range(2))
+    left, right = (Inlet(ring, i, SAMPLE_RATE, 1, None) for i in range(2))
     left.write(ramp(0, 1_000))
     right.write(ramp(5_000, 5_300))
     left.pump()
@@ -147,18 +147,18 @@ STEREO = np.stack([np.arange(10), np.arange(10) * 3 + 1], axis=1).astype(np.floa
 )
 @pytest.mark.parametrize("block", [1, 3, 10])
 def test_a_channel_is_picked_or_all_are_mixed(channel, heard, block):
-    assert np.array_equal(Stream(channel=channel).write(STEREO, block).pump().samples(), heard)
+    assert np.array_equal(Stream(channels=2, channel=channel).write(STEREO, block).pump().samples(), heard)
 
 
 def test_opposite_channels_mix_to_silence():
     sound = tone(SAMPLE_RATE, 0, 0.1)
-    assert not Stream().write(np.concatenate([sound, -sound], axis=1)).pump().samples().any()
+    assert not Stream(channels=2).write(np.concatenate([sound, -sound], axis=1)).pump().samples().any()
 
 
-@pytest.mark.parametrize("length", [LONGEST_BLOCK - 1, LONGEST_BLOCK, LONGEST_BLOCK + 1, 3 * LONGEST_BLOCK + 5])
+@pytest.mark.parametrize("length", [1, 3_999, 4_000, 4_001, 24_581])
 def test_blocks_of_any_length_are_mixed(length):
     frames = np.repeat(ramp(0, length), 3, axis=1)
-    assert np.array_equal(Stream().write(frames).pump().samples(), ramp(0, length)[:, 0])
+    assert np.array_equal(Stream(channels=3).write(frames).pump().samples(), ramp(0, length)[:, 0])
 
 
 def test_a_block_may_be_reused_as_soon_as_write_returns():
@@ -303,3 +303,14 @@ def test_an_inlet_knows_when_its_last_block_came():
     before = time.monotonic()
     stream.write(ramp(0, 10))
     assert before <= stream.inlet.wrote_at <= time.monotonic()
+
+
+def test_an_inlet_knows_when_the_block_it_waits_for_is_due():
+    stream = Stream()
+    stream.inlet.want(1_000)
+    stream.write(ramp(0, 320))  # of 20 ms each: the block in which sample 1000 is comes in 60 ms
+    assert stream.inlet.due_in(0.02) == pytest.approx(0.06, abs=0.005)
+    stream.write(ramp(320, 640)).write(ramp(640, 960))
+    assert stream.inlet.due_in(0.02) == pytest.approx(0.02, abs=0.005)
+    time.sleep(0.03)
+    assert stream.inlet.due_in(0.02) < 0  # late

@@ -28,7 +28,7 @@ def spotter(config):
 
 def make(config, spotter, streams=1, live=True):
     ring = make_ring(config, streams)
-    inlets = [Inlet(ring, i, RATE, None) for i in range(streams)]
+    inlets = [Inlet(ring, i, RATE, 1, None) for i in range(streams)]
     return Pipeline(
         config, spotter, ring, inlets, [StreamInfo(f"room{i}", live, False) for i in range(streams)]
     ), inlets

@@ -17,7 +17,6 @@ from kwsd.networks.incremental import Body, Incremental, IncrementalOnnx
 STEM_KERNEL, STEM_STRIDE = 5, 2  # log-mel frames; 98 of them make 49 columns of 20 ms
 KERNELS = (7, 9, 11, 13, 15, 15)  # columns
 LAST_KERNEL = 15
-DROPOUT = 0.1
 FEW = 4  # windows
 
 
@@ -43,11 +42,9 @@ class Block(nn.Module):
         self.depthwise = depthwise(channels, kernel)
         self.pointwise = pointwise(channels, channels)
         self.norm = nn.BatchNorm2d(channels)
-        self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(F.relu(self.norm(self.pointwise(self.depthwise(x))) + x))
-        return out
+        return F.relu(self.norm(self.pointwise(self.depthwise(x))) + x)
 
 
 class DsTcn(nn.Module):
@@ -69,7 +66,6 @@ class DsTcn(nn.Module):
             pointwise(channels, wide),
             nn.BatchNorm2d(wide),
             nn.ReLU(),
-            nn.Dropout(DROPOUT),
             pointwise(wide, wide),
             nn.BatchNorm2d(wide),
             nn.ReLU(),
@@ -116,7 +112,7 @@ class FoldedDsTcn(nn.Module):
         self.last_depthwise = _over_columns(layers[0])
         self.pointwise = nn.ModuleList([_folded_linear(block.pointwise, block.norm) for block in blocks])
         self.wide = _folded_linear(layers[1], layers[2])
-        self.wider = _folded_linear(layers[5], layers[6])
+        self.wider = _folded_linear(layers[4], layers[5])
         self.classifier = network.classifier
 
     gain: Tensor  # (mels, 1)

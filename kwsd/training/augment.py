@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.features import HIGHEST_HZ, LOWEST_HZ, MELS, hertz, mel_scale
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Ranges:
     hiss_dbfs: tuple[float, float] = (-80.0, -50.0)  # the microphone's own noise
     tilt_db: tuple[float, float] = (-8.0, 8.0)  # from the lowest mel band to the highest
     bumps_db: tuple[float, float] = (-5.0, 5.0)  # on top of that, at BUMPS bands and in a straight line between them
+    vocal_tract: tuple[float, float] = (0.88, 1.14)  # formants of another speaker, as a factor of frequency
     reverberant: float = 0.25  # share of windows in a room
     decay_s: tuple[float, float] = (0.1, 0.7)  # until its echo is 60 dB down (RT60)
     direct_db: tuple[float, float] = (-3.0, 12.0)  # direct sound over all of the echo
@@ -119,6 +121,20 @@ def colour(frames: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Ten
     bumps = torch.rand(len(frames), 1, BUMPS, generator=generator).to(frames.device) * (high - low) + low
     gain_db = tilt_db + F.interpolate(bumps, mels, mode="linear", align_corners=True)[:, 0]  # (batch, mels)
     return frames + gain_db[:, :, None] * 0.2303  # natural logarithm of power per dB  # (batch, mels, frames)
+
+
+def warp(frames: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
+    """Another speaker's vocal tract: log-mel frames (batch, mels, frames) stretched along frequency by a factor
+    (Jaitly & Hinton 2013). Linear interpolation between bands; beyond the highest band it is repeated."""
+    factor = uniform(len(frames), ranges.vocal_tract, frames, generator)  # (batch, 1)
+    low, high = mel_scale(torch.tensor([LOWEST_HZ, HIGHEST_HZ])).tolist()
+    spacing = (high - low) / (MELS + 1)
+    centres = hertz(low + spacing * torch.arange(1, MELS + 1, device=frames.device))  # (mels,)
+    band = ((mel_scale(centres * factor) - low) / spacing - 1.0).clamp(0, MELS - 1)  # (batch, mels)
+    below = band.floor().clamp(max=MELS - 2)  # (batch, mels)
+    share = (band - below).unsqueeze(2)  # (batch, mels, 1)
+    index = below.long().unsqueeze(2).expand_as(frames)  # (batch, mels, frames)
+    return torch.lerp(frames.gather(1, index), frames.gather(1, index + 1), share)
 
 
 def spec_augment(frames: Tensor, generator: Generator, masks: int = 2, time: int = 10, mels: int = 4) -> Tensor:

@@ -23,7 +23,7 @@ HIDDEN = (0.4, 0.8)  # share of a cut word that lies outside the window
 LONGEST_TO_CUT = 12_800  # samples: where the span is longer, the clip is too noisy to tell where the word is
 PAUSE = 0.003  # root-mean-square amplitude (-50 dBFS) under which a piece of talk is a pause, not speech
 SILENCE_DBFS = (-75.0, -20.0)
-KEYWORD_BALANCE = 0.5  # 0: by how many clips there are, 1: every keyword as often as any other
+KEYWORD_BALANCE = 0.8  # 0: by how many clips there are, 1: every keyword as often as any other
 
 
 def to_float(samples: NDArray[np.int16]) -> Tensor:

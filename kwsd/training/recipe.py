@@ -26,10 +26,10 @@ class Recipe:
 
 DSTCN = Recipe(
     labels="commands",
-    epochs=36,
+    epochs=60,
     batch=128,
     optimiser="adamw",
-    learning_rate=3e-3,
+    learning_rate=2e-3,
     weight_decay=2e-2,
     schedule="cosine",
     warmup_epochs=2.0,

@@ -55,6 +55,7 @@ class TrainOptions:
     download: bool = False
     quick: bool = False
     resume: bool = False
+    init: Path | None = None
     command: str = "kwsd train"
 
 
@@ -90,7 +91,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     Checkpoint.check_place(options.out)
     torch.manual_seed(options.seed)
     run = _prepare(options, recipe, labels, say)
-    if options.resume:
+    if options.resume:  # --init has had its say in the run's first epoch
         _resume(run, options, labels)
 
     def checkpoint() -> Checkpoint:
@@ -163,6 +164,8 @@ def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say
         )  # fmt: skip
     else:
         batches = PlainBatches(_known(clips, labels), labels, recipe.batch, options.seed)
+    if options.init:
+        _begin_with(network, options, labels, say)
     optimiser = OPTIMISERS[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )  # fmt: skip
@@ -227,6 +230,25 @@ def labelled_windows(
         windows = torch.cat([windows, quiet.short()])
         wanted = torch.cat([wanted, torch.full((n,), labels.index(SILENCE))])
     return windows, wanted
+
+
+def _begin_with(network: nn.Module, options: TrainOptions, labels: tuple[str, ...], say: Callable[[str], None]) -> None:
+    """Starts from another run's best weights instead of drawn ones; for other labels all but the last layer."""
+    assert options.init
+    learnt = load_checkpoint(options.init)
+    if learnt.model != options.model:
+        raise ConfigError(f"{options.init}: is a {learnt.model}, which --model {options.model} cannot begin with")
+    state = learnt.best_state
+    if learnt.labels != labels:
+        last, _ = list(network.named_children())[-1]
+        state = {name: weight for name, weight in state.items() if not name.startswith(f"{last}.")}
+        say(f"{options.init}: has other labels; the last layer is learnt anew")
+    try:
+        unexpected = network.load_state_dict(state, strict=learnt.labels == labels).unexpected_keys
+    except RuntimeError:
+        unexpected = ["of another shape"]
+    if unexpected:
+        raise ModelError(f"{options.init}: a checkpoint of another kwsd; train again without --init")
 
 
 def _resume(run: Run, options: TrainOptions, labels: tuple[str, ...]) -> None:
@@ -324,9 +346,8 @@ def _forward(run: Run, windows: Tensor, generator: torch.Generator) -> Tensor:
     if not run.recipe.augment:
         return cast(Tensor, run.network(windows))
     frames = run.network.features(windows)  # (batch, mels, frames)
-    frames = augment.spec_augment(
-        augment.colour(frames, generator), generator, time=run.recipe.mask_frames, mels=run.recipe.mask_mels
-    )
+    frames = augment.colour(augment.warp(frames, generator), generator)
+    frames = augment.spec_augment(frames, generator, time=run.recipe.mask_frames, mels=run.recipe.mask_mels)
     return cast(Tensor, run.network.classify(frames))
 
 
