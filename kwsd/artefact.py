@@ -2,11 +2,15 @@
 
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import NO_INPUT, NO_PERMISSION, ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime  # type: ignore[import-untyped]
 
 FORMAT = 1
 SILENCE = "_silence_"  # the label for nobody speaking
@@ -88,16 +92,23 @@ def is_onnx(path: Path) -> bool:
     return len(start) == 3 and start[0] == 0x08 and start[1] < 0x80 and start[2] == 0x12
 
 
-def _read_onnx_metadata(path: Path) -> bytes:
-    import onnxruntime  # type: ignore[import-untyped]
+def open_onnx(path: Path, *, optimise: bool) -> "onnxruntime.InferenceSession":
+    """An ONNX model, to be run or only looked at. Raises ModelError if ONNX Runtime cannot load it."""
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # one window is too little work to share
     options.log_severity_level = 4  # what is wrong with a file we say ourselves
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception:  # ONNX Runtime's own exceptions have no other base in common
         raise ModelError(f"{path}: ONNX Runtime cannot load it (truncated or damaged?); export it again") from None
+
+
+def _read_onnx_metadata(path: Path) -> bytes:
+    session = open_onnx(path, optimise=False)
     metadata: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if metadata is None:
         raise ModelError(f"{path}: is ONNX without {METADATA}; name a file that kwsd export made")

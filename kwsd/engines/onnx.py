@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from kwsd.artefact import METADATA, ArtefactInfo
+from kwsd.artefact import METADATA, ArtefactInfo, open_onnx
 from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
 from kwsd.ring import Samples
 from kwsd.spotter import Scores
@@ -73,21 +73,10 @@ def load(path: Path, info: ArtefactInfo, device: str) -> OnnxSpotter:
             f"device: cuda: {path} is ONNX, which runs on the CPU; use cpu, or a TorchScript artefact",
             exit_code=UNAVAILABLE,
         )
-    session = open_session(path)
+    session = open_onnx(path, optimise=True)
     if info.step is None:
         return OnnxSpotter(info, session)
     shapes = [given.shape for given in session.get_inputs()]
     if len(shapes) != 2 or len(shapes[1]) != 2 or not isinstance(shapes[1][1], int):
         raise ModelError(f"{path}: cannot be advanced, although its {METADATA} says so; export it again")
     return IncrementalOnnxSpotter(info, session)
-
-
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """One thread: one window is too little work to share. Raises ModelError if the file is no ONNX model."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what is wrong with a file we say ourselves
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception:  # ONNX Runtime's own exceptions have no other base in common
-        raise ModelError(f"{path}: ONNX Runtime cannot load it (truncated or damaged?); export it again") from None
