@@ -1,7 +1,6 @@
 """The daemon: wires sources, pipeline and sinks together; owns lifecycle, signals and reload."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -108,7 +107,6 @@ class Daemon:
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
         self._spotter: Spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
-        gc.freeze()  # what is there by now stays: collecting garbage need not go through it while audio waits
         listening.start(self._spotter)
         self._listening = listening
         if self._reload_wanted:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from kwsd.audio_format import SAMPLE_RATE
 
 FRAME = 480  # samples under one Hann window: 30 ms
-FRAME_HOP = 160  # samples between frames: 10 ms
+FRAME_HOP = 160  # samples between frames: 10 ms, a third of a frame
 FFT = 512  # points; the frame is zero-padded up to it
 MELS = 40
 LOWEST_HZ = 20.0
@@ -59,22 +59,34 @@ class LogMel(nn.Module):
 
 
 class DftLogMel(nn.Module):
-    """LogMel without an FFT, for engines that have none that is quick: the Fourier sums as one convolution."""
+    """LogMel without an FFT, for engines that have none that is quick: the Fourier sums as products of matrices.
 
+    The power of a frame does not depend on where its phase is counted from. Counted from its middle, the cosines are
+    even and the sines odd, so a frame folded in half serves for both, with half the multiplications and weights.
+    """
+
+    cosines: Tensor  # (FRAME // 2, bins)
+    sines: Tensor  # (FRAME // 2, bins)
     filters: Tensor  # (bins under a filter, MELS)
 
     def __init__(self) -> None:
         super().__init__()
         heard = torch.nonzero(mel_filters().sum(1))[:, 0]  # bins under a filter
-        angle = 2.0 * torch.pi / FFT * torch.outer(heard.double(), torch.arange(FRAME, dtype=torch.float64))
-        taper = torch.hann_window(FRAME, dtype=torch.float64)
-        waves = torch.cat([taper * torch.cos(angle), taper * torch.sin(angle)]).float()  # (2 bins, FRAME)
-        self.transform = nn.Conv1d(1, len(waves), FRAME, FRAME_HOP, bias=False)
-        self.transform.weight = nn.Parameter(waves.unsqueeze(1), requires_grad=False)
+        middle = FRAME // 2
+        angle = 2.0 * torch.pi / FFT * torch.outer(torch.arange(middle, dtype=torch.float64), heard.double())
+        taper = torch.hann_window(FRAME, dtype=torch.float64)[middle:, None]  # even around the middle, zero at its end
+        once = torch.ones(middle, 1, dtype=torch.float64)
+        once[0] = 0.5  # the sample in the middle is folded onto itself
+        self.register_buffer("cosines", (taper * once * torch.cos(angle)).float(), persistent=False)
+        self.register_buffer("sines", (taper * torch.sin(angle)).float(), persistent=False)
         self.register_buffer("filters", mel_filters()[heard], persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
-        spectrum = self.transform(samples.unsqueeze(1))  # (batch, 2 bins, frames)
-        real, imaginary = torch.chunk(spectrum, 2, 1)  # (batch, bins, frames)
-        mels = torch.matmul((real.square() + imaginary.square()).transpose(1, 2), self.filters)  # (batch, frames, mels)
+        """Samples (batch, n), n a multiple of FRAME_HOP, to (batch, MELS, frames)."""
+        pieces = samples.reshape(samples.shape[0], -1, FRAME_HOP)  # (batch, pieces, FRAME_HOP)
+        frames = torch.cat([pieces[:, :-2], pieces[:, 1:-1], pieces[:, 2:]], 2)  # (batch, frames, FRAME)
+        after = frames[:, :, FRAME // 2 :]  # (batch, frames, FRAME // 2)
+        before = frames[:, :, 1 : FRAME // 2 + 1].flip(2)  # the same steps away from the middle
+        real, imaginary = torch.matmul(after + before, self.cosines), torch.matmul(after - before, self.sines)
+        mels = torch.matmul(real.square() + imaginary.square(), self.filters)  # (batch, frames, mels)
         return torch.log(mels + FLOOR).transpose(1, 2)  # (batch, mels, frames)
