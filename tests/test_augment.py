@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from kwsd.features import LogMel
 from kwsd.training import augment
-from kwsd.training.augment import Ranges, at_level, colour, degrade, mix, place, reverberate, rms, spec_augment
+from kwsd.training.augment import Ranges, at_level, colour, degrade, mix, place, reverberate, rms, spec_augment, warp
 
 WINDOW = 16_000
 
@@ -256,3 +257,35 @@ def test_spec_augment_leaves_its_input_alone():
     before = frames.clone()
     spec_augment(frames, seeded(1))
     assert torch.equal(frames, before)
+
+
+# --- another vocal tract ---
+
+
+def formants(hz):
+    """Log-mel frames (mels, frames) of tones."""
+    times = torch.arange(WINDOW) / 16_000
+    return LogMel()(sum(torch.sin(2 * math.pi * f * times) for f in hz)[None] * 0.1)
+
+
+def stretched(frames, factor):
+    return warp(frames, seeded(), Ranges(vocal_tract=(factor, factor)))
+
+
+def test_a_vocal_tract_of_the_same_length_changes_nothing():
+    frames = formants([500.0, 1500.0, 2500.0])
+    torch.testing.assert_close(stretched(frames, 1.0), frames, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.88, 1.14])
+def test_another_vocal_tract_moves_a_formant_by_its_factor(factor):
+    moved = stretched(formants([2000.0]), factor).mean((0, 2)).argmax()
+    assert abs(int(moved) - int(formants([2000.0 / factor]).mean((0, 2)).argmax())) <= 1
+
+
+def test_every_speaker_has_a_vocal_tract_of_its_own_and_a_seed_repeats_it():
+    frames = formants([2000.0]).repeat(8, 1, 1)
+    warped = warp(frames, seeded(1))
+    assert torch.equal(warped, warp(frames, seeded(1)))
+    assert len({tuple(row.flatten().tolist()) for row in warped}) == 8
+    assert warped.isfinite().all()

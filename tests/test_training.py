@@ -469,3 +469,48 @@ def test_the_loss_is_torchs_label_smoothing(smoothing):
     targets = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
     torch.testing.assert_close(smoothed_nll(logits.log_softmax(1), targets, smoothing), expected)
+
+
+# --- beginning with what another run has learnt ---
+
+UNLEARNT = {"model": "dstcn-tiny", "epochs": 1}
+
+
+def weights_at_the_start(data, folder, **more):
+    """What a run begins with: Ctrl-C before the first step writes it."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(options(data, folder / "start.ckpt", **UNLEARNT, **more), quietly)
+    return load_checkpoint(folder / "start.ckpt").best_state
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    data = tiny.make(tmp_path_factory.mktemp("learnt"))
+    path = data / "learnt.ckpt"
+    train(options(data, path, **UNLEARNT, labels="yes,no"), quietly)
+    return data, load_checkpoint(path), path
+
+
+def test_a_run_begins_with_all_weights_of_another_with_the_same_labels(learnt, tmp_path):
+    data, before, path = learnt
+    assert same(weights_at_the_start(data, tmp_path, labels="yes,no", init=path), before.best_state)
+
+
+@pytest.mark.parametrize("labels", ["no,up", "yes,no,up"])
+def test_for_other_labels_it_begins_with_all_but_the_last_layer(learnt, tmp_path, labels):
+    data, before, path = learnt
+    begun = weights_at_the_start(data, tmp_path, labels=labels, init=path)
+    differ = {name for name in begun if not same(begun[name], before.best_state[name])}
+    assert differ == {"classifier.weight", "classifier.bias"}
+
+
+def test_another_network_cannot_be_begun_with(learnt, tmp_path):
+    data, _, path = learnt
+    with pytest.raises(ConfigError, match=r"is a dstcn-tiny, which --model simplenet cannot begin with"):
+        train(options(data, tmp_path / "a.ckpt", init=path), quietly)
