@@ -211,6 +211,8 @@ class Daemon:
             self._next_beat = self._loop.call_later(self._config.events.heartbeat_s, self._beat)
 
     def _on_audio_lost(self, event: AudioLost, failure: KwsdError) -> None:
+        if self._stop.is_set():  # a source that ends while it is being stopped has lost nothing
+            return
         if failure.exit_code == OK:  # worth a word, but everything there was has been heard
             log.warning("%s", failure)
             return
