@@ -27,7 +27,7 @@ Frames = NDArray[np.float32]  # (frames, channels) in ±1
 
 BLOCK_S = 0.02  # of audio a file or pipe delivers at once
 USUAL_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8_000)  # Hz, tried when a device refuses its own default
-MOST_CHANNELS = 8  # mixed, or listened to in turn, of a real device
+MOST_CHANNELS = 8  # of a real device
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
 PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
 
