@@ -173,14 +173,18 @@ def _add_replay(commands: "Commands") -> None:
 
 
 def _add_train(commands: "Commands") -> None:
-    parser = _add(commands, "train", train, "Train a network on Speech Commands.")
+    parser = _add(commands, "train", train, "Train a network on Speech Commands, or on recordings of your own.")
     parser.add_argument(
         "--model",
         required=True,
         metavar="NAME",
         help="simplenet, dstcn-tiny (-small, -base), or bcresnet-1 (-1.5, -2, -3, -6, -8)",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that holds SpeechCommands/")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds SpeechCommands/")
+    parser.add_argument(
+        "--words", type=Path, action="append", default=[], metavar="DIR",
+        help="recordings of your own, DIR/<word>/*.wav, instead of --data or besides",
+    )  # fmt: skip
     parser.add_argument("--download", action="store_true", help="fetch the data set into ROOT if it is not there")
     parser.add_argument(
         "--labels", metavar="LABELS", help="all, commands, or a,b,c (default: as the network's recipe says)"
@@ -205,6 +209,9 @@ def _add_train(commands: "Commands") -> None:
     parser.add_argument(
         "--init", type=Path, metavar="CKPT", help="begin with the weights of another run of the same network"
     )
+    parser.add_argument(
+        "--teacher", type=Path, metavar="FILE", help="learn also from what this checkpoint or artefact says"
+    )
 
 
 def _add_eval(commands: "Commands") -> None:
@@ -218,16 +225,18 @@ def _add_eval(commands: "Commands") -> None:
     )
     parser.add_argument(
         "--negatives", type=Path, action="append", default=[], metavar="DIR",
-        help="with --stream: talk; recordings in whose transcripts.tsv a keyword is spoken are left out",
+        help="with --stream: talk; keywords in its transcripts.tsv are forgiven, what has no transcript is left out",
     )  # fmt: skip
     parser.add_argument("--config", type=Path, metavar="FILE", help="with --stream: its rules (default: kwsd's own)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="with --stream: override a setting"
     )
     parser.add_argument(
-        "--budget", type=float, metavar="FA/H", help="with --stream: name the threshold that keeps to it on the talk"
+        "--budget", type=float, metavar="FA/H", help="with --stream: name the thresholds that keep to it on the talk"
     )
-    parser.add_argument("--report", type=Path, metavar="PNG", help="with --stream: draw misses against false accepts")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="with --stream: misses against false accepts, as .html or .png"
+    )
     parser.add_argument("--subset", choices=("training", "validation", "testing"), default="testing")
     parser.add_argument(
         "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of silence and noise"
@@ -393,6 +402,8 @@ def train(options: argparse.Namespace) -> int:
 
     if options.epochs is not None and options.epochs < 1:
         raise ConfigError(f"--epochs {options.epochs}: at least 1", exit_code=USAGE)
+    if options.download and not options.data:
+        raise ConfigError("--download: where to? name a folder with --data", exit_code=USAGE)
     train_network(
         TrainOptions(
             model=options.model,
@@ -408,6 +419,8 @@ def train(options: argparse.Namespace) -> int:
             quick=options.quick,
             resume=options.resume,
             init=options.init,
+            words=tuple(options.words),
+            teacher=options.teacher,
             command=_command_line(options),
         ),
         say,
@@ -417,8 +430,9 @@ def train(options: argparse.Namespace) -> int:
 
 def _command_line(options: argparse.Namespace) -> str:
     """What was typed, with the places of data and checkpoint taken out: it says how, not where."""
-    typed = " ".join(["kwsd", *sys.argv[1:]]).replace(str(options.data), "DATA")
-    for path in (options.out, options.init):
+    typed = " ".join(["kwsd", *sys.argv[1:]])
+    typed = typed.replace(str(options.data), "DATA") if options.data else typed
+    for path in (options.out, options.init, options.teacher, *options.words):
         typed = typed.replace(str(path), path.name) if path else typed
     return typed
 
@@ -451,23 +465,34 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
 
     from kwsd.config import load_config
     from kwsd.engines import load_spotter
-    from kwsd.training import streaming
+    from kwsd.training import report, streaming
 
     config = load_config(options.config, _settings(options))
     spotter = load_spotter(config.model_path, config.device)
     evaluation = streaming.evaluate_stream(config, spotter, options.stream, options.negatives)
-    show((json.dumps(streaming.as_dict(evaluation)) if options.json else streaming.table(evaluation)) + "\n")
+    show((json.dumps(report.as_dict(evaluation)) if options.json else report.table(evaluation)) + "\n")
     if options.budget is not None:
-        found = streaming.threshold_for(evaluation, options.budget)
-        within = f"at most {options.budget:g} false accepts per hour of this talk"
-        say(f"{within}: kwsd export --threshold {found:g}" if found else f"{within}: no threshold keeps to that")
+        say(_within(options.budget, streaming.thresholds_for(evaluation, options.budget)))
     if options.report:
         try:
-            streaming.draw_curve(evaluation, options.report)
+            report.write(evaluation, options.report)
         except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
-            raise KwsdError(f"{options.report}: cannot be written ({error}); name a PNG", exit_code=IO) from None
+            raise KwsdError(
+                f"{options.report}: cannot be written ({error}); name .html or .png", exit_code=IO
+            ) from None
         say(f"misses against false accepts: {options.report}")
     return OK
+
+
+def _within(budget: float, thresholds: dict[str, float]) -> str:
+    """What to hand to `kwsd export`: what suits most words, and the rest by name."""
+    within = f"at most {budget:g} false accepts per hour of this talk"
+    if not thresholds:
+        return f"{within}: no threshold keeps to that"
+    scores = sorted(thresholds.values())
+    most = max(scores, key=scores.count)
+    others = [f" --threshold {word}={score:g}" for word, score in thresholds.items() if score != most]
+    return f"{within}: kwsd export --threshold {most:g}{''.join(others)}"
 
 
 def mix(options: argparse.Namespace) -> int:

@@ -20,6 +20,10 @@ def noise(batch, level=0.1, seed=0):
     return torch.randn(batch, WINDOW, generator=seeded(seed)) * level
 
 
+def other(batch):
+    return noise(batch, seed=1)
+
+
 def column(*numbers):
     return torch.tensor(numbers, dtype=torch.float32)[:, None]
 
@@ -107,7 +111,7 @@ def test_at_level_reaches_the_level():
 
 
 def test_loud_windows_are_clipped_at_full_scale():
-    degraded = degrade(noise(8, 1.0), noise(8, seed=1), noise(8, seed=2), seeded())
+    degraded = degrade(noise(8, 1.0), noise, noise, seeded())
     assert float(degraded.abs().max()) == 1.0
     assert torch.isfinite(degraded).all()
 
@@ -115,27 +119,27 @@ def test_loud_windows_are_clipped_at_full_scale():
 def test_hiss_lies_at_its_level_over_silence():
     silence = torch.zeros(1, WINDOW)
     only_hiss = Ranges(noisy=0.0, babbling=0.0, gain_db=(0.0, 0.0), hiss_dbfs=(-60.0, -60.0))
-    hissing = degrade(silence, silence, silence, seeded(), only_hiss)
+    hissing = degrade(silence, noise, noise, seeded(), only_hiss)
     assert float(20 * torch.log10(rms(hissing))) == pytest.approx(-60.0, abs=0.2)
 
 
 def test_noise_babble_and_gain_come_in_the_shares_and_at_the_levels_asked_for():
     n = 100
-    speech, zero = noise(n, 0.01), torch.zeros(n, WINDOW)
+    speech = noise(n, 0.01)
     quiet = {"gain_db": (0.0, 0.0), "hiss_dbfs": (-200.0, -200.0)}
-    noisy = degrade(speech, noise(n, seed=1), zero, seeded(), Ranges(noisy=0.25, babbling=0.0, **quiet))
+    noisy = degrade(speech, other, noise, seeded(), Ranges(noisy=0.25, babbling=0.0, **quiet))
     assert int(((noisy - speech).abs().amax(1) > 1e-6).sum()) == pytest.approx(0.25 * n, abs=15)
     babbling = Ranges(noisy=0.0, babbling=1.0, babble_snr_db=(10.0, 10.0), **quiet)
-    added = degrade(speech, zero, noise(n, seed=1), seeded(), babbling) - speech
+    added = degrade(speech, noise, other, seeded(), babbling) - speech
     torch.testing.assert_close(20 * torch.log10(rms(speech) / rms(added)), torch.full((n, 1), 10.0), rtol=0, atol=0.01)
     gain = Ranges(noisy=0.0, babbling=0.0, gain_db=(-24.0, 6.0), hiss_dbfs=(-200.0, -200.0))
-    gains = 20 * torch.log10(rms(degrade(speech, zero, zero, seeded(), gain)) / rms(speech))
+    gains = 20 * torch.log10(rms(degrade(speech, noise, noise, seeded(), gain)) / rms(speech))
     assert -24.01 < float(gains.min()) < -20.0
     assert 3.0 < float(gains.max()) < 6.01
 
 
 def test_the_same_seed_degrades_in_the_same_way():
-    once, again, otherwise = (degrade(noise(4), noise(4, seed=1), noise(4, seed=2), seeded(s)) for s in (5, 5, 6))
+    once, again, otherwise = (degrade(noise(4), other, other, seeded(s)) for s in (5, 5, 6))
     assert torch.equal(once, again)
     assert not torch.equal(once, otherwise)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from kwsd.training.batches import AugmentedBatches, PlainBatches, crops, targets_of, to_float
+from kwsd.training.batches import HIDDEN, AugmentedBatches, PlainBatches, crops, targets_of, to_float
+from kwsd.training.batches import place as place_clips
 from kwsd.training.dataset import Clips
 
 WINDOW = 16_000
@@ -194,7 +195,9 @@ def test_silence_without_a_sound_and_noise_without_a_sound_are_survived():
 
 def place(batches, n, cut, seed=0):
     """n words placed, of which the first `cut` are to be cut off: (n, 16000)."""
-    return batches._place(np.arange(n) % len(batches.clips), slice(0, cut), np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    hidden = np.where(np.arange(n) < cut, rng.uniform(*HIDDEN, n), 0.0)
+    return place_clips(batches.clips, np.arange(n) % len(batches.clips), hidden, rng)
 
 
 def visible(window):

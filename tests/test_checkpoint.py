@@ -16,7 +16,7 @@ def checkpoint(epoch=1, **changed):
     state = NETWORKS["simplenet"](2).state_dict()
     values = {
         "model": "simplenet", "labels": ("yes", "no"), "epoch": epoch, "state": state, "average_state": None,
-        "best_state": state, "best_accuracy": 0.5, "optimiser": {}, "recipe": {"epochs": 3}, "seed": 0,
+        "best_state": state, "best_score": 0.5, "optimiser": {}, "recipe": {"epochs": 3}, "seed": 0,
         "command": "kwsd train", "data": "",
     }  # fmt: skip
     return Checkpoint(**(values | changed))

@@ -10,7 +10,17 @@ import tiny_speech_commands as tiny
 
 from kwsd.errors import AudioError, KwsdError
 from kwsd.training import dataset
-from kwsd.training.dataset import SUBSETS, fit, load_clips, load_talk, to_int16
+from kwsd.training.dataset import (
+    SUBSETS,
+    fit,
+    join,
+    load_clips,
+    load_talk,
+    load_words,
+    part_talk,
+    to_int16,
+    transcribed_talk,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -105,15 +115,25 @@ def test_a_download_that_fails_says_so(root, monkeypatch):
 # --- every clip is one second ---
 
 
-@pytest.mark.parametrize("length", [1, 159, 8_000, 15_999, 16_000, 16_001, 40_000])
-def test_short_clips_are_padded_and_long_ones_trimmed(length):
+@pytest.mark.parametrize("length", [1, 159, 8_000, 15_999, 16_000])
+def test_short_clips_are_padded(length):
     samples = np.linspace(-0.5, 0.5, length, dtype=np.float32)
     fitted = fit(samples)
     assert fitted.shape == (16_000,)
     assert fitted.dtype == np.int16
-    kept = min(length, 16_000)
-    assert np.array_equal(fitted[:kept], to_int16(samples[:kept]))
-    assert not fitted[kept:].any()
+    assert np.array_equal(fitted[:length], to_int16(samples))
+    assert not fitted[length:].any()
+
+
+@pytest.mark.parametrize(
+    ("length", "word", "first"), [(16_001, 3_000, 0), (40_000, 20_000, 13_000), (40_000, 39_000, 24_000)]
+)
+def test_long_ones_are_trimmed_to_the_second_around_the_word(length, word, first):
+    samples = np.full(length, 1e-3, np.float32)
+    samples[word : word + 2_000] = 0.5
+    fitted = fit(samples)
+    assert abs(int(np.flatnonzero(fitted > 10_000)[0]) - (word - first)) <= 160, "frames of 10 ms decide"
+    assert np.count_nonzero(fitted > 10_000) == min(2_000, length - word)
 
 
 def test_sixteen_bit_samples_come_back_exactly_and_the_rest_is_clipped():
@@ -133,7 +153,11 @@ def test_no_clip_is_dropped_for_its_length_and_any_rate_is_read(root):
     assert clips.samples.shape == (27, 16_000)
     for name, length in odd.items():
         on_disk, _ = soundfile.read(tiny.folder(root) / name, dtype="int16")
-        assert np.array_equal(clip(root, clips, name)[:length], on_disk[:16_000])
+        taken = clip(root, clips, name)[:length]
+        begins = np.arange(max(length - 16_000, 0) + 1)
+        assert any(np.array_equal(taken, on_disk[begin : begin + 16_000]) for begin in begins), (
+            "a second of it, untouched"
+        )
     resampled = clip(root, clips, "no/aaaaaaaa_nohash_0.wav")
     assert resampled[:8_000].any()
     assert not resampled[8_000:].any()
@@ -254,8 +278,12 @@ def talk(tmp_path):
 def test_talk_in_which_a_keyword_or_its_homophone_is_spoken_is_left_out(talk):
     pieces, left_out = load_talk(talk, ("stop", "no", "_unknown_"))
     assert left_out == 2
-    assert [piece.size for piece in pieces] == [100, 103, 104]  # plain, inside, and the one without a transcript
-    assert all((piece == 8192).all() for piece in pieces)
+    assert {path.name: piece.size for path, piece in pieces.items()} == {
+        "plain.wav": 100,
+        "inside.wav": 103,
+        "untold.wav": 104,
+    }
+    assert all((piece == 8192).all() for piece in pieces.values())
 
 
 def test_transcripts_may_lie_beside_the_recordings(talk):
@@ -265,6 +293,35 @@ def test_transcripts_may_lie_beside_the_recordings(talk):
     assert (len(pieces), left_out) == (4, 1)
 
 
+def test_transcripts_above_a_folder_count_for_it(talk):
+    pieces, left_out = load_talk(talk / "a", ("stop", "no"))
+    assert ([path.name for path in pieces], left_out) == (["plain.wav"], 1)
+
+
+def test_talk_to_evaluate_on_is_kept_with_the_keywords_in_it_and_left_out_without_transcript(talk):
+    kept, left_out = transcribed_talk(talk, ("stop", "no", "_unknown_"))
+    assert {path.relative_to(talk).as_posix(): dict(spoken) for path, spoken in kept.items()} == {
+        "a/plain.wav": {}, "a/keyword.wav": {"stop": 1}, "b/homophone.wav": {"no": 1}, "b/inside.wav": {},
+    }  # fmt: skip
+    assert left_out == 1
+    (talk / "transcripts.tsv").unlink()
+    kept, left_out = transcribed_talk(talk, ("stop",))
+    assert (len(kept), left_out) == (5, 0), "where there are no transcripts at all, nothing is known to be spoken"
+
+
+def test_of_every_folder_the_last_recordings_are_held_out():
+    pieces = {Path(f"{folder}/{i}.wav"): np.full(100, 10 * folder + i, np.int16) for folder in (1, 2) for i in range(5)}
+    to_train, to_validate = part_talk(pieces, 0.2)
+    assert np.unique(to_train).tolist() == [10, 11, 12, 13, 20, 21, 22, 23]
+    assert np.unique(to_validate).tolist() == [14, 24]
+    assert to_train.size + to_validate.size == 1000
+
+
+def test_of_one_recording_the_end_is_held_out():
+    to_train, to_validate = part_talk({Path("a.wav"): np.arange(1000, dtype=np.int16)}, 0.1)
+    assert (to_train.size, to_validate.tolist()) == (900, list(range(900, 1000)))
+
+
 def test_without_labels_everything_is_taken_as_for_noise(talk):
     pieces, left_out = load_talk(talk, ())
     assert (len(pieces), left_out) == (5, 0)
@@ -272,7 +329,7 @@ def test_without_labels_everything_is_taken_as_for_noise(talk):
 
 def test_quiet_noise_keeps_its_last_bit(tmp_path):
     tiny.write(tmp_path / "quiet.wav", np.tile([1, -1], 50).astype(np.int16))
-    (piece,), _ = load_talk(tmp_path, ())
+    (piece,) = load_talk(tmp_path, ())[0].values()
     assert piece.tolist() == [1, -1] * 50
 
 
@@ -282,3 +339,91 @@ def test_a_folder_with_nothing_to_use_is_an_error(talk, tmp_path):
     (talk / "b/untold.wav").unlink()
     with pytest.raises(AudioError, match="no recordings"):
         load_talk(talk, ("the", "please", "all", "he"))
+
+
+# --- somebody's own recordings ---
+
+
+def tones(folder, *paths, rate=16_000, samples=16_000):
+    for i, path in enumerate(paths):
+        tiny.write(folder / path, tiny.tone("yes", samples, seed=i), rate)
+    return folder
+
+
+def words_in(folder):
+    return {
+        subset: [f"{clip.split('words/')[1]}" for clip in load_words(folder, subset).paths]
+        for subset in ("training", "validation", "testing")
+    }
+
+
+def test_a_folder_per_word_is_a_data_set_with_the_speaker_in_name_or_folder(tmp_path):
+    folder = tones(tmp_path / "words", "lamp/ann/1.wav", "lamp/bob_nohash_0.flac", "saw/ann/x.flac", "saw/7.wav")
+    tiny.write(folder / "stray.wav", tiny.tone("yes"))
+    tones(folder, "_old/1.wav", ".trash/1.wav")
+    (folder / "validation_list.txt").write_text("")
+    clips = load_words(folder, "training")
+    assert sorted(zip(clips.words, clips.speakers, strict=True)) == [
+        ("lamp", "ann"), ("lamp", "bob"), ("saw", "7"), ("saw", "ann"),
+    ]  # fmt: skip
+
+
+def test_a_speaker_is_in_one_subset_only_whatever_the_word(tmp_path):
+    names = [f"{word}/speaker{i}_nohash_{n}.wav" for word in ("a", "b") for i in range(60) for n in range(2)]
+    subsets = words_in(tones(tmp_path / "words", *names))
+    speakers = {subset: {name.split("/")[1].split("_")[0] for name in paths} for subset, paths in subsets.items()}
+    assert sum(map(len, subsets.values())) == len(names)
+    assert all(map(len, speakers.values()))
+    assert len(set.union(*speakers.values())) == sum(map(len, speakers.values())) == 60
+    assert len(speakers["training"]) > 35
+
+
+def test_the_folders_own_lists_part_it(tmp_path):
+    folder = tones(tmp_path / "words", "a/1.wav", "a/2.wav", "b/3.wav")
+    (folder / "validation_list.txt").write_text("a/1.wav\n")
+    (folder / "testing_list.txt").write_text("b/3.wav\n")
+    assert words_in(folder) == {"training": ["a/2.wav"], "validation": ["a/1.wav"], "testing": ["b/3.wav"]}
+
+
+def test_any_rate_and_length_become_a_second_around_the_word(tmp_path):
+    quiet = np.zeros(3 * 44_100, np.float32)
+    word = np.sin(np.arange(13_230) * 0.05).astype(np.float32) * 0.5  # 0.3 s, in the third second
+    quiet[2 * 44_100 : 2 * 44_100 + word.size] = word
+    tiny.write(tmp_path / "words/a/long.wav", quiet, 44_100)
+    (tmp_path / "words/validation_list.txt").write_text("")
+    clips = load_words(tmp_path / "words", "training")
+    start, end = clips.spans[0]
+    assert 0.28 * 16_000 < end - start < 0.34 * 16_000
+    assert abs((start + end) / 2 - 8_000) < 500, "it is in the middle"
+
+
+def test_a_silent_recording_is_named_and_left_out(tmp_path):
+    folder = tones(tmp_path / "words", "a/1.wav")
+    tiny.write(folder / "a/2.wav", np.zeros(16_000))
+    tiny.write(folder / "a/3.wav", np.full(16_000, 0.25), 16_000)  # a constant is no sound either
+    (folder / "validation_list.txt").write_text("")
+    clips = load_words(folder, "training")
+    assert len(clips) == 1
+    assert sorted(reason.split("words/")[1] for reason in clips.skipped) == [
+        "a/2.wav: is silent; record it again, or delete it", "a/3.wav: is silent; record it again, or delete it",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [(), ("stray.wav",)])
+def test_a_folder_without_words_says_how_it_should_look(tmp_path, content):
+    folder = tones(tmp_path / "words", *content)
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(
+        AudioError, match=r"words: no recordings in there; put them into a folder per word: words/stop/"
+    ):
+        load_words(folder, "training")
+
+
+def test_sets_are_joined_in_order(tmp_path):
+    for name in ("one", "two"):
+        tones(tmp_path / name, f"{name}/1.wav")
+        (tmp_path / name / "validation_list.txt").write_text("")
+    parts = [load_words(tmp_path / name, "training") for name in ("one", "two")]
+    both = join([*parts, load_words(tmp_path / "one", "validation")])
+    assert both.words == ("one", "two")
+    assert np.array_equal(both.samples[1], parts[1].samples[0])

@@ -3,7 +3,7 @@
 import pytest
 
 from kwsd.errors import ConfigError
-from kwsd.training.labels import ALL, COMMANDS, parse_labels, says_keyword
+from kwsd.training.labels import ALL, COMMANDS, parse_labels, spoken_keywords
 
 
 def test_there_are_35_words_in_alphabetical_order_and_the_commands_are_among_them():
@@ -57,9 +57,9 @@ def test_a_list_that_cannot_be_meant_is_refused(text, complaint):
     ],
 )
 def test_a_transcript_says_a_keyword_or_what_sounds_like_one(transcript, said):
-    assert says_keyword(transcript, ("stop", "no", "right", "go")) is said
+    assert bool(spoken_keywords(transcript, ("stop", "no", "right", "go"))) is said
 
 
 def test_only_the_models_own_labels_count():
-    assert not says_keyword("yes", ("stop", "_unknown_"))
-    assert not says_keyword("unknown silence", ("stop", "_unknown_", "_silence_"))
+    assert not spoken_keywords("yes", ("stop", "_unknown_"))
+    assert not spoken_keywords("unknown silence", ("stop", "_unknown_", "_silence_"))

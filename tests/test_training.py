@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import subprocess
-import threading
 
 import numpy as np
 import pytest
@@ -29,12 +28,12 @@ from kwsd.training.dataset import load_clips, load_noise
 from kwsd.training.recipe import RECIPES
 from kwsd.training.train import (
     TrainOptions,
-    labelled_windows,
     learning_rate,
     moving_average,
     smoothed_nll,
     train,
 )
+from kwsd.training.validation import HeldOut, labelled_windows, predictions, share_right
 
 LABELS = "yes,no"
 AUGMENTED = "yes,no,_unknown_,_silence_"
@@ -129,7 +128,7 @@ def test_resumed_after_the_first_of_two_epochs_is_both_in_one_go(trained, data, 
     _, err = kwsd(*arguments, "--epochs", "2", "--resume", cache=cache, cwd=tmp_path)
     assert "epoch 1/2" not in err
     in_one_go, resumed = (load_checkpoint(f) for f in (trained[0] / "models/simplenet.ckpt", tmp_path / "a.ckpt"))
-    for part in ("epoch", "state", "average_state", "best_state", "best_accuracy", "optimiser"):
+    for part in ("epoch", "state", "average_state", "best_state", "best_score", "optimiser"):
         assert same(getattr(in_one_go, part), getattr(resumed, part)), part
 
 
@@ -208,7 +207,7 @@ def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data,
     left = load_checkpoint(tmp_path / "b.ckpt")
     assert left.epoch == 1
     resumed = train(options(data, tmp_path / "b.ckpt", **small, epochs=2, resume=True), quietly)
-    for part in ("state", "average_state", "best_state", "best_accuracy", "optimiser"):
+    for part in ("state", "average_state", "best_state", "best_score", "optimiser"):
         assert same(getattr(in_one_go, part), getattr(resumed, part)), part
     assert not same(left.state, resumed.state)
     assert (resumed.average_state is not None) == (small["model"] == "dstcn-tiny")
@@ -225,13 +224,13 @@ def parameters(state):
 
 
 def test_the_moving_average_is_what_is_validated_and_exported(data, small, tmp_path, monkeypatch):
-    honest, validated = training.evaluate, []
+    honest, validated = HeldOut.validate, []
 
-    def watched(network, *more):
+    def watched(self, network, *more):
         validated.append(training._copy(network))
-        return honest(network, *more)
+        return honest(self, network, *more)
 
-    monkeypatch.setattr(training, "evaluate", watched)
+    monkeypatch.setattr(HeldOut, "validate", watched)
     made = train(options(data, tmp_path / "a.ckpt", **small, epochs=1), quietly)
     assert same(validated, [made.average_state])
     assert same(made.best_state, made.average_state)
@@ -268,44 +267,6 @@ def test_the_moving_average_begins_with_the_weights_themselves_and_forgets_them_
     for _ in range(30):
         average.update_parameters(network)
     assert average.module.weight.item() > first + 0.99  # with 0.999 from the start it would be at 0.03
-
-
-# --- batches prepared ahead ---
-
-
-def test_batches_prepared_ahead_are_the_same_and_one_ahead_at_most():
-    made = [threading.Event() for _ in range(6)]
-
-    def batches():
-        for i in range(5):
-            made[i].set()
-            yield i
-
-    for got in training._ahead(batches()):
-        assert got == 4 or made[got + 1].wait(timeout=30)
-        assert not any(event.is_set() for event in made[got + 2 :])
-    assert got == 4
-
-
-def test_a_batch_that_fails_fails_where_it_is_wanted():
-    def batches():
-        yield from (0, 1)
-        raise ValueError("the disk is gone")
-
-    got = []
-    with pytest.raises(ValueError, match="the disk is gone"):
-        got.extend(training._ahead(batches()))
-    ahead = training._ahead(batches())
-    assert [next(ahead), next(ahead)] == [0, 1]
-
-
-def test_no_thread_is_left_of_an_epoch_that_was_given_up():
-    before = set(threading.enumerate())
-    ahead = training._ahead(iter(range(10)))
-    assert next(ahead) == 0
-    assert set(threading.enumerate()) > before
-    ahead.close()
-    assert set(threading.enumerate()) == before
 
 
 # --- interrupted ---
@@ -432,11 +393,11 @@ def test_evaluation_neither_drops_out_nor_learns():
     network = NETWORKS["dstcn-tiny"](3).train()
     windows = (torch.randn(300, 16_000) * 3000).short()  # more than one batch
     state = {name: weights.clone() for name, weights in network.state_dict().items()}
-    log_probs = torch.cat(list(training.predictions(network, windows, torch.device("cpu"))))
+    log_probs = torch.cat(list(predictions(network, windows, torch.device("cpu"))))
     assert same(dict(network.state_dict()), state)
     with torch.no_grad():
         torch.testing.assert_close(log_probs, network.eval()(windows / 32768.0), rtol=0, atol=1e-4)
-    assert training.evaluate(network, windows, log_probs.argmax(1), torch.device("cpu")) == 1.0
+    assert share_right(network, windows, log_probs.argmax(1), torch.device("cpu")) == 1.0
     assert not torch.is_inference_mode_enabled()
 
 

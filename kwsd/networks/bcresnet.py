@@ -82,10 +82,18 @@ class BcResNet(nn.Module):
         )
         self.classifier = nn.Linear(wide, labels)
 
+    def embed(self, frames: Tensor) -> Tensor:
+        """Log-mel frames (batch, mels, frames) to what every column is like (batch, wide, 1, columns)."""
+        embedded: Tensor = self.last(self.blocks(self.stem(frames.unsqueeze(1))))
+        return embedded
+
+    def decide(self, embedded: Tensor) -> Tensor:
+        """What `embed` gives to log-probabilities (batch, labels)."""
+        return F.log_softmax(self.classifier(embedded.mean((2, 3))), dim=-1)  # (batch, labels)
+
     def classify(self, frames: Tensor) -> Tensor:
         """Log-mel frames (batch, mels, frames) to log-probabilities (batch, labels)."""
-        x = self.last(self.blocks(self.stem(frames.unsqueeze(1))))  # (batch, wide, 1, frames)
-        return F.log_softmax(self.classifier(x.mean((2, 3))), dim=-1)  # (batch, labels)
+        return self.decide(self.embed(frames))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Windows (batch, 16000) in ±1 to log-probabilities (batch, labels)."""

@@ -72,11 +72,19 @@ class DsTcn(nn.Module):
         )
         self.classifier = nn.Linear(wide, labels)
 
+    def embed(self, frames: Tensor) -> Tensor:
+        """Log-mel frames (batch, mels, frames) to what every column is like (batch, wide, 1, columns)."""
+        x = self.stem(self.normalise(frames.unsqueeze(2)))  # (batch, channels, 1, columns)
+        embedded: Tensor = self.last(self.blocks(x))
+        return embedded
+
+    def decide(self, embedded: Tensor) -> Tensor:
+        """What `embed` gives to log-probabilities (batch, labels)."""
+        return F.log_softmax(self.classifier(embedded.mean((2, 3))), dim=-1)  # (batch, labels)
+
     def classify(self, frames: Tensor) -> Tensor:
         """Log-mel frames (batch, mels, frames) to log-probabilities (batch, labels)."""
-        x = self.stem(self.normalise(frames.unsqueeze(2)))  # (batch, channels, 1, columns)
-        x = self.last(self.blocks(x)).mean((2, 3))  # (batch, wide)
-        return F.log_softmax(self.classifier(x), dim=-1)  # (batch, labels)
+        return self.decide(self.embed(frames))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Windows (batch, 16000) in ±1 to log-probabilities (batch, labels)."""

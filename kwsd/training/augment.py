@@ -5,6 +5,7 @@ middle of a second, close to the microphone. These functions close that gap. All
 run can be repeated.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,11 @@ class Ranges:
     direct_db: tuple[float, float] = (-3.0, 12.0)  # direct sound over all of the echo
 
 
+Source = Callable[[int], Tensor]  # n to n seconds of noise or talk (n, 16000)
+
 RANGES = Ranges()
 BUMPS = 6
+HISS = 1 << 18  # samples of white noise that pieces are taken from: to draw every one anew takes longer than the rest
 ECHO = 8000  # samples of echo: what comes later lies under the noise
 
 
@@ -44,24 +48,18 @@ def uniform(n: int, bounds: tuple[float, float], like: Tensor, generator: Genera
     return drawn.to(like.device)
 
 
-def chosen(n: int, share: float, like: Tensor, generator: Generator) -> Tensor:
-    """1.0 for a share of n windows, 0.0 for the rest: (n, 1)."""
-    return (torch.rand(n, 1, generator=generator) < share).float().to(like.device)
-
-
 def place(clips: Tensor, onset: Tensor, target: Tensor, speed: Tensor) -> Tensor:
     """Moves the sample at `onset` to `target` and plays the clip `speed` times as fast around it.
 
     clips (batch, 16000); onset, target in samples and speed (batch, 1) → (batch, 16000), zeros where the
     clip has no samples. Linear interpolation.
     """
-    time = torch.arange(WINDOW, device=clips.device)  # (16000,)
-    position = (time - target) * speed + onset  # (batch, 16000)
-    inside = (position >= 0) & (position <= WINDOW - 1)  # (batch, 16000)
-    index = position.floor().clamp(0, WINDOW - 2).long()  # (batch, 16000)
-    fraction = position - index  # (batch, 16000)
-    placed = torch.gather(clips, 1, index) * (1 - fraction) + torch.gather(clips, 1, index + 1) * fraction
-    return placed * inside  # (batch, 16000)
+    time = torch.arange(WINDOW, device=clips.device, dtype=torch.float32)  # (16000,)
+    position = (time - target).mul_(speed).add_(onset)  # (batch, 16000)
+    index = position.to(torch.int32).clamp_(0, WINDOW - 2).long()  # (batch, 16000)
+    fraction = position.sub(index)  # (batch, 16000): outside 0 to 1 where the clip has no samples
+    placed = torch.lerp(clips.gather(1, index), clips.gather(1, index.add_(1)), fraction)
+    return placed.mul_((position >= 0).logical_and_(position <= WINDOW - 1))  # (batch, 16000)
 
 
 def rms(windows: Tensor) -> Tensor:
@@ -75,18 +73,33 @@ def mix(windows: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
     return windows + noise * (wanted / rms(noise))  # (batch, n)
 
 
-def degrade(windows: Tensor, noise: Tensor, babble: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
+def add(windows: Tensor, source: Source, share: float, snr_db: tuple[float, float], generator: Generator) -> None:
+    """Mixes something of a source into a share of the windows (batch, 16000), in place, at signal-to-noise ratios
+    within bounds."""
+    rows = torch.nonzero(torch.rand(len(windows), generator=generator) < share)[:, 0]
+    if len(rows):
+        rows = rows.to(windows.device)
+        snr = uniform(len(rows), snr_db, windows, generator)
+        windows[rows] = mix(windows[rows], source(len(rows)), snr)
+
+
+def hiss(n: int, like: Tensor, generator: Generator) -> Tensor:
+    """White noise at a root-mean-square amplitude of 1, on the device of `like`: (n, 16000)."""
+    long = torch.randn(HISS, generator=generator)  # (HISS,)
+    starts = torch.randint(HISS - WINDOW, (n,), generator=generator)
+    return long.unfold(0, WINDOW, 1)[starts].to(like.device)
+
+
+def degrade(windows: Tensor, noise: Source, babble: Source, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
     """Noise, a distant talker, gain and hiss over windows (batch, 16000), clipped at full scale."""
     n = len(windows)
-    snr = uniform(n, ranges.snr_db, windows, generator)
-    noisy = mix(windows, noise, snr)
-    windows = torch.where(chosen(n, ranges.noisy, windows, generator) > 0, noisy, windows)
-    babbling = mix(windows, babble, uniform(n, ranges.babble_snr_db, windows, generator))
-    windows = torch.where(chosen(n, ranges.babbling, windows, generator) > 0, babbling, windows)
-    windows = windows * torch.pow(10.0, uniform(n, ranges.gain_db, windows, generator) / 20.0)
-    hiss = torch.randn(windows.shape, generator=generator).to(windows.device)
-    windows = windows + hiss * torch.pow(10.0, uniform(n, ranges.hiss_dbfs, windows, generator) / 20.0)
-    return windows.clamp(-1.0, 1.0)  # (batch, 16000)
+    windows = windows.clone()
+    add(windows, noise, ranges.noisy, ranges.snr_db, generator)
+    add(windows, babble, ranges.babbling, ranges.babble_snr_db, generator)
+    windows *= torch.pow(10.0, uniform(n, ranges.gain_db, windows, generator) / 20.0)
+    hiss_level = torch.pow(10.0, uniform(n, ranges.hiss_dbfs, windows, generator) / 20.0)
+    windows.addcmul_(hiss(n, windows, generator), hiss_level)
+    return windows.clamp_(-1.0, 1.0)  # (batch, 16000)
 
 
 def reverberate(windows: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:

@@ -23,12 +23,13 @@ HIDDEN = (0.4, 0.8)  # share of a cut word that lies outside the window
 LONGEST_TO_CUT = 12_800  # samples: where the span is longer, the clip is too noisy to tell where the word is
 PAUSE = 0.003  # root-mean-square amplitude (-50 dBFS) under which a piece of talk is a pause, not speech
 SILENCE_DBFS = (-75.0, -20.0)
+CPU = torch.device("cpu")
 KEYWORD_BALANCE = 0.8  # 0: by how many clips there are, 1: every keyword as often as any other
 
 
 def to_float(samples: NDArray[np.int16]) -> Tensor:
     """16-bit samples to float32 in ±1."""
-    return torch.from_numpy(np.ascontiguousarray(samples)).float() / 32768.0
+    return torch.from_numpy(np.ascontiguousarray(samples)).float().mul_(1.0 / 32768.0)
 
 
 def crops(recording: NDArray[np.int16], n: int, rng: np.random.Generator) -> Tensor:
@@ -36,7 +37,7 @@ def crops(recording: NDArray[np.int16], n: int, rng: np.random.Generator) -> Ten
     if recording.size <= WINDOW:
         recording = np.resize(recording, WINDOW)
     starts = rng.integers(0, recording.size - WINDOW + 1, n)
-    return to_float(recording[starts[:, None] + np.arange(WINDOW)])
+    return to_float(np.lib.stride_tricks.sliding_window_view(recording, WINDOW)[starts])
 
 
 def targets_of(words: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.int64]:
@@ -125,17 +126,21 @@ class AugmentedBatches:
         cut = rng.choice(self.cuttable, n["cut"]) if n["cut"] else np.array([], np.intp)
         others = rng.choice(self.others, n["other"]) if n["other"] else np.array([], np.intp)
         rows = np.concatenate([keywords, cut, others])
-        spoken = self._place(rows, slice(n["keyword"], n["keyword"] + n["cut"]), rng)
-        parts = [spoken]
+        hidden = np.zeros(len(rows))
+        hidden[n["keyword"] : n["keyword"] + n["cut"]] = rng.uniform(*HIDDEN, n["cut"])
+        parts = [place(self.clips, rows, hidden, rng, self.device)]
         talk_target = np.full(n["talk"], self.unknown)
         if self.talk is not None:
             parts.append(crops(self.talk, n["talk"], rng).to(self.device))
             pauses = augment.rms(parts[-1])[:, 0].cpu().numpy() < PAUSE
             talk_target[pauses] = self.silence if self.silence >= 0 else self.unknown
         windows = augment.reverberate(torch.cat(parts), generator)
-        noise = crops(self.noise, len(windows), rng).to(self.device)
-        babble = crops(self.babble, len(windows), rng).to(self.device)
-        windows = augment.degrade(windows, noise, babble, generator)
+        windows = augment.degrade(
+            windows,
+            lambda count: crops(self.noise, count, rng).to(self.device),
+            lambda count: crops(self.babble, count, rng).to(self.device),
+            generator,
+        )
         if n["silence"]:
             quiet = augment.at_level(crops(self.noise, n["silence"], rng).to(self.device), SILENCE_DBFS, generator)
             quiet[::4] = 0.0  # digital silence
@@ -153,18 +158,26 @@ class AugmentedBatches:
         )
         return windows, torch.from_numpy(targets).to(self.device)
 
-    def _place(self, rows: NDArray[np.intp], cut: slice, rng: np.random.Generator) -> Tensor:
-        """Clips with their word moved anywhere in the window, those in `cut` half out of it: (rows, 16000)."""
-        speed = rng.uniform(*SPEED, len(rows))
-        start, end = self.clips.spans[rows].T.astype(float)
-        length = (end - start) / speed
-        room = WINDOW - length
-        # A word too long to fit keeps its place but for a small shift.
-        onset = np.where(room > 0, rng.uniform(0, 1, len(rows)) * room, start + rng.uniform(-1600, 1600, len(rows)))
-        hidden = rng.uniform(*HIDDEN, len(rows)) * length
-        leaves_left = rng.random(len(rows)) < 0.5
-        outside = np.where(leaves_left, -hidden, WINDOW - length + hidden)
-        onset[cut] = outside[cut]
-        clips = to_float(self.clips.samples[rows]).to(self.device)
-        as_column = [torch.from_numpy(x[:, None]).float().to(self.device) for x in (start, onset, speed)]
-        return augment.place(clips, *as_column)
+
+def place(
+    clips: Clips,
+    rows: NDArray[np.intp],
+    hidden: NDArray[np.float64],
+    rng: np.random.Generator,
+    device: torch.device = CPU,
+) -> Tensor:
+    """Clips with their word somewhere in the window, played a little slower or faster: (rows, 16000).
+
+    Of each word the share `hidden` (rows,) lies outside, beyond either edge.
+    """
+    speed = rng.uniform(*SPEED, len(rows))
+    start, end = clips.spans[rows].T.astype(float)
+    length = (end - start) / speed
+    room = WINDOW - length
+    # A word too long to fit keeps its place but for a small shift.
+    onset = np.where(room > 0, rng.uniform(0, 1, len(rows)) * room, start + rng.uniform(-1600, 1600, len(rows)))
+    leaves_left = rng.random(len(rows)) < 0.5
+    outside = np.where(leaves_left, -hidden * length, WINDOW - length + hidden * length)
+    onset = np.where(hidden > 0, outside, onset)
+    as_column = [torch.from_numpy(x[:, None]).float().to(device) for x in (start, onset, speed)]
+    return augment.place(to_float(clips.samples[rows]).to(device), *as_column)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Checkpoint:
     epoch: int  # finished epochs
     state: dict[str, Tensor]  # weights now
     average_state: dict[str, Tensor] | None  # their moving average, where the recipe keeps one
-    best_state: dict[str, Tensor]  # weights with the best validation accuracy, for evaluation and export
-    best_accuracy: float  # of best_state on the validation clips, 0 to 1
+    best_state: dict[str, Tensor]  # weights with the best score, for evaluation and export
+    best_score: float  # of best_state in validation, 0 to 1
     optimiser: dict[str, Any]
     recipe: dict[str, Any]
     seed: int

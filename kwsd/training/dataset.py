@@ -19,10 +19,12 @@ from kwsd.audio_format import WINDOW
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.recording import read_recording
 from kwsd.span import word_span
-from kwsd.training.labels import says_keyword
+from kwsd.training.labels import spoken_keywords
 
+SUFFIXES = (".wav", ".flac", ".ogg")
 SUBSETS = ("training", "validation", "testing")
 SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
+SILENT = 8  # of 32768, from the lowest sample to the highest: nothing was recorded
 DECODERS = 4  # threads: decoding is mostly waiting for the disk
 
 
@@ -69,6 +71,75 @@ def load_clips(root: Path, subset: str, *, download: bool = False, limit: int | 
         listing = listing[:: -(-len(listing) // limit)]
     if not listing:
         raise AudioError(f"{root}: no clips in the {subset} subset of Speech Commands")
+    return _decoded(listing, subset)
+
+
+def load_words(folder: Path, subset: str) -> Clips:
+    """A subset of somebody's own recordings, `folder/<word>/*.wav` (FLAC, Ogg; any rate and length), decoded once.
+
+    Who speaks is what the name begins with, up to `_nohash_` as in Speech Commands, or the folder between:
+    `folder/<word>/<speaker>/*.wav`; a recording with neither has a speaker of its own. Speakers are parted into
+    subsets by Speech Commands' rule, a hash of their name, unless `validation_list.txt` and `testing_list.txt` lie in
+    the folder. Where that leaves a word without clips to validate on, or there is one speaker only, the subset may be
+    empty. Raises AudioError if the folder holds no such recordings.
+    """
+    listing = [(path, path.relative_to(folder).parts[0], _speaker(path, folder)) for path in _recordings(folder)]
+    listing = [
+        (path, word, speaker) for path, word, speaker in listing if path.parent != folder and word[0] not in "._"
+    ]
+    if not listing:
+        raise AudioError(f"{folder}: no recordings in there; put them into a folder per word: {folder.name}/stop/1.wav")
+    listed = _listed(folder)
+    wanted = [row for row in listing if _subset_of(row, folder, listed) == subset]
+    if not wanted:
+        return Clips(np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), ())
+    return _decoded(wanted, subset)
+
+
+def join(parts: Sequence[Clips]) -> Clips:
+    """All clips of some sets as one."""
+    return Clips(
+        np.concatenate([part.samples for part in parts]),
+        tuple(word for part in parts for word in part.words),
+        tuple(speaker for part in parts for speaker in part.speakers),
+        np.concatenate([part.spans for part in parts]),
+        tuple(path for part in parts for path in part.paths),
+        tuple(reason for part in parts for reason in part.skipped),
+    )
+
+
+def _recordings(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _speaker(path: Path, folder: Path) -> str:
+    if len(path.relative_to(folder).parts) > 2:
+        return path.parent.name
+    return path.stem.partition("_nohash_")[0]
+
+
+def _listed(folder: Path) -> dict[str, set[str]] | None:
+    """The paths that the folder's own lists name for each subset; None: it has no lists."""
+    lists = {subset: folder / f"{subset}_list.txt" for subset in ("validation", "testing")}
+    if not any(path.exists() for path in lists.values()):
+        return None
+    return {
+        subset: set(path.read_text(encoding="utf-8").split("\n")) if path.exists() else set()
+        for subset, path in lists.items()
+    }
+
+
+def _subset_of(row: tuple[Path, str, str], folder: Path, listed: dict[str, set[str]] | None) -> str:
+    path, _, speaker = row
+    if listed is not None:
+        name = path.relative_to(folder).as_posix()
+        return next((subset for subset, names in listed.items() if name in names), "training")
+    # Warden 2018: a speaker stays in one subset however many are added later.
+    share = int(hashlib.sha1(speaker.encode(), usedforsecurity=False).hexdigest(), 16) % 1000
+    return "validation" if share < 100 else "testing" if share < 200 else "training"
+
+
+def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str) -> Clips:
     cache = cache_folder() / f"{subset}-{_fingerprint(path for path, _, _ in listing)}"
     if not (cache / "samples.npy").exists():
         _decode(listing, cache)
@@ -108,7 +179,7 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
 
 def _fingerprint(paths: Iterator[Path]) -> str:
     """A name for exactly these files as they are now: path, size and time of change."""
-    digest = hashlib.sha256(b"clips 2")
+    digest = hashlib.sha256(b"clips 4")
     for path in paths:
         status = path.stat() if path.exists() else None
         digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
@@ -121,8 +192,12 @@ def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
 
 
 def fit(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Any length to 16000 samples of 16 bits: zeros at the end, or the end cut off."""
-    kept = to_int16(samples[:WINDOW])
+    """Any length to 16000 samples of 16 bits: zeros at the end, or the second around the loudest utterance."""
+    first = 0
+    if samples.size > WINDOW:
+        start, end = word_span(samples)
+        first = min(max((start + end - WINDOW) // 2, 0), samples.size - WINDOW)
+    kept = to_int16(samples[first : first + WINDOW])
     return np.pad(kept, (0, WINDOW - len(kept)))
 
 
@@ -132,11 +207,13 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
     kept, skipped = [], []
 
     def read(row: int) -> str | None:
+        path = listing[row][0]
         try:
-            samples[row] = fit(read_recording(listing[row][0]))
+            samples[row] = fit(read_recording(path))
         except KwsdError as error:
             return str(error)
-        return None
+        quietest = int(samples[row].max()) - int(samples[row].min()) <= SILENT
+        return f"{path}: is silent; record it again, or delete it" if quietest else None
 
     with ThreadPoolExecutor(DECODERS) as pool:
         results = pool.map(read, range(len(listing)))
@@ -173,8 +250,8 @@ def counts(words: Sequence[str]) -> dict[str, int]:
     return dict(Counter(words).most_common())
 
 
-def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[list[NDArray[np.int16]], int]:
-    """All recordings under a folder as 16-bit samples, each (samples,), and how many were left out.
+def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, NDArray[np.int16]], int]:
+    """All recordings under a folder as 16-bit samples, each (samples,), by path, and how many were left out.
 
     Where a `transcripts.tsv` (path, text) lies in the folder or one above a recording, recordings in which
     one of the labels is spoken are left out: they would teach the network that a keyword is none.
@@ -182,10 +259,23 @@ def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[list[NDArray[np.in
     """
     paths, left_out = talk_paths(folder, labels)
     progress = tqdm(paths, desc=folder.name, unit="file", leave=False, disable=None)
-    pieces = [to_int16(read_recording(path)) for path in progress]
+    pieces = {path: to_int16(read_recording(path)) for path in progress}
     if not pieces:
         raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
     return pieces, left_out
+
+
+def part_talk(pieces: dict[Path, NDArray[np.int16]], held_out: float) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Talk to train on and talk to validate on, end to end, each (samples,): of every folder's recordings, in the
+    order of their names, that share at the end is held out, so that speakers are hardly in both."""
+    folders: dict[Path, list[NDArray[np.int16]]] = {}
+    for path, samples in pieces.items():
+        folders.setdefault(path.parent, []).append(samples)
+    talks = [np.concatenate(samples) for samples in folders.values()]
+    ends = [round(talk.size * (1.0 - held_out)) for talk in talks]
+    to_train = [talk[:end] for talk, end in zip(talks, ends, strict=True)]
+    to_validate = [talk[end:] for talk, end in zip(talks, ends, strict=True)]
+    return np.concatenate(to_train), np.concatenate(to_validate)
 
 
 def load_noise(folders: tuple[Path, ...], subset: str) -> NDArray[np.int16]:
@@ -200,29 +290,42 @@ def load_noise(folders: tuple[Path, ...], subset: str) -> NDArray[np.int16]:
         if not background.exists() and folder == folders[0]:
             continue
         recordings, _ = load_talk(background if background.exists() else folder, ())
-        pieces += [noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings]
+        pieces += [noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings.values()]
     if not pieces:
         raise AudioError(f"{folders[0]}: no _background_noise_ in the data set; name recordings with --noise")
     return np.concatenate(pieces)
 
 
-def talk_paths(folder: Path, labels: tuple[str, ...], *, checked: bool = False) -> tuple[list[Path], int]:
+def talk_paths(folder: Path, labels: tuple[str, ...]) -> tuple[list[Path], int]:
     """The recordings under a folder in whose transcript none of the labels is spoken, and how many were left out.
 
-    Where nobody wrote down what is spoken, nothing is known to be; with `checked` such recordings are left out as
-    well, unless the folder has no transcripts at all.
+    Where nobody wrote down what is spoken, nothing is known to be.
     """
-    spoken = dict(_transcripts(folder))
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".ogg"))
-    if checked and spoken:
-        kept = [path for path in paths if path in spoken and not says_keyword(spoken[path], labels)]
-    else:
-        kept = [path for path in paths if not says_keyword(spoken.get(path, ""), labels)]
+    spoken = transcripts(folder)
+    paths = _recordings(folder.resolve())
+    kept = [path for path in paths if not spoken_keywords(spoken.get(path, ""), labels)]
     return kept, len(paths) - len(kept)
 
 
-def _transcripts(folder: Path) -> Iterator[tuple[Path, str]]:
-    for listing in folder.rglob("transcripts.tsv"):
+def transcribed_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, Counter[str]], int]:
+    """The recordings under a folder, each with how often which of the labels is spoken in it, and how many were left
+    out because nobody wrote down what is. In a folder without any transcript nothing is known to be spoken."""
+    spoken = transcripts(folder)
+    paths = _recordings(folder.resolve())
+    kept = {path: spoken_keywords(spoken.get(path, ""), labels) for path in paths if path in spoken or not spoken}
+    return kept, len(paths) - len(kept)
+
+
+def transcripts(folder: Path) -> dict[Path, str]:
+    """What is spoken in the recordings under a folder, as far as a `transcripts.tsv` (path, text) in it, under it or
+    the nearest above it says."""
+    folder = folder.resolve()
+    listings = [parent / "transcripts.tsv" for parent in folder.parents]
+    above = [listing for listing in listings if listing.exists()][:1]
+    spoken = {}
+    for listing in (*above, *folder.rglob("transcripts.tsv")):
         for line in listing.read_text(encoding="utf-8").splitlines():
             path, _, text = line.partition("\t")
-            yield listing.parent / path, text
+            if (listing.parent / path).is_relative_to(folder):
+                spoken[listing.parent / path] = text
+    return spoken

@@ -14,7 +14,7 @@ from kwsd.engines import load_spotter
 from kwsd.errors import ModelError
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import load_clips
-from kwsd.training.train import in_batches, labelled_windows, predictions
+from kwsd.training.validation import in_batches, labelled_windows, predictions
 
 Z95 = 1.959964  # standard normal quantile of 97.5 %
 

@@ -25,7 +25,7 @@ from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
 from kwsd.training.dataset import load_clips
 from kwsd.training.evaluate import Rate
 from kwsd.training.labels import parse_labels
-from kwsd.training.train import in_batches, labelled_windows, predictions
+from kwsd.training.validation import in_batches, labelled_windows, predictions
 
 COMPARE_EVERY = 5  # of the test clips, every n-th is compared
 TOLERANCE = 1e-4  # on log-probabilities, eager against exported
@@ -133,7 +133,7 @@ def _bare_simplenet(source: Path, state: dict[str, Any], labels: str | None) -> 
     weights = dict(zip(own, state.values(), strict=True))
     return Checkpoint(
         model="simplenet", labels=names, epoch=0, state=weights, average_state=None, best_state=weights,
-        best_accuracy=0.0, optimiser={}, recipe={}, seed=0, command="",
+        best_score=0.0, optimiser={}, recipe={}, seed=0, command="",
         data=f"unknown: exported from a bare state dict, {source.name}",
     )  # fmt: skip
 

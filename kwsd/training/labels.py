@@ -1,5 +1,7 @@
 """Which labels a model learns, and which of them a spoken word belongs to."""
 
+from collections import Counter
+
 from kwsd.artefact import SILENCE, UNKNOWN
 from kwsd.errors import ConfigError
 
@@ -41,9 +43,9 @@ def parse_labels(text: str) -> tuple[str, ...]:
     return labels
 
 
-def says_keyword(transcript: str, labels: tuple[str, ...]) -> bool:
-    """Whether one of the labels, or a word that sounds like it, is spoken in a transcript."""
+def spoken_keywords(transcript: str, labels: tuple[str, ...]) -> Counter[str]:
+    """How often each of the labels, or a word that sounds like it, is spoken in a transcript."""
     letters = "".join(c if c.isalpha() or c == "'" else " " for c in transcript.lower())
-    spoken = (word.strip("'") for word in letters.split())
-    words = {HOMOPHONES.get(word, word) for word in spoken}
-    return not words.isdisjoint(labels)
+    words = (word.strip("'") for word in letters.split())
+    spoken = (HOMOPHONES.get(word, word) for word in words)
+    return Counter(word for word in spoken if word in labels)

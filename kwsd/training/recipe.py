@@ -22,14 +22,15 @@ class Recipe:
     augment: bool  # place, stretch, mix, reverberate and mask the windows; else the clips as they are
     mask_frames: int = 0  # SpecAugment: the widest mask over time
     mask_mels: int = 0  # and over frequency
+    teacher_share: float = 0.7  # of the loss that comes from what the teacher says, where there is one
 
 
 DSTCN = Recipe(
     labels="commands",
-    epochs=60,
+    epochs=120,
     batch=128,
     optimiser="adamw",
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     weight_decay=2e-2,
     schedule="cosine",
     warmup_epochs=2.0,

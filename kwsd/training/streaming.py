@@ -1,13 +1,16 @@
 """`kwsd eval --stream`: how often the daemon misses words, and how often it hears what nobody said.
 
 Long recordings go through the shipped ring, windows, spotter and debouncer. A detection between a word's start and
-0.75 s after its end is a hit of that word, one at most; any other detection is a false accept.
+0.75 s after its end is a hit of that word, one at most; any other detection is a false accept. Where only a transcript
+is known, the keywords in it are forgiven anywhere in the recording, once for every time they are spoken.
 """
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ from kwsd.pipeline import NO_LIMIT, make_rules
 from kwsd.recording import open_recording
 from kwsd.replay import Trace, trace
 from kwsd.spotter import Spotter
-from kwsd.training.dataset import talk_paths
+from kwsd.training.dataset import transcribed_talk
 from kwsd.training.evaluate import Rate
 from kwsd.training.mix import Word, read_truth
 
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
-THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99)
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.97, 0.99)
+FEW_WORDS = 20  # of a keyword: too few to choose a threshold of its own
+Points = list[tuple[float, tuple[float, float], tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Material:
-    """Traces of recordings, and the words that are said in each."""
+    """Traces of recordings, the words that are said in each, and those that are said nobody knows where."""
 
     traces: Sequence[Trace]
     words: Sequence[Sequence[Word]]
+    forgiven: Sequence[Counter[str]] | None = None  # how often which; None: never
 
     @property
     def hours(self) -> float:
@@ -95,17 +101,36 @@ class StreamEvaluation:
     labels: tuple[str, ...]
     words: Material
     talk: Material
-    left_out: int  # recordings of talk in which a keyword is spoken, by their transcripts
+    left_out: int  # recordings of talk nobody transcribed
 
     def at(self, threshold: float | None = None, isolated: bool = True) -> tuple[Outcome, Outcome]:
         """What came of the words and of the talk; with the model's own thresholds, or the same for all."""
-        rules = self.rules
-        if threshold is not None:
-            flat = np.full_like(rules.threshold, threshold)
-            rules = dataclasses.replace(rules, threshold=flat, release=np.minimum(rules.release, flat))
-        if not isolated:
-            rules = dataclasses.replace(rules, isolation_speech=np.full_like(rules.isolation_speech, NO_LIMIT))
-        return judge(self.words, rules, self.labels), judge(self.talk, rules, self.labels)
+        key = threshold, isolated
+        if key not in self._outcomes:
+            rules = self.rules
+            if threshold is not None:
+                flat = np.full_like(rules.threshold, threshold)
+                rules = dataclasses.replace(rules, threshold=flat, release=np.minimum(rules.release, flat))
+            if not isolated:
+                rules = dataclasses.replace(rules, isolation_speech=np.full_like(rules.isolation_speech, NO_LIMIT))
+            self._outcomes[key] = judge(self.words, rules, self.labels), judge(self.talk, rules, self.labels)
+        return self._outcomes[key]
+
+    @cached_property
+    def _outcomes(self) -> dict[tuple[float | None, bool], tuple[Outcome, Outcome]]:
+        return {}
+
+    @cached_property
+    def curve(self) -> Points:
+        """For every threshold FRR and FA/h, with isolation as configured and without."""
+        points = []
+        for threshold in THRESHOLDS:
+            pairs = []
+            for isolated in (True, False):
+                words, talk = self.at(threshold, isolated)
+                pairs.append((words.missed().value, (talk if talk.hours else words).per_hour[0]))
+            points.append((threshold, pairs[0], pairs[1]))
+        return points
 
 
 def evaluate_stream(
@@ -119,10 +144,11 @@ def evaluate_stream(
     truths = [read_truth(path) for path in recordings]
     for path in recordings:
         open_recording(path).close()  # a bad one is told at once, not after those before it
-    talk, left_out = [], 0
+    talk: dict[Path, Counter[str]] = {}
+    left_out = 0
     for folder in negatives:
-        paths, without = talk_paths(folder, rules.keywords, checked=True)
-        talk += paths
+        spoken, without = transcribed_talk(folder, rules.keywords)
+        talk |= spoken
         left_out += without
     if not recordings and not talk:
         raise AudioError("nothing to measure: name recordings of words, or folders of talk with --negatives")
@@ -134,18 +160,20 @@ def evaluate_stream(
         rules=rules,
         labels=spotter.info.labels,
         words=Material(traces(recordings, "words"), truths),
-        talk=Material(traces(talk, "talk"), [[] for _ in talk]),
+        talk=Material(traces(list(talk), "talk"), [[] for _ in talk], list(talk.values())),
         left_out=left_out,
     )
 
 
 def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
     """Decide by the rules, and compare with what was said."""
-    said, hit, mistaken, latencies, false = [], [], [], [], []
+    said, hit, mistaken, latencies = [], [], [], []
+    false: list[str] = []
     heard: list[list[Detection]] = [[] for _ in material.traces]
     for detection in decide(material.traces, rules, labels):
         heard[detection.stream].append(detection)
-    for words, detections in zip(material.words, heard, strict=True):
+    forgiven = material.forgiven or [Counter() for _ in material.traces]
+    for words, detections, unplaced in zip(material.words, heard, forgiven, strict=True):
         left = list(detections)
         for word in (word for word in words if word.keyword in rules.keywords):
             near = [d for d in left if word.start_s <= d.end / SAMPLE_RATE <= word.end_s + HIT_S]
@@ -157,7 +185,7 @@ def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
             if mine is not None:
                 left.remove(mine)
                 latencies.append(mine.end / SAMPLE_RATE - word.end_s)
-        false += [d.keyword for d in left]
+        false += (Counter(d.keyword for d in left) - unplaced).elements()
     return Outcome(tuple(said), tuple(hit), tuple(mistaken), tuple(latencies), tuple(false), material.hours)
 
 
@@ -193,87 +221,39 @@ def threshold_for(evaluation: StreamEvaluation, budget: float) -> float | None:
     return min(within, default=None)
 
 
-# --- report -------------------------------------------------------------------------------------------------
+def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, float]:
+    """For each keyword the threshold with which together the fewest words are missed and mistaken, at no more than
+    `budget` false accepts per hour of talk; empty if there are none.
+
+    A keyword's hits and false accepts do not depend on the others' thresholds, so each is looked at by itself, and
+    what the budget allows is shared out where it saves most. To be on the safe side a threshold has the false accepts
+    of the next lower one. Keywords of which few words were said get the threshold that suits all.
+    """
+    allowed = math.floor(budget * evaluation.talk.hours)
+    plans: dict[int, tuple[int, dict[str, float]]] = {0: (0, {})}  # false accepts → the least cost, and thresholds
+    said = Counter(evaluation.at()[0].said)
+    flat = threshold_for(evaluation, budget)
+    for keyword in evaluation.rules.keywords:
+        choices = _choices(evaluation, keyword)
+        if said[keyword] < FEW_WORDS:
+            choices = [] if flat is None else [(evaluation.at(flat)[1].false_accepts.count(keyword), 0, flat)]
+        longer: dict[int, tuple[int, dict[str, float]]] = {}
+        for false_before, (cost_before, thresholds) in plans.items():
+            for false, cost, threshold in choices:
+                total, plan = false_before + false, (cost_before + cost, thresholds | {keyword: threshold})
+                if total <= allowed and (total not in longer or plan[0] <= longer[total][0]):
+                    longer[total] = plan
+        plans = longer
+    return min(plans.values(), key=lambda plan: plan[0], default=(0, {}))[1]
 
 
-def table(evaluation: StreamEvaluation) -> str:
-    """For people."""
-    words, talk = evaluation.at()
-    lines = []
-    if words.said:
-        lines += [f"{'words missed (FRR)':24s} {words.missed()}"]
-        lines += [f"  {keyword:22s} {words.missed(keyword)}" for keyword in dict.fromkeys(words.said)]
-        wrong = sum(1 for word in words.mistaken if word)
-        lines += [f"{'wrong word instead':24s} {Rate(wrong, len(words.said))}"]
-        lines += [f"{'false between them':24s} {_per_hour(words)}"]
-        if words.latencies_s:
-            p50, p95 = np.percentile(words.latencies_s, (50, 95))
-            lines += [f"{'end of word → detection':24s} p50 {p50:.2f} s  p95 {p95:.2f} s of audio"]
-    if talk.hours:
-        lines += [f"{'false on talk (FA/h)':24s} {_per_hour(talk)}, {evaluation.left_out} recordings left out"]
-    lines += ["", f"{'threshold':>9s} {'FRR':>7s} {'FA/h':>7s}   without isolation: {'FRR':>7s} {'FA/h':>7s}"]
-    for threshold, with_rule, without in curve(evaluation):
-        figures = [f"{100 * frr:6.1f}% {rate:7.2f}" for frr, rate in (with_rule, without)]
-        lines += [f"{threshold:9.3f} {figures[0]}   {'':18s} {figures[1]}"]
-    return "\n".join(lines)
-
-
-def curve(evaluation: StreamEvaluation) -> list[tuple[float, tuple[float, float], tuple[float, float]]]:
-    """For every threshold FRR and FA/h, with isolation as configured and without."""
-    points = []
+def _choices(evaluation: StreamEvaluation, keyword: str) -> list[tuple[int, int, float]]:
+    """(false accepts on talk, words missed and mistaken, threshold), the highest threshold last."""
+    choices = []
+    lower = THRESHOLDS[0]
     for threshold in THRESHOLDS:
-        pairs = []
-        for isolated in (True, False):
-            words, talk = evaluation.at(threshold, isolated)
-            pairs.append((words.missed().value, (talk if talk.hours else words).per_hour[0]))
-        points.append((threshold, pairs[0], pairs[1]))
-    return points
-
-
-def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
-    """For JSON."""
-    words, talk = evaluation.at()
-    keywords = list(dict.fromkeys(words.said))
-    return {
-        "thresholds": dict(zip(evaluation.rules.keywords, evaluation.rules.threshold.tolist(), strict=True)),
-        "words": words.as_dict(),
-        "per_word": {k: {"missed": words.missed(k).right, "of": words.missed(k).of} for k in keywords},
-        "talk": talk.as_dict() | {"left_out": evaluation.left_out},
-        "curve": [
-            {"threshold": t, "frr": a, "fa_per_hour": b, "frr_no_isolation": c, "fa_per_hour_no_isolation": d}
-            for t, (a, b), (c, d) in curve(evaluation)
-        ],
-    }
-
-
-def draw_curve(evaluation: StreamEvaluation, path: Path) -> None:
-    """The detection error trade-off, with and without isolation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    points = curve(evaluation)
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for which, name in ((1, "isolation as configured"), (2, "without isolation")):
-        pairs = np.array([point[which] for point in points])  # (thresholds, 2)
-        axes.plot(pairs[:, 1], 100 * pairs[:, 0], marker="o", markersize=3, label=name)
-        for (threshold, *_), (frr, rate) in list(zip(points, pairs.tolist(), strict=True))[::3]:
-            axes.annotate(f"{threshold:g}", (rate, 100 * frr), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    axes.set_xscale("symlog", linthresh=1.0)
-    axes.set_xlim(left=-0.05)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("false accepts per hour of talk")
-    axes.set_ylabel("words missed, %")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _per_hour(outcome: Outcome) -> str:
-    rate, low, high = outcome.per_hour
-    which = ", ".join(f"{k} {outcome.false_accepts.count(k)}" for k in dict.fromkeys(outcome.false_accepts))
-    return f"{rate:6.2f}  [{low:.2f}, {high:.2f}]  {len(outcome.false_accepts)} in {outcome.hours:.2f} h" + (
-        f" ({which})" if which else ""
-    )
+        words, talk = evaluation.at(threshold)
+        false = max(talk.false_accepts.count(keyword), evaluation.at(lower)[1].false_accepts.count(keyword))
+        choices.append((false, words.missed(keyword).right + words.false_accepts.count(keyword), threshold))
+        lower = threshold
+    return choices

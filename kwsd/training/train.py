@@ -1,9 +1,11 @@
 """`kwsd train`: clips to a checkpoint."""
 
+import ctypes
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,19 +19,20 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from kwsd.artefact import SILENCE
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.device import choose_device
 from kwsd.errors import USAGE, AudioError, ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training import augment
-from kwsd.training.batches import AugmentedBatches, PlainBatches, crops, targets_of
+from kwsd.training.batches import AugmentedBatches, PlainBatches, targets_of
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint
-from kwsd.training.dataset import Clips, counts, load_clips, load_noise, load_talk
+from kwsd.training.dataset import Clips, counts, join, load_clips, load_noise, load_talk, load_words, part_talk
+from kwsd.training.history import EpochFigures, History
 from kwsd.training.labels import parse_labels
 from kwsd.training.recipe import RECIPES, Recipe
+from kwsd.training.teacher import Teacher, load_teacher
+from kwsd.training.validation import HeldOut, hold_out
 
-EVALUATION_BATCH = 256
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -37,6 +40,9 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 QUICK_EPOCHS = 3
 QUICK_CLIPS = {"training": 2000, "validation": 500}  # at most, evenly over the words
+TALK_HELD_OUT = 0.1  # of the negatives: to validate on
+FEW_CLIPS = 20  # of a word in training: less than this teaches one speaker's way of saying it
+WANTED_CLIPS = 50  # by at least ten people
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class TrainOptions:
     """What the command line says."""
 
     model: str
-    data: Path
+    data: Path | None
     out: Path
     labels: str | None = None
     noise: tuple[Path, ...] = ()
@@ -56,6 +62,8 @@ class TrainOptions:
     quick: bool = False
     resume: bool = False
     init: Path | None = None
+    words: tuple[Path, ...] = ()
+    teacher: Path | None = None
     command: str = "kwsd train"
 
 
@@ -66,13 +74,14 @@ class Run:
     network: Any  # an nn.Module; with features and classify where the recipe augments
     optimiser: torch.optim.Optimizer
     batches: PlainBatches | AugmentedBatches
-    validation: tuple[Tensor, Tensor]  # (n, 16000) int16-valued windows, (n,) targets
+    held_out: HeldOut
     recipe: Recipe
     device: torch.device
     seed: int
     average: AveragedModel | None  # what is validated and exported, where the recipe keeps it
+    teacher: Teacher | None
     best_state: dict[str, Tensor]
-    best_accuracy: float = 0.0
+    best_score: float = 0.0
     epoch: int = 0
 
     @property
@@ -90,9 +99,11 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     labels = parse_labels(options.labels or recipe.labels)
     Checkpoint.check_place(options.out)
     torch.manual_seed(options.seed)
+    _keep_memory()
     run = _prepare(options, recipe, labels, say)
     if options.resume:  # --init has had its say in the run's first epoch
         _resume(run, options, labels)
+    history = History(options.out.with_suffix(".csv"), run.epoch)
 
     def checkpoint() -> Checkpoint:
         return Checkpoint(
@@ -102,7 +113,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
             state=_copy(run.network),
             average_state=None if run.average is None else _copy(run.average.module),
             best_state=run.best_state,
-            best_accuracy=run.best_accuracy,
+            best_score=run.best_score,
             optimiser=run.optimiser.state_dict(),
             recipe=dataclasses.asdict(recipe),
             seed=options.seed,
@@ -113,23 +124,47 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     saved = run.epoch > 0
     try:
         while run.epoch < recipe.epochs:
-            loss = _train_epoch(run)
-            run.epoch += 1
-            accuracy = evaluate(run.judged, *run.validation, run.device)
-            if accuracy >= run.best_accuracy:
-                run.best_accuracy, run.best_state = accuracy, _copy(run.judged)
+            figures = _one_epoch(run, say)
             checkpoint().save(options.out)
+            history.add(figures)
             saved = True
-            say(
-                f"epoch {run.epoch}/{recipe.epochs}: loss {loss:.3f}, "
-                f"validation accuracy {accuracy:.1%} (best {run.best_accuracy:.1%})"
-            )
     except KeyboardInterrupt:
         if not saved and not options.out.exists():  # not even one epoch: better half an epoch than nothing
             run.best_state = _copy(run.judged)
             checkpoint().save(options.out)
         raise
+    history.draw(options.out.with_suffix(".png"))
     return checkpoint()
+
+
+def _one_epoch(run: Run, say: Callable[[str], None]) -> EpochFigures:
+    """Train, validate, and keep the weights if they are the best so far."""
+    began = time.monotonic()
+    loss, accuracy = _train_epoch(run)
+    run.epoch += 1
+    validated = run.held_out.validate(run.judged, run.device)
+    if validated.score >= run.best_score:
+        run.best_score, run.best_state = validated.score, _copy(run.judged)
+    say(f"epoch {run.epoch}/{run.recipe.epochs}: loss {loss:.3f}, {validated} (best {run.best_score:.1%})")
+    return EpochFigures(
+        epoch=run.epoch,
+        learning_rate=learning_rate(run.recipe, run.epoch),
+        loss=loss,
+        training_accuracy=accuracy,
+        validation_accuracy=validated.accuracy,
+        spotting=validated.spotting,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _keep_memory() -> None:
+    """Has the C library keep what is freed for the next batch: to get a hundred megabytes of fresh pages from the
+    kernel for every one takes a quarter of the time."""
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 256 << 20)):
+            libc.mallopt(option, value)
 
 
 def _recipe(options: TrainOptions) -> Recipe:
@@ -152,12 +187,13 @@ def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say
     validation = _load(options, "validation", say)
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
-    noise_paths = (options.data, *options.noise)
+    noise_paths = (*((options.data,) if options.data else ()), *options.noise)
     # Channels last: the convolutions train nearly twice as fast.
     network = NETWORKS[options.model](len(labels)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches: PlainBatches | AugmentedBatches
+    quiet_talk = None
     if recipe.augment:
-        talk = _load_negatives(options, labels, say)
+        talk, quiet_talk = _load_negatives(options, labels, say)
         noise = load_noise(noise_paths, "training")
         batches = AugmentedBatches(
             clips, labels, recipe.batch, options.seed, noise=noise, talk=talk, device=device
@@ -169,16 +205,28 @@ def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say
     optimiser = OPTIMISERS[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )  # fmt: skip
-    held_out = labelled_windows(validation, labels, noise_paths, "validation")
-    average = None
-    if recipe.average:
-        average = AveragedModel(network, multi_avg_fn=moving_average(recipe.average))
-    return Run(network, optimiser, batches, held_out, recipe, device, options.seed, average, _copy(network))
+    return Run(
+        network=network,
+        optimiser=optimiser,
+        batches=batches,
+        held_out=hold_out(validation, labels, noise_paths, quiet_talk),
+        recipe=recipe,
+        device=device,
+        seed=options.seed,
+        average=AveragedModel(network, multi_avg_fn=moving_average(recipe.average)) if recipe.average else None,
+        teacher=load_teacher(options.teacher, labels, device) if options.teacher else None,
+        best_state=_copy(network),
+    )
 
 
 def _load(options: TrainOptions, subset: str, say: Callable[[str], None]) -> Clips:
     limit = QUICK_CLIPS[subset] if options.quick else None
-    clips = load_clips(options.data, subset, download=options.download, limit=limit)
+    parts = [load_words(folder, subset) for folder in options.words]
+    if options.data:
+        parts.append(load_clips(options.data, subset, download=options.download, limit=limit))
+    if not parts:
+        raise ConfigError("train: nothing to train on; name --data, or a folder of --words", exit_code=USAGE)
+    clips = join(parts)
     for reason in clips.skipped:
         say(f"skipped {reason}")
     if clips.skipped:
@@ -189,12 +237,19 @@ def _load(options: TrainOptions, subset: str, say: Callable[[str], None]) -> Cli
 
 
 def _check_labels(clips: Clips, labels: tuple[str, ...], say: Callable[[str], None]) -> None:
-    """Says which labels have nothing to learn from. Raises AudioError if that is all of them."""
-    missing = [label for label in labels if not label.startswith("_") and label not in clips.words]
+    """Says which labels have nothing or too little to learn from. Raises AudioError if none has anything."""
+    keywords = [label for label in labels if not label.startswith("_")]
+    missing = [label for label in keywords if label not in clips.words]
     if missing:
         say(f"no training clips of: {', '.join(missing)}")
     if set(clips.words).isdisjoint(labels):
         raise AudioError(f"none of the training clips is one of the labels {', '.join(labels)}")
+    spoken = counts(clips.words)
+    few = [f"{label} {spoken[label]}" for label in keywords if 0 < spoken.get(label, 0) < FEW_CLIPS]
+    if few:
+        say(f"few training clips: {', '.join(few)}; {WANTED_CLIPS} of each, from ten people or more, are wanted")
+    if len(set(clips.speakers)) == 1:
+        say(f"all training clips are of one speaker ({clips.speakers[0]}); others will be understood poorly")
 
 
 def _known(clips: Clips, labels: tuple[str, ...]) -> Clips:
@@ -204,32 +259,18 @@ def _known(clips: Clips, labels: tuple[str, ...]) -> Clips:
 
 def _load_negatives(
     options: TrainOptions, labels: tuple[str, ...], say: Callable[[str], None]
-) -> NDArray[np.int16] | None:
-    pieces = []
+) -> tuple[NDArray[np.int16] | None, NDArray[np.int16] | None]:
+    """Talk to train and talk to validate on, each (samples,), if there is any."""
+    parts = []
     for folder in options.negatives:
-        talk, left_out = load_talk(folder, labels)
-        minutes = sum(piece.size for piece in talk) / SAMPLE_RATE / 60
+        pieces, left_out = load_talk(folder, labels)
+        minutes = sum(piece.size for piece in pieces.values()) / SAMPLE_RATE / 60
         say(f"negatives: {minutes:.1f} min from {folder}, {left_out} recordings left out for a keyword")
-        pieces += talk
-    return np.concatenate(pieces) if pieces else None
-
-
-def labelled_windows(
-    clips: Clips, labels: tuple[str, ...], noise: tuple[Path, ...], subset: str
-) -> tuple[Tensor, Tensor]:
-    """The windows and targets a closed-set figure is taken over: the clips as they are and, where the model
-    has `_silence_`, one piece of noise per eleven clips: (n, 16000) int16, (n,)."""
-    targets = targets_of(clips.words, labels)
-    rows = np.flatnonzero(targets >= 0)
-    if not rows.size:
-        raise AudioError(f"none of the {subset} clips is one of the labels {', '.join(labels)}")
-    windows, wanted = torch.from_numpy(clips.samples[rows]), torch.from_numpy(targets[rows])
-    if SILENCE in labels:
-        n = max(1, rows.size // 11)
-        quiet = crops(load_noise(noise, subset), n, np.random.default_rng(0)) * 32768.0
-        windows = torch.cat([windows, quiet.short()])
-        wanted = torch.cat([wanted, torch.full((n,), labels.index(SILENCE))])
-    return windows, wanted
+        parts.append(part_talk(pieces, TALK_HELD_OUT))
+    if not parts:
+        return None, None
+    to_train, to_validate = zip(*parts, strict=True)
+    return np.concatenate(to_train), np.concatenate(to_validate)
 
 
 def _begin_with(network: nn.Module, options: TrainOptions, labels: tuple[str, ...], say: Callable[[str], None]) -> None:
@@ -267,7 +308,7 @@ def _resume(run: Run, options: TrainOptions, labels: tuple[str, ...]) -> None:
         run.optimiser.load_state_dict(checkpoint.optimiser)
     except (RuntimeError, ValueError):
         raise ModelError(f"{options.out}: a checkpoint of another kwsd; train again without --resume") from None
-    run.epoch, run.best_accuracy = checkpoint.epoch, checkpoint.best_accuracy
+    run.epoch, run.best_score = checkpoint.epoch, checkpoint.best_score
     run.best_state = checkpoint.best_state
 
 
@@ -291,21 +332,25 @@ def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-def _train_epoch(run: Run) -> float:
-    """One pass over the batches; the mean loss. What is drawn depends on seed and epoch alone."""
+def _train_epoch(run: Run) -> tuple[float, float]:
+    """One pass over the batches; the mean loss and the share told right. What is drawn depends on seed and epoch
+    alone."""
     torch.manual_seed(run.seed * 100_003 + run.epoch)  # dropout
     generator = torch.Generator().manual_seed(run.seed * 100_003 + run.epoch)
     run.network.train()
     steps = len(run.batches)
     total, right, seen = 0.0, 0, 0
     with _progress(run, steps) as progress:
-        for step, batch in enumerate(_ahead(run.batches.epoch(run.epoch))):
+        for step, batch in enumerate(run.batches.epoch(run.epoch)):
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(run.recipe, run.epoch + (step + 1) / steps)
             windows, targets = (tensor.to(run.device) for tensor in batch)
             run.optimiser.zero_grad()
             log_probs = _forward(run, windows, generator)  # (batch, labels)
             loss = smoothed_nll(log_probs, targets, run.recipe.label_smoothing)
+            if run.teacher is not None:
+                share = run.recipe.teacher_share
+                loss = (1.0 - share) * loss + share * distillation(log_probs, run.teacher(windows))
             loss.backward()  # type: ignore[no-untyped-call]
             run.optimiser.step()
             if run.average is not None:
@@ -319,16 +364,7 @@ def _train_epoch(run: Run) -> float:
                 )
             progress.set_postfix(loss=f"{total / seen:.3f}", acc=f"{right / seen:.1%}", refresh=False)
             progress.update(len(windows))
-    return total / seen
-
-
-def _ahead(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches, each prepared while the one before is learnt from."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
+    return total / seen, right / seen
 
 
 def _progress(run: Run, steps: int) -> "tqdm[Any]":
@@ -348,7 +384,16 @@ def _forward(run: Run, windows: Tensor, generator: torch.Generator) -> Tensor:
     frames = run.network.features(windows)  # (batch, mels, frames)
     frames = augment.colour(augment.warp(frames, generator), generator)
     frames = augment.spec_augment(frames, generator, time=run.recipe.mask_frames, mels=run.recipe.mask_mels)
-    return cast(Tensor, run.network.classify(frames))
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=knows_bfloat16(run.device)):
+        embedded = run.network.embed(frames)
+    return cast(Tensor, run.network.decide(embedded.float()))
+
+
+def knows_bfloat16(device: torch.device) -> bool:
+    """Whether the device reckons in 16 bits, and so faster, by itself. What it reckons with is kept in 32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def smoothed_nll(log_probs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -356,24 +401,9 @@ def smoothed_nll(log_probs: Tensor, targets: Tensor, smoothing: float) -> Tensor
     return (1.0 - smoothing) * F.nll_loss(log_probs, targets) - smoothing * log_probs.mean()
 
 
-def predictions(network: nn.Module, windows: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Log-probabilities of int16 windows (n, 16000), batch by batch: (batch, labels)."""
-    network.eval()
-    for batch in in_batches(windows):
-        with torch.inference_mode():
-            log_probs = network(batch.to(device).float() / 32768.0).cpu()  # (batch, labels)
-        yield log_probs
-
-
-def in_batches(windows: Tensor) -> tuple[Tensor, ...]:
-    """Windows (n, 16000) cut into batches that fit into memory."""
-    return torch.split(windows, EVALUATION_BATCH)
-
-
-def evaluate(network: nn.Module, windows: Tensor, targets: Tensor, device: torch.device) -> float:
-    """The share of windows whose most likely label is the target."""
-    guesses = torch.cat([batch.argmax(1) for batch in predictions(network, windows, device)])
-    return float((guesses == targets).float().mean())
+def distillation(log_probs: Tensor, taught: Tensor) -> Tensor:
+    """Cross-entropy with a teacher's posteriors (batch, labels) in place of targets (Hinton et al. 2015)."""
+    return -(taught * log_probs).sum(1).mean()
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:
@@ -381,7 +411,8 @@ def _copy(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _describe(options: TrainOptions) -> str:
-    parts = ["Speech Commands v0.02 layout"]
+    parts = ["Speech Commands v0.02 layout"] if options.data else []
+    parts += [f"words from {folder.name}" for folder in options.words]
     parts += [f"noise from {folder.name}" for folder in options.noise]
     parts += [f"talk from {'/'.join(folder.parts[-2:])}" for folder in options.negatives]
     return ", ".join(parts)

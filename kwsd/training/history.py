@@ -1,0 +1,93 @@
+"""What a training run has come to, epoch by epoch: a CSV file and curves beside the checkpoint."""
+
+import csv
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kwsd.errors import IO, KwsdError
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """One line of the CSV."""
+
+    epoch: int  # finished ones
+    learning_rate: float  # at its end
+    loss: float  # mean over its batches
+    training_accuracy: float  # share of its augmented windows told right, 0 to 1
+    validation_accuracy: float  # share of the validation clips told right
+    spotting: float | None  # share of validation keywords told from talk, where there is talk
+    seconds: float  # that it took
+
+
+class History:
+    """The figures of a run, kept in `path` so that they outlive it."""
+
+    def __init__(self, path: Path, epochs: int) -> None:
+        """Go on after so many epochs; what the file has of later ones was lost with their checkpoint."""
+        self.path = path
+        self._rows = [row for row in _read(path) if int(row["epoch"]) <= epochs] if epochs else []
+
+    def add(self, figures: EpochFigures) -> None:
+        """Write one more line. Raises KwsdError if it cannot be written."""
+        values = {name: "" if value is None else f"{value:.6g}" for name, value in asdict(figures).items()}
+        self._rows.append(values)
+        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with unfinished.open("w", newline="", encoding="utf-8") as file:
+                lines = csv.DictWriter(file, [field.name for field in fields(EpochFigures)], lineterminator="\n")
+                lines.writeheader()
+                lines.writerows(self._rows)
+            unfinished.replace(self.path)
+        except OSError as error:
+            raise KwsdError(f"{self.path}: cannot be written ({error.strerror}); make room", exit_code=IO) from None
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
+
+    def draw(self, path: Path) -> None:
+        """Loss and shares over the epochs, as a picture. Raises KwsdError if it cannot be written."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, (above, below) = pyplot.subplots(2, sharex=True, figsize=(6.4, 5.4), layout="constrained")
+        epochs = [int(row["epoch"]) for row in self._rows]
+        above.plot(epochs, self._column("loss"), color="C3", label="loss")
+        above.set_ylabel("loss (training)")
+        names = {
+            "training_accuracy": "training, augmented",
+            "validation_accuracy": "validation clips",
+            "spotting": "keywords told from talk",
+        }
+        for name, label in names.items():
+            if any(row[name] for row in self._rows):
+                below.plot(epochs, [100 * value for value in self._column(name)], label=label)
+        below.set_ylabel("told right, %")
+        below.set_xlabel("epochs")
+        below.legend()
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
+        try:
+            figure.savefig(path, dpi=120)
+        except OSError as error:
+            raise KwsdError(f"{path}: cannot be written ({error.strerror}); make room", exit_code=IO) from None
+        finally:
+            pyplot.close(figure)
+
+    def _column(self, name: str) -> Sequence[float]:
+        return [float(row[name] or "nan") for row in self._rows]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if int(row["epoch"]) and None not in row.values()]
+    except (OSError, UnicodeDecodeError, csv.Error, LookupError, TypeError, ValueError):
+        return []

@@ -1,0 +1,66 @@
+"""The figures of a training run outlive it, and go on where the checkpoint goes on."""
+
+import csv
+import dataclasses
+
+import pytest
+
+from kwsd.errors import KwsdError
+from kwsd.training.history import EpochFigures, History
+
+FIGURES = EpochFigures(
+    epoch=1, learning_rate=0.01, loss=2.5, training_accuracy=0.25, validation_accuracy=0.5, spotting=None, seconds=3.0
+)
+
+
+def epochs(path):
+    with path.open(newline="") as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def filled(path, n):
+    history = History(path, 0)
+    for epoch in range(1, n + 1):
+        history.add(dataclasses.replace(FIGURES, epoch=epoch))
+    return history
+
+
+def test_every_epoch_is_a_line_with_a_name_over_every_figure(tmp_path):
+    filled(tmp_path / "a.csv", 1)
+    assert (tmp_path / "a.csv").read_text() == (
+        "epoch,learning_rate,loss,training_accuracy,validation_accuracy,spotting,seconds\n1,0.01,2.5,0.25,0.5,,3\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+@pytest.mark.parametrize(("resumed_after", "kept"), [(3, [1, 2, 3, 4]), (2, [1, 2, 4]), (0, [4])])
+def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path, resumed_after, kept):
+    filled(tmp_path / "a.csv", 3)
+    History(tmp_path / "a.csv", resumed_after).add(dataclasses.replace(FIGURES, epoch=4))
+    assert epochs(tmp_path / "a.csv") == kept
+
+
+@pytest.mark.parametrize("content", ["", "epoch,loss\n", "what\nis,this\n", "\x00\xff", "epoch,loss\n1\n"])
+def test_a_file_that_is_none_of_ours_is_begun_anew(tmp_path, content):
+    (tmp_path / "a.csv").write_text(content, encoding="latin-1")
+    History(tmp_path / "a.csv", 5).add(FIGURES)
+    assert epochs(tmp_path / "a.csv") == [1]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(KwsdError, match=r"a\.csv: cannot be written"):
+        History(tmp_path / "a.csv", 0).add(FIGURES)
+
+
+@pytest.mark.parametrize("spotting", [None, 0.75])
+def test_the_curves_are_a_picture(tmp_path, spotting):
+    history = filled(tmp_path / "a.csv", 2)
+    history.add(dataclasses.replace(FIGURES, epoch=3, spotting=spotting))
+    history.draw(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(KwsdError, match=r"nowhere/a\.png: cannot be written"):
+        filled(tmp_path / "a.csv", 1).draw(tmp_path / "nowhere/a.png")

@@ -1,0 +1,95 @@
+"""What a network is judged by while it trains: clips it has not seen, and how well it tells keywords from talk."""
+
+import numpy as np
+import pytest
+import tiny_speech_commands as tiny
+import torch
+from torch import nn
+
+from kwsd.training.dataset import load_clips
+from kwsd.training.validation import FALSE_SHARES, HeldOut, Validated, hold_out
+
+LABELS = ("yes", "no", "_unknown_", "_silence_")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def held(data):
+    talk = (np.random.default_rng(0).normal(0, 0.1, 40_000) * 32767).astype(np.int16)
+    return hold_out(load_clips(data, "validation"), LABELS, (data,), talk)
+
+
+def test_talk_is_cut_into_windows_every_half_second(held):
+    assert held.talk.shape == (1 + (40_000 - 16_000) // 8_000, 16_000)
+    assert held.talk.dtype == torch.int16
+
+
+def test_every_keyword_clip_is_spoken_once_and_other_words_are_not(held):
+    assert torch.bincount(held.spoken_targets).tolist() == [4, 4]
+    assert held.spoken.shape == (8, 16_000)
+
+
+def test_every_other_spoken_keyword_lies_over_noise(held):
+    quiet, noisy = held.spoken[0::2].float(), held.spoken[1::2].float()
+    floor = [
+        windows.abs().sort(1).values[:, 4000] for windows in (quiet, noisy)
+    ]  # amplitude under which a quarter lies
+    assert float(floor[1].min()) > 3 * float(floor[0].max())
+
+
+def test_the_same_clips_give_the_same_windows(data, held):
+    talk = held.talk[0].numpy()
+    again, once_more = (hold_out(load_clips(data, "validation"), LABELS, (data,), talk) for _ in range(2))
+    assert torch.equal(again.spoken, once_more.spoken)
+    assert torch.equal(again.spoken, held.spoken)
+
+
+def test_talk_shorter_than_a_window_is_one_window(data):
+    held = hold_out(load_clips(data, "validation"), LABELS, (data,), np.ones(100, np.int16))
+    assert held.talk.shape == (1, 16_000)
+    assert held.talk.sum() == 100
+
+
+def test_without_talk_only_the_clips_count(data):
+    held = hold_out(load_clips(data, "validation"), LABELS, (data,), None)
+    validated = held.validate(Loudness(), CPU)
+    assert validated.spotting is None
+    assert validated.score == validated.accuracy
+
+
+class Loudness(nn.Module):
+    """The louder a window, the surer it is of label 0."""
+
+    def forward(self, windows):
+        sure = windows.square().mean(1).sqrt().clamp(0.001, 0.999)
+        return torch.stack([sure, 1 - sure], 1).log()
+
+
+def loud(*levels):
+    return torch.tensor(levels, dtype=torch.float32)[:, None].mul(32768).expand(-1, 16_000).short()
+
+
+def test_spotting_is_the_share_of_keywords_surer_than_almost_all_talk():
+    talk = loud(
+        *np.linspace(0.1, 0.5, 1000)
+    )  # the ten surest of a thousand lie above 0.496, the three surest above 0.499
+    spoken = loud(0.9, 0.51, 0.4982, 0.49, 0.1)  # one lies between the two bars
+    held = HeldOut(spoken[:1], torch.tensor([0]), spoken, torch.zeros(5, dtype=torch.int64), talk)
+    assert FALSE_SHARES == (0.01, 0.003)
+    assert held.validate(Loudness(), CPU).spotting == pytest.approx((3 / 5 + 2 / 5) / 2)
+
+
+def test_where_there_is_talk_spotting_is_what_counts():
+    assert Validated(accuracy=0.9, spotting=0.5).score == 0.5
+    assert str(Validated(0.9, 0.5)) == "validation accuracy 90.0%, 50.0% told from talk"
+    assert str(Validated(0.9, None)) == "validation accuracy 90.0%"
