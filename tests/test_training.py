@@ -25,7 +25,9 @@ from kwsd.training import train as training
 from kwsd.training.batches import PlainBatches
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import load_clips, load_noise
+from kwsd.training.export import export
 from kwsd.training.recipe import RECIPES
+from kwsd.training.teacher import load_teacher
 from kwsd.training.train import (
     TrainOptions,
     learning_rate,
@@ -105,7 +107,9 @@ def trained(data, cache, tmp_path_factory):
 
 def test_the_command_writes_a_checkpoint_that_needs_no_unpickling(trained, data):
     folder, out, err = trained
-    assert [str(path.relative_to(folder)) for path in folder.rglob("*")] == ["models", "models/simplenet.ckpt"]
+    assert sorted(path.name for path in (folder / "models").iterdir()) == [
+        f"simplenet.{end}" for end in ("ckpt", "csv", "png")
+    ]
     content = torch.load(folder / "models/simplenet.ckpt", weights_only=True)
     assert (content["model"], content["labels"], content["epoch"]) == ("simplenet", ("yes", "no"), 2)
     assert content["seed"] == 7
@@ -142,7 +146,7 @@ def test_ctrl_c_leaves_a_usable_checkpoint(data, cache, tmp_path):
         rest = process.stderr.read()
         assert process.wait(timeout=30) == 130, rest
     assert "Traceback" not in rest
-    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "a.csv"]
     left = load_checkpoint(tmp_path / "a.ckpt")
     assert left.epoch >= 1
     assert left.network()(torch.zeros(1, 16_000)).shape == (1, 2)
@@ -475,3 +479,83 @@ def test_another_network_cannot_be_begun_with(learnt, tmp_path):
     data, _, path = learnt
     with pytest.raises(ConfigError, match=r"is a dstcn-tiny, which --model simplenet cannot begin with"):
         train(options(data, tmp_path / "a.ckpt", init=path), quietly)
+
+
+# --- words of one's own, and a teacher ---
+
+
+def own_words(folder, **speakers):
+    """`folder/<word>/<speaker>_nohash_0.wav`, all to train on."""
+    for word, names in speakers.items():
+        for i, name in enumerate(names):
+            tiny.write(folder / f"{word}/{name}_nohash_0.wav", tiny.tone(word, seed=i))
+    (folder / "validation_list.txt").write_text("")
+    return folder
+
+
+def test_own_words_are_trained_on_besides_the_data_set(data, tmp_path):
+    folder = own_words(tmp_path / "mine", yes=["ann", "bob"], down=["ann"])
+    said = []
+    made = train(options(data, tmp_path / "a.ckpt", words=(folder,), epochs=1), said.append)
+    assert "training: 51 clips (yes 14, down 13, no 12, up 12)" in said
+    assert made.data.endswith("words from mine")
+
+
+def test_own_words_alone_will_do(tmp_path):
+    folder = own_words(tmp_path / "mine", yes=["ann", "bob"], no=["ann", "bob"])
+    (folder / "validation_list.txt").write_text("yes/bob_nohash_0.wav\nno/bob_nohash_0.wav\n")
+    said = []
+    train(options(None, tmp_path / "a.ckpt", words=(folder,), epochs=1), said.append)
+    assert "few training clips: yes 1, no 1; 50 of each, from ten people or more, are wanted" in said
+    assert "all training clips are of one speaker (ann); others will be understood poorly" in said
+
+
+def test_nothing_to_train_on_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--data, or a folder of --words") as failure:
+        train(options(None, tmp_path / "a.ckpt"), quietly)
+    assert failure.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "artefact"])
+def test_a_teacher_is_a_checkpoint_or_an_artefact_whatever_the_order_of_its_labels(learnt, small, tmp_path, kind):
+    data, before, path = learnt
+    if kind == "artefact":
+        path = tmp_path / "teacher.onnx"
+        export(before, path, torch.zeros(1, 16_000))
+    teacher = load_teacher(path, ("no", "yes"), torch.device("cpu"))
+    windows = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    with torch.inference_mode():
+        expected = before.network()(windows).exp().flip(1)
+    torch.testing.assert_close(teacher(windows), expected, rtol=0, atol=1e-4)
+    taught = {"model": "dstcn-tiny", "labels": "no,yes", "epochs": 1}
+    with_teacher, without = (
+        train(options(data, tmp_path / f"{i}.ckpt", **taught, teacher=by), quietly) for i, by in enumerate((path, None))
+    )
+    assert not same(with_teacher.state, without.state)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ("yes,up", "does not know up and also knows no"),
+        ("yes,no,up", "needs the same labels; it does not know up$"),
+    ],
+)
+def test_a_teacher_of_other_labels_is_refused(learnt, tmp_path, labels, complaint):
+    data, _, path = learnt
+    with pytest.raises(ConfigError, match=complaint):
+        train(options(data, tmp_path / "a.ckpt", labels=labels, teacher=path, epochs=1), quietly)
+
+
+def test_distillation_is_the_cross_entropy_with_what_the_teacher_says():
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    taught = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)).softmax(1)
+    torch.testing.assert_close(training.distillation(logits.log_softmax(1), taught), F.cross_entropy(logits, taught))
+
+
+def test_the_figures_of_every_epoch_and_their_curves_lie_beside_the_checkpoint(data, small, tmp_path):
+    train(options(data, tmp_path / "a.ckpt", **small, epochs=2), quietly)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert 0 <= float(lines[2].split(",")[5]) <= 1, "there was talk, so it was spotted"
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

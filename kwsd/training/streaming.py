@@ -227,16 +227,22 @@ def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, flo
 
     A keyword's hits and false accepts do not depend on the others' thresholds, so each is looked at by itself, and
     what the budget allows is shared out where it saves most. To be on the safe side a threshold has the false accepts
-    of the next lower one. Keywords of which few words were said get the threshold that suits all.
+    of the next lower one. Keywords of which few words were said get the threshold that suits all; and where there is
+    too little talk for the budget to allow even one false accept, none gets a lower one.
     """
-    allowed = math.floor(budget * evaluation.talk.hours)
-    plans: dict[int, tuple[int, dict[str, float]]] = {0: (0, {})}  # false accepts → the least cost, and thresholds
+    allowed = math.floor(budget * evaluation.talk.hours) if evaluation.talk.hours else 0
     said = Counter(evaluation.at()[0].said)
-    flat = threshold_for(evaluation, budget)
+    lowest = threshold_for(evaluation, budget)
+    if lowest is None:
+        return {}
+    for_all = THRESHOLDS[min(THRESHOLDS.index(lowest) + 1, len(THRESHOLDS) - 1)]
+    plans: dict[int, tuple[int, dict[str, float]]] = {0: (0, {})}  # false accepts → the least cost, and thresholds
     for keyword in evaluation.rules.keywords:
         choices = _choices(evaluation, keyword)
         if said[keyword] < FEW_WORDS:
-            choices = [] if flat is None else [(evaluation.at(flat)[1].false_accepts.count(keyword), 0, flat)]
+            choices = [choice for choice in choices if choice[2] == for_all]
+        elif not allowed:
+            choices = [choice for choice in choices if choice[2] >= for_all]
         longer: dict[int, tuple[int, dict[str, float]]] = {}
         for false_before, (cost_before, thresholds) in plans.items():
             for false, cost, threshold in choices:

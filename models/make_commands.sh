@@ -1,0 +1,16 @@
+#!/bin/sh
+# Makes commands.onnx and commands.pt anew: models/make_commands.sh DATA
+# DATA holds SpeechCommands/, speech/train (talk with its transcripts) and music. About an hour on two cores.
+# The hyper-parameters are dstcn-base's in kwsd/training/recipe.py; models/README.md says where the thresholds come from.
+set -eu
+data=${1:?usage: models/make_commands.sh DATA}
+here=$(dirname "$0")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 "$here/synthesise.py" "$work/voices"
+kwsd train --model dstcn-base --data "$data" --words "$work/voices" --negatives "$data/speech/train" \
+    --noise "$data/music" --out "$work/commands.ckpt"
+for form in onnx pt; do
+    kwsd export "$work/commands.ckpt" -o "$here/commands.$form" --data "$data" \
+        --threshold 0.65 --threshold down=0.75 --threshold left=0.7 --threshold stop=0.75 --threshold go=0.7
+done
