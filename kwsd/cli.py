@@ -202,6 +202,7 @@ def _add_train(commands: "Commands") -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a demo in under a minute: few clips, few epochs")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training clips")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest (default: the recipe's)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=Path, metavar="FILE", help="checkpoint (default: models/NAME.ckpt)")
@@ -402,6 +403,8 @@ def train(options: argparse.Namespace) -> int:
 
     if options.epochs is not None and options.epochs < 1:
         raise ConfigError(f"--epochs {options.epochs}: at least 1", exit_code=USAGE)
+    if options.learning_rate is not None and not 0.0 < options.learning_rate < 1.0:
+        raise ConfigError(f"--learning-rate {options.learning_rate:g}: between 0 and 1", exit_code=USAGE)
     if options.download and not options.data:
         raise ConfigError("--download: where to? name a folder with --data", exit_code=USAGE)
     train_network(
@@ -413,6 +416,7 @@ def train(options: argparse.Namespace) -> int:
             noise=tuple(options.noise),
             negatives=tuple(options.negatives),
             epochs=options.epochs,
+            learning_rate=options.learning_rate,
             device=options.device,
             seed=options.seed,
             download=options.download,

@@ -8,9 +8,13 @@ here=$(dirname "$0")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 "$here/synthesise.py" "$work/voices"
-kwsd train --model dstcn-base --data "$data" --words "$work/voices" --negatives "$data/speech/train" \
-    --noise "$data/music" --out "$work/commands.ckpt"
+train() {
+    kwsd train --model dstcn-base --data "$data" --words "$work/voices" --negatives "$data/speech/train" \
+        --noise "$data/music" --out "$work/$1.ckpt" $2
+}
+train first ""
+train commands "--init $work/first.ckpt --epochs 12 --learning-rate 6e-4"
 for form in onnx pt; do
     kwsd export "$work/commands.ckpt" -o "$here/commands.$form" --data "$data" \
-        --threshold 0.65 --threshold down=0.75 --threshold left=0.7 --threshold stop=0.75 --threshold go=0.7
+        --threshold 0.65 --threshold yes=0.7 --threshold up=0.7 --threshold down=0.825 --threshold right=0.8
 done

@@ -3,9 +3,9 @@
 
 usage: synthesise.py OUT
 
-Needs the packages flite, espeak-ng, rhvoice and rhvoice-english, and takes some minutes. The ten commands come often,
-`on` and `off` most, as there are few recordings of them; then words that sound like one of them, each once a voice: a
-network that has heard but thirty words besides its own takes any other for one of them.
+Needs the packages flite, espeak-ng, rhvoice and rhvoice-english, and takes two minutes. The ten commands come often, as
+there are few recordings of `on` and `off`; then words that sound like one of them, each once a voice: a network that
+has heard but thirty words besides its own takes any other for one of them.
 All of it is for training (OUT/validation_list.txt is empty): how well a model hears people, only people can tell.
 The same words give the same files.
 """
@@ -28,7 +28,8 @@ VOICES = [
     *(("espeak-ng", voice) for voice in ("en-gb", "en-gb+f2", "en-gb-scotland+m4", "en-gb-x-rp+f5")),
     *(("RHVoice-test", voice) for voice in ("alan", "bdl", "clb", "slt")),
 ]
-TIMES = {"on": 12, "off": 12} | dict.fromkeys(("yes", "no", "up", "down", "left", "right", "stop", "go"), 4)
+COMMANDS = "yes no up down left right on off stop go".split()
+TIMES = dict.fromkeys(COMMANDS, 24)  # fewer, and the network would learn that such a voice says no command
 # Not among them: what cannot be told from a command, such as know, write and, where it is stressed, of.
 LIKE_COMMANDS = """
     yet yeah yell chess less guess mess dress press best west rest

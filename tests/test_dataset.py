@@ -378,6 +378,13 @@ def test_a_speaker_is_in_one_subset_only_whatever_the_word(tmp_path):
     assert len(speakers["training"]) > 35
 
 
+def test_the_recordings_of_a_single_speaker_are_parted_one_by_one(tmp_path):
+    names = [f"{word}/ann_nohash_{n}.wav" for word in ("a", "b") for n in range(60)]
+    sizes = {subset: len(paths) for subset, paths in words_in(tones(tmp_path / "words", *names)).items()}
+    assert sum(sizes.values()) == 120
+    assert sizes["training"] > 80 and sizes["validation"] > 3 and sizes["testing"] > 3
+
+
 def test_the_folders_own_lists_part_it(tmp_path):
     folder = tones(tmp_path / "words", "a/1.wav", "a/2.wav", "b/3.wav")
     (folder / "validation_list.txt").write_text("a/1.wav\n")

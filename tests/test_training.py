@@ -510,6 +510,21 @@ def test_own_words_alone_will_do(tmp_path):
     assert "all training clips are of one speaker (ann); others will be understood poorly" in said
 
 
+def test_own_words_without_any_to_validate_on_are_refused(tmp_path):
+    folder = own_words(tmp_path / "mine", yes=["ann"], no=["ann"])
+    with pytest.raises(
+        AudioError, match=r"mine: no validation clips; record more, or name some in validation_list\.txt"
+    ):
+        train(options(None, tmp_path / "a.ckpt", words=(folder,)), quietly)
+
+
+def test_without_a_data_set_noise_must_be_named(tmp_path):
+    folder = own_words(tmp_path / "mine", yes=["ann", "bob"], no=["ann", "bob"])
+    (folder / "validation_list.txt").write_text("yes/bob_nohash_0.wav\nno/bob_nohash_0.wav\n")
+    with pytest.raises(AudioError, match=r"mine: no _background_noise_ in the data set; name recordings with --noise"):
+        train(options(None, tmp_path / "a.ckpt", words=(folder,), labels="yes,no,_silence_"), quietly)
+
+
 def test_nothing_to_train_on_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--data, or a folder of --words") as failure:
         train(options(None, tmp_path / "a.ckpt"), quietly)

@@ -79,9 +79,9 @@ def load_words(folder: Path, subset: str) -> Clips:
 
     Who speaks is what the name begins with, up to `_nohash_` as in Speech Commands, or the folder between:
     `folder/<word>/<speaker>/*.wav`; a recording with neither has a speaker of its own. Speakers are parted into
-    subsets by Speech Commands' rule, a hash of their name, unless `validation_list.txt` and `testing_list.txt` lie in
-    the folder. Where that leaves a word without clips to validate on, or there is one speaker only, the subset may be
-    empty. Raises AudioError if the folder holds no such recordings.
+    subsets by a hash of their name, as in Speech Commands, unless `validation_list.txt` and `testing_list.txt` lie in
+    the folder; the recordings of a single speaker are parted by a hash of their own names. A subset may be empty.
+    Raises AudioError if the folder holds no such recordings.
     """
     listing = [(path, path.relative_to(folder).parts[0], _speaker(path, folder)) for path in _recordings(folder)]
     listing = [
@@ -90,7 +90,9 @@ def load_words(folder: Path, subset: str) -> Clips:
     if not listing:
         raise AudioError(f"{folder}: no recordings in there; put them into a folder per word: {folder.name}/stop/1.wav")
     listed = _listed(folder)
-    wanted = [row for row in listing if _subset_of(row, folder, listed) == subset]
+    alone = len({speaker for _, _, speaker in listing}) == 1
+    keys = [path.relative_to(folder).as_posix() if alone else speaker for path, _, speaker in listing]
+    wanted = [row for row, key in zip(listing, keys, strict=True) if _subset_of(row[0], key, folder, listed) == subset]
     if not wanted:
         return Clips(np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), ())
     return _decoded(wanted, subset)
@@ -129,13 +131,12 @@ def _listed(folder: Path) -> dict[str, set[str]] | None:
     }
 
 
-def _subset_of(row: tuple[Path, str, str], folder: Path, listed: dict[str, set[str]] | None) -> str:
-    path, _, speaker = row
+def _subset_of(path: Path, key: str, folder: Path, listed: dict[str, set[str]] | None) -> str:
     if listed is not None:
         name = path.relative_to(folder).as_posix()
         return next((subset for subset, names in listed.items() if name in names), "training")
-    # Warden 2018: a speaker stays in one subset however many are added later.
-    share = int(hashlib.sha1(speaker.encode(), usedforsecurity=False).hexdigest(), 16) % 1000
+    # Warden 2018: what has the same key stays in one subset, however much is added later.
+    share = int(hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest(), 16) % 1000
     return "validation" if share < 100 else "testing" if share < 200 else "training"
 
 

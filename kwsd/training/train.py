@@ -56,6 +56,7 @@ class TrainOptions:
     noise: tuple[Path, ...] = ()
     negatives: tuple[Path, ...] = ()
     epochs: int | None = None
+    learning_rate: float | None = None
     device: str = "auto"
     seed: int = 0
     download: bool = False
@@ -177,6 +178,8 @@ def _recipe(options: TrainOptions) -> Recipe:
         recipe = dataclasses.replace(recipe, epochs=QUICK_EPOCHS, warmup_epochs=0.5)
     if options.epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=options.epochs)
+    if options.learning_rate is not None:
+        recipe = dataclasses.replace(recipe, learning_rate=options.learning_rate)
     return recipe
 
 
@@ -187,7 +190,7 @@ def _prepare(options: TrainOptions, recipe: Recipe, labels: tuple[str, ...], say
     validation = _load(options, "validation", say)
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
-    noise_paths = (*((options.data,) if options.data else ()), *options.noise)
+    noise_paths = (options.data or options.words[0], *options.noise)  # of the first only its _background_noise_
     # Channels last: the convolutions train nearly twice as fast.
     network = NETWORKS[options.model](len(labels)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches: PlainBatches | AugmentedBatches
@@ -227,6 +230,10 @@ def _load(options: TrainOptions, subset: str, say: Callable[[str], None]) -> Cli
     if not parts:
         raise ConfigError("train: nothing to train on; name --data, or a folder of --words", exit_code=USAGE)
     clips = join(parts)
+    if not len(clips):
+        raise AudioError(
+            f"{', '.join(map(str, options.words))}: no {subset} clips; record more, or name some in validation_list.txt"
+        )
     for reason in clips.skipped:
         say(f"skipped {reason}")
     if clips.skipped:
