@@ -85,6 +85,8 @@ def command(*arguments, cache, cwd):
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)], cwd=cwd, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell's background job has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
 
 
