@@ -213,8 +213,8 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
             samples[row] = fit(read_recording(path))
         except KwsdError as error:
             return str(error)
-        quietest = int(samples[row].max()) - int(samples[row].min()) <= SILENT
-        return f"{path}: is silent; record it again, or delete it" if quietest else None
+        silent = int(samples[row].max()) - int(samples[row].min()) <= SILENT
+        return f"{path}: is silent; record it again, or delete it" if silent else None
 
     with ThreadPoolExecutor(DECODERS) as pool:
         results = pool.map(read, range(len(listing)))
