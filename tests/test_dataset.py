@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import tiny_speech_commands as tiny
 
+from kwsd.audio_format import SAMPLE_RATE as RATE
 from kwsd.errors import AudioError, KwsdError
 from kwsd.training import dataset
 from kwsd.training.dataset import (
@@ -296,6 +297,29 @@ def test_transcripts_may_lie_beside_the_recordings(talk):
 def test_transcripts_above_a_folder_count_for_it(talk):
     pieces, left_out = load_talk(talk / "a", ("stop", "no"))
     assert ([path.name for path in pieces], left_out) == (["plain.wav"], 1)
+
+
+def told(recording, *words):
+    recording.with_suffix(".tsv").write_text("\n".join(("start_s\tend_s\tkeyword", *words, "")))
+
+
+def test_of_talk_whose_words_have_times_only_the_stretches_with_a_keyword_are_cut_out(tmp_path):
+    tiny.write(tmp_path / "long.wav", np.arange(4 * RATE).astype(np.int16))
+    told(tmp_path / "long.wav", "1.0\t1.5\tplease stop here", "2\t2.2\tfine", "3.9\t4.5\tknow")
+    pieces, left_out = load_talk(tmp_path, ("stop", "no", "_unknown_"))
+    [piece] = pieces.values()
+    kept = np.concatenate([np.arange(round(0.8 * RATE)), np.arange(round(1.7 * RATE), round(3.7 * RATE))])
+    assert (piece.tolist(), left_out) == (kept.astype(np.int16).tolist(), 0)
+    assert load_talk(tmp_path, ("yes",))[0].popitem()[1].size == 4 * RATE
+    assert load_talk(tmp_path, ())[0].popitem()[1].size == 4 * RATE, "noise is taken whole"
+    kept, _ = transcribed_talk(tmp_path, ("stop", "no"))
+    assert list(kept.values()) == [{"stop": 1, "no": 1}]
+
+
+def test_times_that_make_no_sense_are_named_with_their_line(talk):
+    told(talk / "a/keyword.wav", "1.0\t1.5\tstop", "oops")
+    with pytest.raises(AudioError, match=r"keyword\.tsv:3: not start_s, end_s, keyword"):
+        load_talk(talk, ("stop",))
 
 
 def test_talk_to_evaluate_on_is_kept_with_the_keywords_in_it_and_left_out_without_transcript(talk):

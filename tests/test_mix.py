@@ -10,7 +10,8 @@ import tiny_speech_commands as tiny
 from kwsd.cli import dispatch
 from kwsd.errors import AudioError, ConfigError
 from kwsd.span import level_dbfs
-from kwsd.training.mix import Mixture, mix, read_truth, write
+from kwsd.training.mix import Mixture, mix, write
+from kwsd.training.truth import read_truth
 
 RATE = 16_000
 WORDS = ("yes", "no")

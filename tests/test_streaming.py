@@ -17,7 +17,7 @@ from kwsd.errors import AudioError
 from kwsd.pipeline import make_rules
 from kwsd.recording import DEMO
 from kwsd.replay import Trace, replay, trace
-from kwsd.training.mix import Word
+from kwsd.training.truth import Word
 from kwsd.training.report import table, write
 from kwsd.training.streaming import (
     THRESHOLDS,

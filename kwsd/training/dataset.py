@@ -20,6 +20,7 @@ from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.recording import read_recording
 from kwsd.span import word_span
 from kwsd.training.labels import spoken_keywords
+from kwsd.training.truth import read_truth, truth_beside, without
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 SUBSETS = ("training", "validation", "testing")
@@ -254,16 +255,21 @@ def counts(words: Sequence[str]) -> dict[str, int]:
 def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, NDArray[np.int16]], int]:
     """All recordings under a folder as 16-bit samples, each (samples,), by path, and how many were left out.
 
-    Where a `transcripts.tsv` (path, text) lies in the folder or one above a recording, recordings in which
-    one of the labels is spoken are left out: they would teach the network that a keyword is none.
-    Raises AudioError if nothing is left.
+    Where one of the labels is spoken would teach the network that a keyword is none. If a `.tsv` (start_s, end_s,
+    keyword) lies beside a recording, the stretches in which one is are cut out of it; if a `transcripts.tsv` (path,
+    text) in the folder or one above a recording says that one is, the recording is left out.
+    Raises AudioError if nothing is left, or a `.tsv` cannot be understood.
     """
-    paths, left_out = talk_paths(folder, labels)
-    progress = tqdm(paths, desc=folder.name, unit="file", leave=False, disable=None)
-    pieces = {path: to_int16(read_recording(path)) for path in progress}
+    spoken = transcripts(folder)
+    recordings = _recordings(folder.resolve())
+    paths = [p for p in recordings if truth_beside(p).exists() or not spoken_keywords(spoken.get(p, ""), labels)]
+    pieces = {}
+    for path in tqdm(paths, desc=folder.name, unit="file", leave=False, disable=None):
+        said = read_truth(path) if labels and truth_beside(path).exists() else []
+        pieces[path] = without(to_int16(read_recording(path)), said, labels)
     if not pieces:
         raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
-    return pieces, left_out
+    return pieces, len(recordings) - len(paths)
 
 
 def part_talk(pieces: dict[Path, NDArray[np.int16]], held_out: float) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
@@ -297,22 +303,12 @@ def load_noise(folders: tuple[Path, ...], subset: str) -> NDArray[np.int16]:
     return np.concatenate(pieces)
 
 
-def talk_paths(folder: Path, labels: tuple[str, ...]) -> tuple[list[Path], int]:
-    """The recordings under a folder in whose transcript none of the labels is spoken, and how many were left out.
-
-    Where nobody wrote down what is spoken, nothing is known to be.
-    """
-    spoken = transcripts(folder)
-    paths = _recordings(folder.resolve())
-    kept = [path for path in paths if not spoken_keywords(spoken.get(path, ""), labels)]
-    return kept, len(paths) - len(kept)
-
-
 def transcribed_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, Counter[str]], int]:
     """The recordings under a folder, each with how often which of the labels is spoken in it, and how many were left
     out because nobody wrote down what is. In a folder without any transcript nothing is known to be spoken."""
-    spoken = transcripts(folder)
     paths = _recordings(folder.resolve())
+    spoken = transcripts(folder)
+    spoken |= {p: " ".join(word.keyword for word in read_truth(p)) for p in paths if truth_beside(p).exists()}
     kept = {path: spoken_keywords(spoken.get(path, ""), labels) for path in paths if path in spoken or not spoken}
     return kept, len(paths) - len(kept)
 

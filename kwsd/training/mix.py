@@ -1,6 +1,5 @@
 """`kwsd mix`: long recordings of known words, to try a model on as the daemon would meet them."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +12,13 @@ from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.training import augment
 from kwsd.training.dataset import Clips, load_clips, load_noise, to_int16
+from kwsd.training.truth import Word, write_truth
 
 HISS_DBFS = -66.0  # the microphone's own noise, always there
 WORD_DBFS = -26.0  # level of every word where there is a signal-to-noise ratio to keep
 PIECE_S = 10.0  # background comes in pieces of this length, each from another place
 ECHO_S = 0.5  # room for a reverberant word to die away
 DIRECT_DB = 3.0  # direct sound over echo in a reverberant room
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word that is really said in a recording."""
-
-    start_s: float
-    end_s: float
-    keyword: str
 
 
 @dataclass(frozen=True)
@@ -75,35 +66,9 @@ def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None
     """An audio file, and beside it a .tsv of its words. Raises KwsdError if they cannot be written."""
     try:
         soundfile.write(path, to_int16(recording), SAMPLE_RATE)
-        with path.with_suffix(".tsv").open("w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file, delimiter="\t", lineterminator="\n")
-            lines.writerow(("start_s", "end_s", "keyword"))
-            lines.writerows((word.start_s, word.end_s, word.keyword) for word in truth)
+        write_truth(path, truth)
     except (OSError, soundfile.LibsndfileError, TypeError, ValueError) as error:  # the last two: unknown format
         raise KwsdError(f"{path}: cannot be written ({error}); name a .wav or .flac file", exit_code=IO) from None
-
-
-def read_truth(recording: Path) -> list[Word]:
-    """The words in a recording, from the .tsv (start_s, end_s, keyword) beside it, in time order.
-
-    Raises AudioError if there is none, or a line makes no sense.
-    """
-    path = recording.with_suffix(".tsv")
-    try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError):
-        raise AudioError(f"{recording}: which words are in it should stand in {path.name} beside it") from None
-    words = []
-    for number, row in enumerate(rows, 2):
-        try:
-            word = Word(float(row["start_s"]), float(row["end_s"]), row["keyword"])
-        except (KeyError, TypeError, ValueError):
-            word = Word(0.0, -1.0, "")
-        if not 0 <= word.start_s < word.end_s or not word.keyword:
-            raise AudioError(f"{path}:{number}: not start_s, end_s, keyword, parted by tabs; mend the line")
-        words.append(word)
-    return sorted(words, key=lambda word: word.start_s)
 
 
 def _rows(clips: Clips, keyword: str, subset: str) -> NDArray[np.intp]:

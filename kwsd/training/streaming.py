@@ -27,7 +27,7 @@ from kwsd.replay import Trace, trace
 from kwsd.spotter import Spotter
 from kwsd.training.dataset import transcribed_talk
 from kwsd.training.evaluate import Rate
-from kwsd.training.mix import Word, read_truth
+from kwsd.training.truth import Word, read_truth
 
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.97, 0.99)
