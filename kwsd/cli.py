@@ -175,16 +175,13 @@ def _add_replay(commands: "Commands") -> None:
 def _add_train(commands: "Commands") -> None:
     parser = _add(commands, "train", train, "Train a network on Speech Commands, or on recordings of your own.")
     parser.add_argument(
-        "--model",
-        required=True,
-        metavar="NAME",
-        help="simplenet, dstcn-tiny (-small, -base), or bcresnet-1 (-1.5, -2, -3, -6, -8)",
+        "--model", metavar="NAME", help="simplenet, dstcn-tiny (-small, -base), or bcresnet-1 (-1.5, -2, -3, -6, -8)"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, metavar="YAML", help="model, labels and hyper-parameters, such as models/commands.yaml"
     )
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds SpeechCommands/")
-    parser.add_argument(
-        "--words", type=Path, action="append", default=[], metavar="DIR",
-        help="recordings of your own, DIR/<word>/*.wav, instead of --data or besides",
-    )  # fmt: skip
+    _add_words(parser)
     parser.add_argument("--download", action="store_true", help="fetch the data set into ROOT if it is not there")
     parser.add_argument(
         "--labels", metavar="LABELS", help="all, commands, or a,b,c (default: as the network's recipe says)"
@@ -195,13 +192,14 @@ def _add_train(commands: "Commands") -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="long recordings of talk, heard as _unknown_",
+        help="long recordings of talk, heard as _unknown_, but for keywords in a transcript",
     )
     parser.add_argument(
         "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of noise"
     )
     parser.add_argument("--quick", action="store_true", help="a demo in under a minute: few clips, few epochs")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training clips")
+    parser.add_argument("--batch", type=int, metavar="N", help="windows per step, over all processes")
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest (default: the recipe's)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
@@ -213,6 +211,14 @@ def _add_train(commands: "Commands") -> None:
     parser.add_argument(
         "--teacher", type=Path, metavar="FILE", help="learn also from what this checkpoint or artefact says"
     )
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write the figures for TensorBoard")
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--words", type=Path, action="append", default=[], metavar="DIR",
+        help="recordings of your own, DIR/<word>/*.wav, instead of --data or besides",
+    )  # fmt: skip
 
 
 def _add_eval(commands: "Commands") -> None:
@@ -221,6 +227,7 @@ def _add_eval(commands: "Commands") -> None:
     )
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="artefact, or (for clips) checkpoint")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="clips: folder that holds SpeechCommands/")
+    _add_words(parser)
     parser.add_argument(
         "--stream", type=Path, nargs="*", metavar="FILE", help="recordings with a .tsv (start_s, end_s, keyword) beside"
     )
@@ -272,6 +279,10 @@ def _add_export(commands: "Commands") -> None:
     )
     parser.add_argument("--labels", metavar="LABELS", help="labels of a bare state_dict, in order: all, or a,b,c")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="compare on its test clips, and store the accuracy")
+    _add_words(parser)
+    parser.add_argument(
+        "--noise", type=Path, action="append", default=[], metavar="DIR", help="recordings of noise, for _silence_"
+    )
     parser.add_argument(
         "--threshold",
         action="append",
@@ -401,8 +412,11 @@ def train(options: argparse.Namespace) -> int:
     from kwsd.training.train import TrainOptions
     from kwsd.training.train import train as train_network
 
-    if options.epochs is not None and options.epochs < 1:
-        raise ConfigError(f"--epochs {options.epochs}: at least 1", exit_code=USAGE)
+    if not options.model and not options.recipe:
+        raise ConfigError("train: which network? name it with --model, or in a --recipe", exit_code=USAGE)
+    for option, number in (("--epochs", options.epochs), ("--batch", options.batch)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option} {number}: at least 1", exit_code=USAGE)
     if options.learning_rate is not None and not 0.0 < options.learning_rate < 1.0:
         raise ConfigError(f"--learning-rate {options.learning_rate:g}: between 0 and 1", exit_code=USAGE)
     if options.download and not options.data:
@@ -411,11 +425,13 @@ def train(options: argparse.Namespace) -> int:
         TrainOptions(
             model=options.model,
             data=options.data,
-            out=options.out or Path("models") / f"{options.model}.ckpt",
+            out=options.out,
+            recipe=options.recipe,
             labels=options.labels,
             noise=tuple(options.noise),
             negatives=tuple(options.negatives),
             epochs=options.epochs,
+            batch=options.batch,
             learning_rate=options.learning_rate,
             device=options.device,
             seed=options.seed,
@@ -425,6 +441,7 @@ def train(options: argparse.Namespace) -> int:
             init=options.init,
             words=tuple(options.words),
             teacher=options.teacher,
+            tensorboard=options.tensorboard,
             command=_command_line(options),
         ),
         say,
@@ -436,7 +453,7 @@ def _command_line(options: argparse.Namespace) -> str:
     """What was typed, with the places of data and checkpoint taken out: it says how, not where."""
     typed = " ".join(["kwsd", *sys.argv[1:]])
     typed = typed.replace(str(options.data), "DATA") if options.data else typed
-    for path in (options.out, options.init, options.teacher, *options.words):
+    for path in (options.out, options.init, options.teacher, options.recipe, options.tensorboard, *options.words):
         typed = typed.replace(str(path), path.name) if path else typed
     return typed
 
@@ -447,11 +464,13 @@ def evaluate(options: argparse.Namespace) -> int:
 
     if options.stream is not None:
         return _evaluate_stream(options)
-    if options.data is None:
-        raise ConfigError("eval: --data ROOT for clips, or --stream FILE… for recordings", exit_code=USAGE)
+    if not options.data and not options.words:
+        raise ConfigError("eval: --data or --words for clips, or --stream FILE… for recordings", exit_code=USAGE)
     from kwsd.training.evaluate import draw_confusion, evaluate_model
 
-    evaluation = evaluate_model(options.model, options.data, options.subset, tuple(options.noise))
+    evaluation = evaluate_model(
+        options.model, options.data, options.subset, tuple(options.noise), words=tuple(options.words)
+    )
     for reason in evaluation.skipped:
         say(f"skipped {reason}")
     show((json.dumps(evaluation.as_dict()) if options.json else evaluation.table()) + "\n")
@@ -518,7 +537,15 @@ def export(options: argparse.Namespace) -> int:
     """`kwsd export`"""
     from kwsd.training.export import export_checkpoint
 
-    info = export_checkpoint(options.checkpoint, options.out, options.labels, options.data, tuple(options.threshold))
+    info = export_checkpoint(
+        options.checkpoint,
+        options.out,
+        options.labels,
+        options.data,
+        tuple(options.threshold),
+        words=tuple(options.words),
+        noise=tuple(options.noise),
+    )
     say(f"{options.out}: {info.architecture}, {len(info.labels)} labels, {info.id}; same outputs as the checkpoint")
     return OK
 

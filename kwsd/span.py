@@ -10,6 +10,9 @@ from kwsd.audio_format import SAMPLE_RATE
 FRAME = SAMPLE_RATE // 100  # samples: 10 ms
 DYNAMICS_DB = 25.0  # a frame this far under the loudest is no longer the word
 LONGEST_PAUSE = 12  # frames: stops and plosives inside a word are silent for up to about 100 ms
+EDGE = 3  # frames at the edge of a recording: where they are loud, the word goes on beyond
+LOUD_DB = 20.0  # so far under the loudest frame at most
+LEAST_DYNAMICS_DB = 10.0  # from the quiet frames to the loud ones: with less there is no word to be heard
 QUIETEST_DBFS = -120.0  # what digital silence counts as
 
 
@@ -42,6 +45,20 @@ def word_span(window: NDArray[np.float32]) -> tuple[int, int]:
     after = speech[speech >= peak]
     before = speech[speech <= peak][::-1]
     return _reach(before) * FRAME, (_reach(after) + 1) * FRAME
+
+
+def is_whole(recording: NDArray[np.float32]) -> bool:
+    """Whether a recording of one word has all of it: it does not go on loudly at one of the edges, and something stands
+    out at all. Where there is sound all over from edge to edge one cannot tell, and it counts as whole."""
+    levels = frame_levels_dbfs(recording)
+    if levels.size == 0 or float(np.subtract(*np.percentile(levels, (95, 10)))) < LEAST_DYNAMICS_DB:
+        return False
+    start, end = word_span(recording)
+    at_start, at_end = start <= FRAME, end >= (levels.size - 1) * FRAME
+    if at_start == at_end:
+        return True
+    edge = levels[:EDGE] if at_start else levels[-EDGE:]
+    return float(edge.mean()) <= float(levels.max()) - LOUD_DB
 
 
 def _reach(frames: NDArray[np.intp]) -> int:

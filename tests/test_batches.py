@@ -22,7 +22,7 @@ def clips(**words):
     samples = np.zeros((len(said), WINDOW), np.int16)
     samples[:, START:END] = 16_384
     spans = np.tile(np.array([START, END], np.int32), (len(said), 1))
-    return Clips(samples, said, ("s",) * len(said), spans, said, ())
+    return Clips(samples, said, ("s",) * len(said), spans, said, (), np.ones(len(said), bool))
 
 
 def sound(n=5 * WINDOW, level=3_000, seed=0):

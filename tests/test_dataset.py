@@ -256,6 +256,44 @@ def test_nothing_but_corrupt_clips_is_an_error(root):
         load_clips(root, "validation")
 
 
+# --- whole words ---
+
+
+def cut_off(word, seed=0):
+    """A clip that ends in the middle of the word."""
+    return np.concatenate([np.zeros(RATE // 2, np.float32), tiny.tone(word, seed=seed)])[:RATE]
+
+
+def test_clips_that_have_all_of_their_word_are_known(root):
+    name = (tiny.folder(root) / "validation_list.txt").read_text().split()[0]
+    tiny.write(tiny.folder(root) / name, cut_off("yes"))
+    for _ in range(2):  # decoded, then from the cache
+        clips = load_clips(root, "validation")
+        assert [Path(path).name for path in np.array(clips.paths)[~clips.whole]] == [Path(name).name]
+    rows = clips.said_whole(["yes"])
+    assert len(rows) == clips.words.count("yes") - 1
+    assert clips.whole[rows].all()
+    assert clips.take(rows).whole.all()
+    assert len(clips.said_whole(["yes", "no"])) == len(clips) - 1
+    assert not len(clips.said_whole(["up"]))
+
+
+def test_of_a_word_without_any_whole_clip_all_are_taken(root):
+    for name in (tiny.folder(root) / "validation_list.txt").read_text().split():
+        if name.startswith("yes"):
+            tiny.write(tiny.folder(root) / name, cut_off("yes"))
+    clips = load_clips(root, "validation")
+    assert len(clips.said_whole(["yes", "no"])) == len(clips) == 8
+
+
+def test_ones_own_recordings_may_begin_and_end_with_the_word(tmp_path):
+    tiny.write(tmp_path / "mine/yes/ann_nohash_0.wav", tiny.tone("yes")[RATE // 3 : 2 * RATE // 3])
+    (tmp_path / "mine/validation_list.txt").write_text("")
+    clips = load_words(tmp_path / "mine", "training")
+    assert clips.whole.tolist() == [True]
+    assert join([clips, clips]).whole.tolist() == [True, True]
+
+
 # --- talk and noise ---
 
 

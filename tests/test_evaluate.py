@@ -78,12 +78,15 @@ def test_of_nothing_is_known_nothing():
 
 
 def test_overall_and_per_word_are_read_off_the_confusion():
-    evaluation = Evaluation(("yes", "no", "zero"), np.array([[8, 2, 0], [1, 3, 1], [0, 0, 0]]), ("bad.wav: empty",))
+    evaluation = Evaluation(
+        ("yes", "no", "zero"), np.array([[8, 2, 0], [1, 3, 1], [0, 0, 0]]), ("bad.wav: empty",), Rate(9, 10)
+    )
     assert evaluation.overall == Rate(11, 15)
     assert (evaluation.of("yes"), evaluation.of("no"), evaluation.of("zero")) == (Rate(8, 10), Rate(3, 5), Rate(0, 0))
     lines = evaluation.table().splitlines()
-    assert [line.split()[0] for line in lines] == ["accuracy", "yes", "no"]
-    assert lines[1].split() == ["yes", "80.0%", "[49.0%,", "94.3%]", "8", "of", "10"]
+    assert [line.split()[0] for line in lines] == ["accuracy", "whole", "yes", "no"]
+    assert lines[1].split() == ["whole", "words", "90.0%", "[59.6%,", "98.2%]", "9", "of", "10"]
+    assert lines[2].split() == ["yes", "80.0%", "[49.0%,", "94.3%]", "8", "of", "10"]
     strict = json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))
     assert strict["words"]["zero"] == {"right": 0, "of": 0, "accuracy": None, "low": 0.0, "high": 1.0}
     assert strict["skipped"] == ["bad.wav: empty"]
@@ -100,6 +103,30 @@ def test_the_checkpoint_and_its_artefact_score_the_same(artefact, data):
     assert of == {"yes": 12, "no": 12, "up": 12, "zero": 0, "_silence_": 36 // 11}
 
 
+def test_words_that_are_cut_off_are_left_out_of_the_second_figure(artefact, tmp_path):
+    root = tiny.make(tmp_path / "data", words=("yes", "no"))
+    for name in (tiny.folder(root) / "testing_list.txt").read_text().split()[:3]:
+        tiny.write(tiny.folder(root) / name, np.concatenate([np.zeros(8_000), tiny.tone("yes")])[:16_000])
+    evaluation = evaluate_model(artefact, root, "testing", ())
+    assert (evaluation.overall.of, evaluation.whole.of) == (9, 6)
+    assert 0 <= evaluation.overall.right - evaluation.whole.right <= 3
+
+
+def test_ones_own_recordings_are_evaluated_alone_or_besides(artefact, data, tmp_path):
+    for i in range(2):
+        tiny.write(tmp_path / f"mine/yes/ann_nohash_{i}.wav", tiny.tone("yes", seed=i))
+    (tmp_path / "mine/testing_list.txt").write_text("yes/ann_nohash_1.wav\n")
+    mine = (tmp_path / "mine",)
+    alone = evaluate_model(artefact, None, "testing", (data,), words=mine)
+    both = evaluate_model(artefact, data, "testing", (), words=mine)
+    assert {label: alone.of(label).of for label in alone.labels} == {
+        "yes": 1, "no": 0, "up": 0, "zero": 0, "_silence_": 1
+    }  # fmt: skip
+    assert both.of("yes").of == 5
+    with pytest.raises(AudioError, match=r"mine: no validation clips"):
+        evaluate_model(artefact, None, "validation", (data,), words=mine)
+
+
 def test_every_subset_can_be_asked_for(artefact, data):
     totals = {s: evaluate_model(artefact, data, s, ()).of("yes").of for s in ("training", "validation", "testing")}
     assert totals == {"training": 12, "validation": 4, "testing": 4}
@@ -108,7 +135,7 @@ def test_every_subset_can_be_asked_for(artefact, data):
 def test_the_table_goes_to_stdout_and_the_picture_beside_the_model(artefact, data, capsys):
     assert dispatch(["eval", "--model", str(artefact), "--data", str(data)]) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["accuracy", "yes", "no", "up", "_silence_"]
+    assert [line.split()[0] for line in out.splitlines()] == ["accuracy", "whole", "yes", "no", "up", "_silence_"]
     picture = artefact.with_suffix(".confusion.png")
     assert str(picture) in err
     assert picture.read_bytes().startswith(b"\x89PNG\r\n")
@@ -122,6 +149,7 @@ def test_json_holds_the_same_figures(artefact, data, tmp_path, capsys):
     figures = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # strict: no NaN
     evaluation = evaluate_model(artefact, data, "testing", ())
     assert figures["overall"] == evaluation.overall.as_dict()
+    assert figures["whole"] == evaluation.whole.as_dict()
     assert figures["confusion"] == evaluation.confusion.tolist()
     assert list(figures["words"]) == figures["labels"] == list(evaluation.labels)
     assert picture.exists()

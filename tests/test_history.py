@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import sys
+import time
 
 import pytest
 
-from kwsd.errors import KwsdError
+from kwsd.errors import ConfigError, KwsdError
 from kwsd.training.history import EpochFigures, History
 
 FIGURES = EpochFigures(
@@ -64,3 +66,35 @@ def test_the_curves_are_a_picture(tmp_path, spotting):
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(KwsdError, match=r"nowhere/a\.png: cannot be written"):
         filled(tmp_path / "a.csv", 1).draw(tmp_path / "nowhere/a.png")
+
+
+def test_the_figures_go_to_tensorboard_as_well_and_a_resumed_run_takes_back_what_was_lost(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def write(resumed_after, *losses):
+        history = History(tmp_path / "a.csv", resumed_after, tmp_path / "board")
+        for epoch, loss in enumerate(losses, resumed_after + 1):
+            history.add(dataclasses.replace(FIGURES, epoch=epoch, loss=loss))
+        history.close()
+
+    write(0, 3.0, 2.0, 1.0)
+    time.sleep(1.1)  # its files are named by the second, and read in the order of their names
+    write(1, 2.5)
+    board = event_accumulator.EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {
+        field.name for field in dataclasses.fields(FIGURES) if field.name not in ("epoch", "spotting")
+    }
+    assert [(point.step, point.value) for point in board.Scalars("loss")] == [(1, 3.0), (2, 2.5)]
+
+
+def test_without_tensorboard_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        History(tmp_path / "a.csv", 0, tmp_path / "board")
+
+
+def test_a_folder_for_tensorboard_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "board").write_text("a file")
+    with pytest.raises(KwsdError, match=r"board: cannot be written"):
+        History(tmp_path / "a.csv", 0, tmp_path / "board")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwsd.audio_format import WINDOW
-from kwsd.span import FRAME, frame_levels_dbfs, level_dbfs, word_span
+from kwsd.span import FRAME, frame_levels_dbfs, is_whole, level_dbfs, word_span
 
 NOISE = 0.001
 
@@ -105,6 +105,29 @@ def test_digital_silence_has_no_word_and_so_all_of_it_is_told():
 
 def test_less_than_a_frame_is_told_whole():
     assert word_span(tone(FRAME - 1)) == (0, FRAME - 1)
+
+
+@pytest.mark.parametrize(
+    ("utterances", "whole"),
+    [
+        ([(4_000, 9_600)], True),
+        ([(12_800, 16_000)], False),  # goes on beyond the end
+        ([(0, 3_200)], False),  # began before the beginning
+        ([(0, 3_200, 0.02), (3_200, 9_600, 0.5)], True),  # begins softly at the very edge
+        ([(6_400, 12_000, 0.5), (12_000, 16_000, 0.04)], True),  # dies away at the very edge
+        ([(0, 16_000)], False),  # nothing stands out
+        ([], False),
+        ([(0, 4_000), (5_600, 9_600), (11_200, 16_000)], True),  # sound from edge to edge: who knows
+    ],
+)
+def test_a_word_is_whole_where_it_does_not_go_on_beyond_an_edge(utterances, whole):
+    assert is_whole(window(*utterances)) is whole
+    assert is_whole(window(*utterances) * np.float32(0.02)) is whole, "whatever its level"
+
+
+def test_of_nothing_no_word_is_whole():
+    assert not is_whole(np.zeros(0, np.float32))
+    assert not is_whole(np.zeros(WINDOW, np.float32))
 
 
 @settings(deadline=None, max_examples=100)

@@ -17,7 +17,6 @@ from kwsd.errors import AudioError
 from kwsd.pipeline import make_rules
 from kwsd.recording import DEMO
 from kwsd.replay import Trace, replay, trace
-from kwsd.training.truth import Word
 from kwsd.training.report import table, write
 from kwsd.training.streaming import (
     THRESHOLDS,
@@ -29,6 +28,7 @@ from kwsd.training.streaming import (
     poisson_interval,
     thresholds_for,
 )
+from kwsd.training.truth import Word
 
 HOP = 1600
 LABELS = ("yes", "no", "_unknown_", "_silence_")

@@ -6,7 +6,7 @@ import tiny_speech_commands as tiny
 import torch
 from torch import nn
 
-from kwsd.training.dataset import load_clips
+from kwsd.training.dataset import Noise, load_clips
 from kwsd.training.validation import FALSE_SHARES, HeldOut, Validated, hold_out
 
 LABELS = ("yes", "no", "_unknown_", "_silence_")
@@ -26,7 +26,7 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def held(data):
     talk = (np.random.default_rng(0).normal(0, 0.1, 40_000) * 32767).astype(np.int16)
-    return hold_out(load_clips(data, "validation"), LABELS, (data,), talk)
+    return hold_out(load_clips(data, "validation"), LABELS, Noise(data), talk)
 
 
 def test_talk_is_cut_into_windows_every_half_second(held):
@@ -49,19 +49,19 @@ def test_every_other_spoken_keyword_lies_over_noise(held):
 
 def test_the_same_clips_give_the_same_windows(data, held):
     talk = held.talk[0].numpy()
-    again, once_more = (hold_out(load_clips(data, "validation"), LABELS, (data,), talk) for _ in range(2))
+    again, once_more = (hold_out(load_clips(data, "validation"), LABELS, Noise(data), talk) for _ in range(2))
     assert torch.equal(again.spoken, once_more.spoken)
     assert torch.equal(again.spoken, held.spoken)
 
 
 def test_talk_shorter_than_a_window_is_one_window(data):
-    held = hold_out(load_clips(data, "validation"), LABELS, (data,), np.ones(100, np.int16))
+    held = hold_out(load_clips(data, "validation"), LABELS, Noise(data), np.ones(100, np.int16))
     assert held.talk.shape == (1, 16_000)
     assert held.talk.sum() == 100
 
 
 def test_without_talk_only_the_clips_count(data):
-    held = hold_out(load_clips(data, "validation"), LABELS, (data,), None)
+    held = hold_out(load_clips(data, "validation"), LABELS, Noise(data), None)
     validated = held.validate(Loudness(), CPU)
     assert validated.spotting is None
     assert validated.score == validated.accuracy

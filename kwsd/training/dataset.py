@@ -18,7 +18,7 @@ from tqdm import tqdm
 from kwsd.audio_format import WINDOW
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.recording import read_recording
-from kwsd.span import word_span
+from kwsd.span import is_whole, word_span
 from kwsd.training.labels import spoken_keywords
 from kwsd.training.truth import read_truth, truth_beside, without
 
@@ -39,6 +39,7 @@ class Clips:
     spans: NDArray[np.int32]  # (clips, 2): first sample of the word, one past its last
     paths: tuple[str, ...]
     skipped: tuple[str, ...]  # why each unreadable clip was left out
+    whole: NDArray[np.bool_]  # (clips,): whether all of the word is in the clip, as far as one can tell
 
     def __len__(self) -> int:
         return len(self.words)
@@ -52,7 +53,14 @@ class Clips:
             self.spans[rows],
             tuple(self.paths[i] for i in rows),
             self.skipped,
+            self.whole[rows],
         )
+
+    def said_whole(self, words: Sequence[str]) -> NDArray[np.intp]:
+        """The rows of clips that have all of one of these words; of a word without any such clip all rows."""
+        said = np.array(self.words)
+        none_whole = ~np.isin(said, said[self.whole])
+        return np.flatnonzero(np.isin(said, np.array(words)) & (self.whole | none_whole))
 
 
 def cache_folder() -> Path:
@@ -72,7 +80,7 @@ def load_clips(root: Path, subset: str, *, download: bool = False, limit: int | 
         listing = listing[:: -(-len(listing) // limit)]
     if not listing:
         raise AudioError(f"{root}: no clips in the {subset} subset of Speech Commands")
-    return _decoded(listing, subset)
+    return _decoded(listing, subset, cut_up=True)
 
 
 def load_words(folder: Path, subset: str) -> Clips:
@@ -95,8 +103,24 @@ def load_words(folder: Path, subset: str) -> Clips:
     keys = [path.relative_to(folder).as_posix() if alone else speaker for path, _, speaker in listing]
     wanted = [row for row, key in zip(listing, keys, strict=True) if _subset_of(row[0], key, folder, listed) == subset]
     if not wanted:
-        return Clips(np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), ())
-    return _decoded(wanted, subset)
+        return Clips(np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), (), np.zeros(0, bool))
+    return _decoded(wanted, subset, cut_up=False)
+
+
+def load_subset(
+    data: Path | None, words: Sequence[Path], subset: str, *, download: bool = False, limit: int | None = None
+) -> Clips:
+    """A subset of Speech Commands, if `data` names it, and of folders of somebody's own recordings, as one set.
+
+    Raises AudioError if it is empty.
+    """
+    parts = [load_words(folder, subset) for folder in words]
+    if data:
+        parts.append(load_clips(data, subset, download=download, limit=limit))
+    if not sum(map(len, parts)):
+        where = ", ".join(map(str, words))
+        raise AudioError(f"{where}: no {subset} clips; record more, or write validation_list.txt and testing_list.txt")
+    return join(parts)
 
 
 def join(parts: Sequence[Clips]) -> Clips:
@@ -108,6 +132,7 @@ def join(parts: Sequence[Clips]) -> Clips:
         np.concatenate([part.spans for part in parts]),
         tuple(path for part in parts for path in part.paths),
         tuple(reason for part in parts for reason in part.skipped),
+        np.concatenate([part.whole for part in parts]),
     )
 
 
@@ -141,7 +166,9 @@ def _subset_of(path: Path, key: str, folder: Path, listed: dict[str, set[str]] |
     return "validation" if share < 100 else "testing" if share < 200 else "training"
 
 
-def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str) -> Clips:
+def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str, *, cut_up: bool) -> Clips:
+    """`cut_up` says that the clips are seconds out of longer recordings, and not always the right ones: recordings made
+    one by one may well begin and end with the word."""
     cache = cache_folder() / f"{subset}-{_fingerprint(path for path, _, _ in listing)}"
     if not (cache / "samples.npy").exists():
         _decode(listing, cache)
@@ -153,6 +180,7 @@ def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str) -> Clips:
         index["spans"],
         tuple(index["paths"].tolist()),
         tuple(index["skipped"].tolist()),
+        index["whole"] if cut_up else np.ones(len(index["whole"]), bool),
     )
 
 
@@ -181,7 +209,7 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
 
 def _fingerprint(paths: Iterator[Path]) -> str:
     """A name for exactly these files as they are now: path, size and time of change."""
-    digest = hashlib.sha256(b"clips 4")
+    digest = hashlib.sha256(b"clips 5")
     for path in paths:
         status = path.stat() if path.exists() else None
         digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
@@ -206,14 +234,16 @@ def fit(samples: NDArray[np.float32]) -> NDArray[np.int16]:
 def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
     """Decode all clips into the cache; it appears whole or not at all."""
     samples = np.zeros((len(listing), WINDOW), np.int16)
+    whole = np.zeros(len(listing), bool)
     kept, skipped = [], []
 
     def read(row: int) -> str | None:
         path = listing[row][0]
         try:
-            samples[row] = fit(read_recording(path))
+            recording = read_recording(path)
         except KwsdError as error:
             return str(error)
+        samples[row], whole[row] = fit(recording), is_whole(recording)
         silent = int(samples[row].max()) - int(samples[row].min()) <= SILENT
         return f"{path}: is silent; record it again, or delete it" if silent else None
 
@@ -235,6 +265,7 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
         np.savez(
             unfinished / "index.npz",
             words=words, speakers=speakers, spans=spans, paths=paths, skipped=np.array(skipped, dtype=str),
+            whole=whole[kept],
         )  # fmt: skip
         np.save(unfinished / "samples.npy", samples[kept] if skipped else samples)
         unfinished.rename(cache)
@@ -285,22 +316,28 @@ def part_talk(pieces: dict[Path, NDArray[np.int16]], held_out: float) -> tuple[N
     return np.concatenate(to_train), np.concatenate(to_validate)
 
 
-def load_noise(folders: tuple[Path, ...], subset: str) -> NDArray[np.int16]:
-    """The part of every noise recording that belongs to a subset, end to end.
+@dataclass(frozen=True)
+class Noise:
+    """Where recordings of noise lie: in the `_background_noise_` of Speech Commands, and in folders of more."""
 
-    A Speech Commands folder gives its `_background_noise_`, any other folder all it holds.
-    """
-    first, last = SILENCE_PART[subset]
-    pieces = []
-    for folder in folders:
-        background = folder / "SpeechCommands/speech_commands_v0.02/_background_noise_"
-        if not background.exists() and folder == folders[0]:
-            continue
-        recordings, _ = load_talk(background if background.exists() else folder, ())
-        pieces += [noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings.values()]
-    if not pieces:
-        raise AudioError(f"{folders[0]}: no _background_noise_ in the data set; name recordings with --noise")
-    return np.concatenate(pieces)
+    data: Path | None  # the root of Speech Commands
+    folders: tuple[Path, ...] = ()
+
+    def part(self, subset: str) -> NDArray[np.int16]:
+        """The part of every recording that belongs to a subset, end to end. Raises AudioError if there are none."""
+        places = [background for root in (self.data, *self.folders) if root and (background := _background(root))]
+        places += [folder for folder in self.folders if not _background(folder)]
+        first, last = SILENCE_PART[subset]
+        recordings = [noise for place in places for noise in load_talk(place, ())[0].values()]
+        if not recordings:
+            without = f"{self.data}: no _background_noise_ in the data set; " if self.data else ""
+            raise AudioError(f"{without}name recordings of noise with --noise")
+        return np.concatenate([noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings])
+
+
+def _background(root: Path) -> Path | None:
+    background = root / "SpeechCommands/speech_commands_v0.02/_background_noise_"
+    return background if background.exists() else None
 
 
 def transcribed_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, Counter[str]], int]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from kwsd.artefact import read_info
 from kwsd.engines import load_spotter
 from kwsd.errors import ModelError
+from kwsd.training.batches import targets_of
 from kwsd.training.checkpoint import load_checkpoint
-from kwsd.training.dataset import load_clips
+from kwsd.training.dataset import Noise, load_subset
 from kwsd.training.validation import in_batches, labelled_windows, predictions
 
 Z95 = 1.959964  # standard normal quantile of 97.5 %
@@ -57,6 +58,7 @@ class Evaluation:
     labels: tuple[str, ...]
     confusion: NDArray[np.int64]  # (true label, guessed label)
     skipped: tuple[str, ...]
+    whole: Rate  # without the clips that do not have all of their word
 
     @property
     def overall(self) -> Rate:
@@ -71,6 +73,7 @@ class Evaluation:
         """For JSON."""
         return {
             "overall": self.overall.as_dict(),
+            "whole": self.whole.as_dict(),
             "words": {label: self.of(label).as_dict() for label in self.labels},
             "labels": list(self.labels),
             "confusion": self.confusion.tolist(),
@@ -79,22 +82,34 @@ class Evaluation:
 
     def table(self) -> str:
         """For people."""
-        lines = [f"{'accuracy':12s} {self.overall}"]
+        lines = [f"{'accuracy':12s} {self.overall}", f"{'whole words':12s} {self.whole}"]
         lines += [f"{label:12s} {self.of(label)}" for label in self.labels if self.of(label).of]
         return "\n".join(lines)
 
 
 def evaluate_model(
-    model: Path, data: Path, subset: str, noise: tuple[Path, ...], limit: int | None = None
+    model: Path,
+    data: Path | None,
+    subset: str,
+    noise: tuple[Path, ...],
+    *,
+    words: tuple[Path, ...] = (),
+    limit: int | None = None,
 ) -> Evaluation:
-    """Score a subset's clips. Raises ModelError if the file is neither a checkpoint nor an artefact."""
+    """Score a subset's clips, of Speech Commands under `data` and of somebody's own `words`.
+
+    Raises ModelError if the file is neither a checkpoint nor an artefact; AudioError if there are no clips.
+    """
     labels, score = _load(model)
-    clips = load_clips(data, subset, limit=limit)
-    windows, targets = labelled_windows(clips, labels, (data, *noise), subset)
+    clips = load_subset(data, words, subset, limit=limit)
+    windows, targets = labelled_windows(clips, labels, Noise(data, noise), subset)
     guesses = np.concatenate([score(batch) for batch in in_batches(windows)])
+    right = guesses == targets.numpy()
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (targets.numpy(), guesses), 1)
-    return Evaluation(labels, confusion, clips.skipped)
+    known = clips.whole[targets_of(clips.words, labels) >= 0]
+    whole = np.concatenate([known, np.ones(len(right) - len(known), bool)])  # what follows is noise
+    return Evaluation(labels, confusion, clips.skipped, Rate(int(right[whole].sum()), int(whole.sum())))
 
 
 def _load(model: Path) -> tuple[tuple[str, ...], Callable[[torch.Tensor], NDArray[np.int64]]]:

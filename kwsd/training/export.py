@@ -22,7 +22,7 @@ from kwsd.networks.simplenet import SimpleNet
 from kwsd.recording import DEMO, read_recording
 from kwsd.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
-from kwsd.training.dataset import load_clips
+from kwsd.training.dataset import Noise, load_subset
 from kwsd.training.evaluate import Rate
 from kwsd.training.labels import parse_labels
 from kwsd.training.validation import in_batches, labelled_windows, predictions
@@ -33,17 +33,25 @@ LICENCE = "CC BY 4.0 (training recordings); the network's code is MIT"
 
 
 def export_checkpoint(
-    source: Path, out: Path, labels: str | None, data: Path | None, thresholds: tuple[str, ...]
+    source: Path,
+    out: Path,
+    labels: str | None,
+    data: Path | None,
+    thresholds: tuple[str, ...],
+    *,
+    words: tuple[Path, ...] = (),
+    noise: tuple[Path, ...] = (),
 ) -> ArtefactInfo:
-    """`kwsd export` as the command line has it. `data` gives the clips to compare on and the accuracy to store;
-    without it the recording that kwsd comes with is compared on, and no figure is stored."""
+    """`kwsd export` as the command line has it. `data` and `words` give the clips to compare on and the accuracy to
+    store; without them the recording that kwsd comes with is compared on, and no figure is stored."""
     checkpoint = _checkpoint(source, labels)
-    recommended = parse_thresholds(thresholds, checkpoint.labels)
-    if data is None:
+    recommended = checkpoint.recipe.get("thresholds", {}) | parse_thresholds(thresholds, checkpoint.labels)
+    if data is None and not words:
         recording = read_recording(DEMO)
-        clips = torch.from_numpy(recording[: recording.size // WINDOW * WINDOW]).reshape(-1, WINDOW)
-        return export(checkpoint, out, clips, thresholds=recommended)
-    windows, targets = labelled_windows(load_clips(data, "testing"), checkpoint.labels, (data,), "testing")
+        windows = torch.from_numpy(recording[: recording.size // WINDOW * WINDOW]).reshape(-1, WINDOW)
+        return export(checkpoint, out, windows, thresholds=recommended)
+    clips = load_subset(data, words, "testing")
+    windows, targets = labelled_windows(clips, checkpoint.labels, Noise(data, noise), "testing")
     guesses = torch.cat([b.argmax(1) for b in predictions(checkpoint.network(), windows, torch.device("cpu"))])
     accuracy = Rate(int((guesses == targets).sum()), len(targets))
     low, high = accuracy.interval
@@ -52,7 +60,17 @@ def export_checkpoint(
         value=round(accuracy.value, 4),
         low=round(low, 4),
         high=round(high, 4),
-        command=f"kwsd eval --model {out.name} --data DATA",
+        command=" ".join(
+            [
+                f"kwsd eval --model {out.name}",
+                *(["--data DATA"] if data else []),
+                *(
+                    f"{option} {folder.name}"
+                    for option, folders in (("--words", words), ("--noise", noise))
+                    for folder in folders
+                ),
+            ]
+        ),
     )
     return export(checkpoint, out, windows[::COMPARE_EVERY] / 32768.0, thresholds=recommended, figures=(figure,))
 

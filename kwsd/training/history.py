@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kwsd.errors import IO, KwsdError
+from kwsd.errors import IO, UNAVAILABLE, ConfigError, KwsdError
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,24 @@ class EpochFigures:
 class History:
     """The figures of a run, kept in `path` so that they outlive it."""
 
-    def __init__(self, path: Path, epochs: int) -> None:
-        """Go on after so many epochs; what the file has of later ones was lost with their checkpoint."""
+    def __init__(self, path: Path, epochs: int, board: Path | None = None) -> None:
+        """Go on after so many epochs; what the file has of later ones was lost with their checkpoint.
+
+        `board` is a folder for TensorBoard. Raises ConfigError if that is not installed.
+        """
         self.path = path
         self._rows = [row for row in _read(path) if int(row["epoch"]) <= epochs] if epochs else []
+        self._board = _open_board(board, epochs) if board else None
 
     def add(self, figures: EpochFigures) -> None:
         """Write one more line. Raises KwsdError if it cannot be written."""
         values = {name: "" if value is None else f"{value:.6g}" for name, value in asdict(figures).items()}
         self._rows.append(values)
+        if self._board:
+            for name, value in asdict(figures).items():
+                if value is not None and name != "epoch":
+                    self._board.add_scalar(name, value, figures.epoch)
+            self._board.flush()
         unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with unfinished.open("w", newline="", encoding="utf-8") as file:
@@ -48,6 +57,11 @@ class History:
         finally:
             with suppress(OSError):
                 unfinished.unlink()
+
+    def close(self) -> None:
+        """Nothing more will be added."""
+        if self._board:
+            self._board.close()
 
     def draw(self, path: Path) -> None:
         """Loss and shares over the epochs, as a picture. Raises KwsdError if it cannot be written."""
@@ -82,6 +96,18 @@ class History:
 
     def _column(self, name: str) -> Sequence[float]:
         return [float(row[name] or "nan") for row in self._rows]
+
+
+def _open_board(folder: Path, epochs: int) -> Any:
+    """A SummaryWriter, in whose curves what came after so many epochs is gone."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("--tensorboard: is not installed; pip install tensorboard", exit_code=UNAVAILABLE) from None
+    try:
+        return SummaryWriter(str(folder), purge_step=epochs + 1)
+    except OSError as error:
+        raise KwsdError(f"{folder}: cannot be written ({error.strerror}); choose another", exit_code=IO) from None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

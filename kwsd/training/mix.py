@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.training import augment
-from kwsd.training.dataset import Clips, load_clips, load_noise, to_int16
+from kwsd.training.dataset import Clips, Noise, load_clips, to_int16
 from kwsd.training.truth import Word, write_truth
 
 HISS_DBFS = -66.0  # the microphone's own noise, always there
@@ -56,7 +56,7 @@ def mix(mixture: Mixture, data: Path, subset: str, noise: tuple[Path, ...]) -> t
         pieces += [pause, sound]
     recording = np.concatenate([*pieces, np.zeros(2 * SAMPLE_RATE, np.float32)])
     if mixture.snr_db is not None:
-        background = _background(load_noise((data, *noise), subset), recording.size, rng)
+        background = _background(Noise(data, noise).part(subset), recording.size, rng)
         recording += background * _amplitude(WORD_DBFS - mixture.snr_db)
     recording += rng.standard_normal(recording.size).astype(np.float32) * _amplitude(HISS_DBFS)
     return np.clip(recording, -1.0, 1.0), truth
@@ -72,7 +72,7 @@ def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None
 
 
 def _rows(clips: Clips, keyword: str, subset: str) -> NDArray[np.intp]:
-    rows = np.flatnonzero(np.array(clips.words) == keyword)
+    rows = clips.said_whole([keyword])  # nobody says half a word
     if not rows.size:
         raise AudioError(f"{keyword}: no {subset} clips of it; choose other --labels")
     return rows

@@ -1,28 +1,44 @@
-"""How each network is trained: the hyper-parameters, in one place."""
+"""How each network is trained: the hyper-parameters, in one place. A file may say what a model does differently."""
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from kwsd.settings_file import SettingsFile
+
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Count = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(gt=0.0, lt=1.0)]
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `kwsd train --model NAME` does unless told otherwise."""
 
     labels: str  # as `--labels` takes it
-    epochs: int
-    batch: int  # windows per step
+    epochs: Count
+    batch: Count  # windows per step
     optimiser: Literal["adam", "adamw", "sgd"]
-    learning_rate: float  # the highest
-    weight_decay: float
+    learning_rate: Rate  # the highest
+    weight_decay: Annotated[float, Meta(ge=0.0)]
     schedule: Literal["constant", "cosine"]
-    warmup_epochs: float  # linear, from zero; cosine only
-    label_smoothing: float
-    average: float  # decay per step of the exponential moving average that is validated and exported; 0: none
+    warmup_epochs: Annotated[float, Meta(ge=0.0)]  # linear, from zero; cosine only
+    label_smoothing: Share
+    average: Share  # decay per step of the exponential moving average that is validated and exported; 0: none
     augment: bool  # place, stretch, mix, reverberate and mask the windows; else the clips as they are
-    mask_frames: int = 0  # SpecAugment: the widest mask over time
-    mask_mels: int = 0  # and over frequency
-    teacher_share: float = 0.7  # of the loss that comes from what the teacher says, where there is one
+    mask_frames: Annotated[int, Meta(ge=0, le=98)] = 0  # SpecAugment: the widest mask over time
+    mask_mels: Annotated[int, Meta(ge=0, le=40)] = 0  # and over frequency
+    mixup: Annotated[float, Meta(ge=0.0)] = 0.0  # windows are mixed in shares from Beta(mixup, mixup); 0: not
+    mixed_precision: bool = True  # 16-bit arithmetic in the convolutions, where the device has it
+    teacher_share: Share = 0.7  # of the loss that comes from what the teacher says, where there is one
+    thresholds: dict[str, Share] = {}  # that `kwsd export` recommends, by keyword
+
+
+class RecipeFile(Recipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A recipe with the network it is for, as `kwsd train --recipe` reads it; what it does not say is the network's."""
+
+    model: str
 
 
 DSTCN = Recipe(
@@ -73,8 +89,24 @@ RECIPES = {
         average=0.0,
         augment=False,
     ),
-    "dstcn-tiny": dataclasses.replace(DSTCN, learning_rate=6e-3, weight_decay=5e-3, mask_frames=10, mask_mels=2),
-    "dstcn-small": dataclasses.replace(DSTCN, mask_frames=12, mask_mels=3),
+    "dstcn-tiny": msgspec.structs.replace(DSTCN, learning_rate=6e-3, weight_decay=5e-3, mask_frames=10, mask_mels=2),
+    "dstcn-small": msgspec.structs.replace(DSTCN, mask_frames=12, mask_mels=3),
     "dstcn-base": DSTCN,
-    **{f"bcresnet-{tau:g}": dataclasses.replace(BCRESNET, mask_mels=m) for tau, m in BCRESNET_MASK_MELS.items()},
+    **{f"bcresnet-{tau:g}": msgspec.structs.replace(BCRESNET, mask_mels=m) for tau, m in BCRESNET_MASK_MELS.items()},
 }
+
+
+def read_recipe(path: Path) -> tuple[str, Recipe]:
+    """A network's name and how to train it, from a YAML file. Raises ConfigError naming file, line, key and remedy."""
+    file = SettingsFile(path, RecipeFile, "no such recipe")
+    tree = file.read()
+    model = tree.get("model")
+    if model not in RECIPES:
+        raise file.error("model", f"{model}: no such network; there are {', '.join(RECIPES)}")
+    settings: dict[str, Any] = {**msgspec.structs.asdict(RECIPES[model]), **tree}
+    try:
+        recipe = msgspec.convert(settings, RecipeFile)
+    except msgspec.ValidationError as error:
+        raise file.complain(error) from None
+    values = msgspec.structs.asdict(recipe)
+    return values.pop("model"), Recipe(**values)

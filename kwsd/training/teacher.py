@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from kwsd.artefact import read_info
 from kwsd.engines import load_spotter
 from kwsd.errors import ConfigError, ModelError
 from kwsd.training.checkpoint import load_checkpoint
+from kwsd.training.precision import FromFrames
 
 Teacher = Callable[[Tensor], Tensor]  # windows (batch, 16000) in ±1 to posteriors (batch, labels)
 
@@ -27,12 +29,14 @@ def load_teacher(path: Path, labels: tuple[str, ...], device: torch.device) -> T
         except ModelError:
             raise not_artefact from None
         _check(path, checkpoint.labels, labels)
-        network, theirs = checkpoint.network().to(device), checkpoint.labels
+        network: Any = checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        theirs = checkpoint.labels
+        from_frames = FromFrames(network, device, mixed=True) if hasattr(network, "features") else None
 
         def score(windows: Tensor) -> Tensor:
             with torch.inference_mode():
-                posteriors: Tensor = network(windows).exp()
-            return posteriors
+                log_probs = from_frames(network.features(windows)) if from_frames else network(windows)
+            return cast(Tensor, log_probs.exp())
 
     else:
         _check(path, theirs, labels)

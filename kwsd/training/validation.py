@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from kwsd.audio_format import WINDOW
 from kwsd.errors import AudioError
 from kwsd.training import augment
 from kwsd.training.batches import crops, place, targets_of, to_float
-from kwsd.training.dataset import Clips, load_noise, to_int16
+from kwsd.training.dataset import Clips, Noise, to_int16
 
 BATCH = 256  # windows
 CLIPS_PER_SILENCE = 11
@@ -65,17 +64,16 @@ class HeldOut:
         return Validated(accuracy, sum(float((wanted > bar).float().mean()) for bar in bars) / len(bars))
 
 
-def hold_out(clips: Clips, labels: tuple[str, ...], noise: tuple[Path, ...], talk: NDArray[np.int16] | None) -> HeldOut:
+def hold_out(clips: Clips, labels: tuple[str, ...], noise: Noise, talk: NDArray[np.int16] | None) -> HeldOut:
     """What to validate on. Raises AudioError if none of the clips is one of the labels."""
     windows, targets = labelled_windows(clips, labels, noise, "validation")
-    keywords = np.array([label for label in labels if not label.startswith("_")])
-    rows = np.flatnonzero(np.isin(np.array(clips.words), keywords))
+    rows = clips.said_whole([label for label in labels if not label.startswith("_")])
     if talk is None or not rows.size:
         nothing = torch.zeros(0, WINDOW, dtype=torch.int16)
         return HeldOut(windows, targets, nothing, torch.zeros(0, dtype=torch.int64), None)
     rng = np.random.default_rng(0)
     spoken = place(clips, rows, np.zeros(rows.size), rng)  # (rows, 16000)
-    background = crops(load_noise(noise, "validation"), rows.size, rng)
+    background = crops(noise.part("validation"), rows.size, rng)
     noisy = augment.mix(spoken, background, to_float32(rng.uniform(*NOISY_DB, (rows.size, 1))))
     spoken[1::2] = noisy[1::2].clamp(-1.0, 1.0)
     starts = np.arange(0, max(talk.size - WINDOW, 0) + 1, TALK_EVERY)
@@ -94,9 +92,7 @@ def to_float32(values: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def labelled_windows(
-    clips: Clips, labels: tuple[str, ...], noise: tuple[Path, ...], subset: str
-) -> tuple[Tensor, Tensor]:
+def labelled_windows(clips: Clips, labels: tuple[str, ...], noise: Noise, subset: str) -> tuple[Tensor, Tensor]:
     """The windows and targets a closed-set figure is taken over: the clips as they are and, where the model
     has `_silence_`, one piece of noise per eleven clips: (n, 16000) int16, (n,)."""
     targets = targets_of(clips.words, labels)
@@ -106,7 +102,7 @@ def labelled_windows(
     windows, wanted = torch.from_numpy(clips.samples[rows]), torch.from_numpy(targets[rows])
     if SILENCE in labels:
         n = max(1, rows.size // CLIPS_PER_SILENCE)
-        quiet = crops(load_noise(noise, subset), n, np.random.default_rng(0)) * 32768.0
+        quiet = crops(noise.part(subset), n, np.random.default_rng(0)) * 32768.0
         windows = torch.cat([windows, quiet.short()])
         wanted = torch.cat([wanted, torch.full((n,), labels.index(SILENCE))])
     return windows, wanted

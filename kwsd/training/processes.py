@@ -1,0 +1,130 @@
+"""One network trained by several processes, on one machine or more, as torchrun starts them.
+
+Every process draws the same batch and trains on its share of the windows; gradients and the statistics of batch
+normalisation are brought together. So the loss is that of one process on the whole batch.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.nn.functional import all_reduce  # differentiable
+from torch.nn.parallel import DistributedDataParallel
+
+from kwsd.errors import UNAVAILABLE, KwsdError
+
+PATIENCE = timedelta(minutes=30)  # for another process to decode clips
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together, seen from one of them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # on this machine
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one writes the files and speaks."""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """A GPU of its own."""
+        return torch.device("cuda", self.local_rank) if device.type == "cuda" and self.size > 1 else device
+
+    def share(self, batch: Tensor) -> Tensor:
+        """The rows of a batch that this process trains on."""
+        return batch[self.rank :: self.size]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    @contextmanager
+    def first_of_machine_first(self) -> Iterator[None]:
+        """What the first process of every machine does before the others, so that they find it done."""
+        if self.size > 1 and self.local_rank:
+            dist.barrier()
+        yield
+        if self.size > 1 and not self.local_rank:
+            dist.barrier()
+
+
+@contextmanager
+def join_team(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[Team]:
+    """The team that torchrun made this process part of, or a team of one.
+
+    Raises KwsdError if the others cannot be reached.
+    """
+    size = int(environment.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in environment else 1
+    if size == 1:
+        yield Team()
+        return
+    team = Team(int(environment["RANK"]), size, int(environment.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(team.device(device))
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise KwsdError(
+            f"process {team.rank} of {size}: cannot reach the others ({error})", exit_code=UNAVAILABLE
+        ) from None
+    try:
+        yield team
+    finally:
+        dist.destroy_process_group()
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the windows of all processes. The library's own wants a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to the same."""
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        wide = x.float()
+        axes = (0, 2, 3)
+        count = wide.new_full((1,), wide.numel() / self.num_features)
+        local = torch.cat([wide.sum(axes), wide.square().sum(axes), count])
+        sums = cast(Tensor, all_reduce(local))  # type: ignore[no-untyped-call]
+        total, squares, n = torch.split(sums, [self.num_features, self.num_features, 1])
+        mean = total / n  # (channels,)
+        variance = (squares / n - mean.square()).clamp(min=0.0)
+        with torch.no_grad():
+            momentum = 0.1 if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * n / (n - 1.0).clamp(min=1.0), momentum)
+            self.num_batches_tracked.add_(1)
+        gain = self.weight * torch.rsqrt(variance + self.eps)  # (channels,)
+        out = wide * gain.view(1, -1, 1, 1) + (self.bias - mean * gain).view(1, -1, 1, 1)
+        return out.to(x.dtype)
+
+
+def shared(network: nn.Module, team: Team) -> nn.Module:
+    """The network as each process calls it to train: gradients are averaged on the way back."""
+    if team.size == 1:
+        return network
+    for module in network.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, _synced(child))
+    return cast(nn.Module, DistributedDataParallel(network, broadcast_buffers=False))
+
+
+def _synced(norm: nn.BatchNorm2d) -> SyncedBatchNorm:
+    """With the same parameters and statistics, themselves and no copies."""
+    synced = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    state: dict[str, Any] = {**norm._parameters, **norm._buffers}
+    for name, tensor in state.items():
+        setattr(synced, name, tensor)
+    return synced.train(norm.training)
