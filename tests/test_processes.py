@@ -11,7 +11,7 @@ import torch
 from running import clean_environment
 from torch import nn
 
-from kwsd.errors import KwsdError
+from kwsd.errors import ConfigError, KwsdError
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.processes import SyncedBatchNorm, Team, join_team, shared
 
@@ -73,6 +73,12 @@ def test_one_process_is_a_team_of_one_whatever_else_stands_in_the_environment():
         assert torch.equal(team.share(torch.arange(5)), torch.arange(5))
         network = nn.Linear(1, 1)
         assert shared(network, team) is network
+
+
+@pytest.mark.parametrize("wrong", [{}, {"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"}])
+def test_half_of_what_torchrun_says_is_refused(wrong):
+    with pytest.raises(ConfigError, match="start it by torchrun"), join_team(CPU, {"MASTER_ADDR": "127.0.0.1"} | wrong):
+        pass
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])

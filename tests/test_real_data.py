@@ -10,13 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tiny_speech_commands as tiny
 from conftest import COMMAND
 from running import clean_environment
 
 from kwsd.artefact import read_info
+from kwsd.audio_format import SAMPLE_RATE as RATE
+from kwsd.config import load_config
+from kwsd.engines import load_spotter
 from kwsd.training.checkpoint import load_checkpoint
+from kwsd.training.dataset import load_clips
 from kwsd.training.evaluate import evaluate_model
+from kwsd.training.labels import COMMANDS
+from kwsd.training.streaming import evaluate_stream
+from kwsd.training.truth import Word, write_truth
 
 DATA = Path(os.environ.get("KWSD_DATA", ""))
 MODELS = Path(__file__).parent.parent / "models"
@@ -114,3 +122,65 @@ def test_nobody_is_both_heard_in_training_and_tested(quick):
     [index] = cache.glob("training-*/index.npz")
     tested = {Path(name).name.split("_nohash_")[0] for name in listed_for_testing()}
     assert tested.isdisjoint(np.load(index)["speakers"].tolist())
+
+
+# --- words that follow each other, and words over noise ---
+
+WORDS = 40
+PAUSE_S = 4.0
+KEPT = 0.85  # of the words that are heard alone
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """Whole words of test speakers, (word, samples) each."""
+    clips = load_clips(DATA, "testing")
+    rows = np.random.default_rng(11).permutation(clips.said_whole(COMMANDS))[:WORDS]
+    return [(clips.words[row], clips.samples[row] / 32768.0) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def heard(spoken, tmp_path_factory):
+    """Which of the words are heard on a tape of them: each after others that are said before it, over noise."""
+    folder = tmp_path_factory.mktemp("tapes")
+    config = load_config(None)
+    spotter = load_spotter(config.model_path, "cpu")
+
+    def hear(name, before=lambda word: [], noise=0.0003):
+        rng = np.random.default_rng(0)
+        pieces, truth, at = [], [], 0
+        for word, clip in spoken:
+            for piece in (np.zeros(round(PAUSE_S * RATE)), *before((word, clip)), clip):
+                pieces.append(piece)
+                at += len(piece)
+            truth.append(Word((at - RATE) / RATE, at / RATE, word))
+        tape = np.concatenate([*pieces, np.zeros(2 * RATE)])
+        soundfile.write(folder / f"{name}.wav", tape + rng.normal(0.0, noise, len(tape)), RATE)
+        write_truth(folder / f"{name}.wav", truth)
+        return np.array(evaluate_stream(config, spotter, [folder / f"{name}.wav"], []).at()[0].hit)
+
+    return hear
+
+
+@pytest.fixture(scope="module")
+def alone(heard):
+    hits = heard("alone")
+    assert hits.mean() > KEPT, "too few are heard at all to say anything of the rest"
+    return hits
+
+
+def test_a_word_repeated_after_two_seconds_is_heard_again(heard, alone):
+    again = heard("again", lambda spoken: [spoken[1], np.zeros(RATE)])
+    assert again[alone].mean() >= KEPT
+
+
+def test_a_word_right_after_another_command_is_heard(heard, alone, spoken):
+    def another(said):
+        return [next(clip for (word, clip), well in zip(spoken, alone, strict=True) if well and word != said[0])]
+
+    assert heard("after", another)[alone].mean() >= KEPT
+
+
+def test_a_word_over_steady_noise_is_heard(heard, alone, spoken):
+    loudness = np.median([np.sqrt(np.mean(clip**2)) for _, clip in spoken])
+    assert heard("noise", noise=loudness / 10)[alone].mean() >= KEPT  # about 20 dB under the words, more or less

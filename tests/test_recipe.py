@@ -33,6 +33,7 @@ def test_what_a_file_does_not_say_is_the_networks_own(recipe):
     ("lines", "complaint"),
     [
         (["epochs: 7"], "r.yaml: model: None: no such network; there are simplenet"),
+        (["model: [dstcn-base]"], "r.yaml:1: model: ['dstcn-base']: no such network"),
         (["# a comment", "model: resnet"], "r.yaml:2: model: resnet: no such network"),
         (["model: dstcn-base", "epoch: 7"], "r.yaml:2: epoch: unknown key; did you mean epochs?"),
         (["model: dstcn-base", "epochs: 0"], "r.yaml:2: epochs: expected int >= 1"),

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch.distributed.nn.functional import all_reduce  # differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from kwsd.errors import UNAVAILABLE, KwsdError
+from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError
 
 PATIENCE = timedelta(minutes=30)  # for another process to decode clips
 
@@ -65,23 +65,34 @@ def join_team(device: torch.device, environment: Mapping[str, str] = os.environ)
 
     Raises KwsdError if the others cannot be reached.
     """
-    size = int(environment.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in environment else 1
-    if size == 1:
-        yield Team()
+    team = _team(environment)
+    if team.size == 1:
+        yield team
         return
-    team = Team(int(environment["RANK"]), size, int(environment.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(team.device(device))
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise KwsdError(
-            f"process {team.rank} of {size}: cannot reach the others ({error})", exit_code=UNAVAILABLE
+            f"process {team.rank} of {team.size}: cannot reach the others ({error})", exit_code=UNAVAILABLE
         ) from None
     try:
         yield team
     finally:
         dist.destroy_process_group()
+
+
+def _team(environment: Mapping[str, str]) -> Team:
+    if "MASTER_ADDR" not in environment:
+        return Team()
+    try:
+        rank, size, local_rank = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    except (KeyError, ValueError):
+        raise ConfigError(
+            "MASTER_ADDR without numbers in RANK, WORLD_SIZE and LOCAL_RANK; start it by torchrun"
+        ) from None
+    return Team(rank, size, local_rank)
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):

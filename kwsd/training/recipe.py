@@ -101,7 +101,7 @@ def read_recipe(path: Path) -> tuple[str, Recipe]:
     file = SettingsFile(path, RecipeFile, "no such recipe")
     tree = file.read()
     model = tree.get("model")
-    if model not in RECIPES:
+    if not isinstance(model, str) or model not in RECIPES:
         raise file.error("model", f"{model}: no such network; there are {', '.join(RECIPES)}")
     settings: dict[str, Any] = {**msgspec.structs.asdict(RECIPES[model]), **tree}
     try:

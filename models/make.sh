@@ -1,0 +1,25 @@
+#!/bin/sh
+# Makes a shipped model anew: models/make.sh NAME DATA, where NAME.yaml beside this file is its recipe.
+# DATA holds SpeechCommands/, speech/train (talk with its transcripts) and music. An hour or two on two cores.
+# models/README.md says where the thresholds in the recipes come from.
+set -eu
+name=${1:?usage: models/make.sh NAME DATA} data=${2:?usage: models/make.sh NAME DATA}
+here=$(dirname "$0")
+[ -f "$here/$name.yaml" ] || { echo "$here/$name.yaml: no such recipe" >&2; exit 2; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+train() {
+    out=$1; shift
+    kwsd train --recipe "$here/$name.yaml" --data "$data" --words "$work/voices" --negatives "$data/speech/train" \
+        --noise "$data/music" --out "$work/$out.ckpt" "$@"
+}
+python3 "$here/synthesise.py" "$work/voices"
+case $name in
+commands) # first by itself, then on with what it said then as its teacher
+    train first
+    train commands --init "$work/first.ckpt" --teacher "$work/first.ckpt" --epochs 50 --learning-rate 0.002 ;;
+*)
+    train "$name" --teacher "$here/commands.onnx" ;;
+esac
+kwsd export "$work/$name.ckpt" -o "$here/$name.onnx" --data "$data"
+[ ! -f "$here/$name.pt" ] || kwsd export "$work/$name.ckpt" -o "$here/$name.pt" --data "$data"
