@@ -492,7 +492,7 @@ def test_thresholds_of_a_recipe_for_other_labels_are_refused(data, tmp_path):
         train(options(data, tmp_path / "a.ckpt", model=None, recipe=tmp_path / "r.yaml"), quietly)
 
 
-@pytest.mark.parametrize(("fits", "remedy"), [(12, "--batch 12 fits"), (0, "free some of its memory")])
+@pytest.mark.parametrize(("fits", "remedy"), [(12, "--batch 12 fits"), (0, "a smaller --batch")])
 def test_a_gpu_that_is_too_small_for_a_batch_is_said_with_one_that_fits(
     data, small, tmp_path, monkeypatch, fits, remedy
 ):

@@ -116,8 +116,8 @@ def _enough_memory(run: Run) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         run.optimiser.zero_grad()
-        fits = _batch_that_fits(run)
-        remedy = f"--batch {fits} fits" if fits else "free some of its memory, or use --device cpu"
+        fits = _batch_that_fits(run) if run.team.size == 1 else None  # others would wait for steps that we try
+        remedy = f"--batch {fits} fits" if fits else "a smaller --batch, or --device cpu"
         raise KwsdError(
             f"the GPU's memory does not hold a batch of {run.recipe.batch} windows; {remedy}", exit_code=UNAVAILABLE
         ) from None
