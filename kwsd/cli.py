@@ -256,12 +256,14 @@ def _add_eval(commands: "Commands") -> None:
 def _add_mix(commands: "Commands") -> None:
     parser = _add(commands, "mix", mix, "Build a long recording of known words, for kwsd eval --stream.")
     parser.add_argument("out", type=Path, metavar="FILE", help=".wav or .flac; its words go into a .tsv beside it")
-    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that holds SpeechCommands/")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds SpeechCommands/")
+    _add_words(parser)
     parser.add_argument("--subset", choices=("training", "validation", "testing"), default="testing")
-    parser.add_argument("--words", type=int, default=200, metavar="N", help="how many (default 200)")
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="how many words (default 200)")
     parser.add_argument(
-        "--labels", default="commands", metavar="LABELS", help="which, in turn: commands, all, or a,b,c"
-    )
+        "--labels", metavar="LABELS",
+        help="which, in turn: commands (default with --data), all, or a,b,c; without --data all there are",
+    )  # fmt: skip
     parser.add_argument(
         "--pause", type=float, nargs=2, default=(1.5, 2.5), metavar=("FROM", "TO"), help="seconds between clips"
     )
@@ -523,11 +525,14 @@ def mix(options: argparse.Namespace) -> int:
     from kwsd.training import mix as mixing
     from kwsd.training.labels import parse_labels
 
-    keywords = tuple(label for label in parse_labels(options.labels) if not label.startswith("_"))
+    if not options.data and not options.words:
+        raise ConfigError("mix: of which words? name --data, or a folder of --words", exit_code=USAGE)
+    labels = options.labels or ("commands" if options.data else None)
+    keywords = tuple(label for label in parse_labels(labels) if not label.startswith("_")) if labels else ()
     mixture = mixing.Mixture(
-        options.words, keywords, tuple(options.pause), options.snr, decay_s=options.reverb, seed=options.seed
+        options.count, keywords, tuple(options.pause), options.snr, decay_s=options.reverb, seed=options.seed
     )
-    recording, truth = mixing.mix(mixture, options.data, options.subset, tuple(options.noise))
+    recording, truth = mixing.mix(mixture, options.data, options.subset, tuple(options.noise), tuple(options.words))
     mixing.write(recording, truth, options.out)
     say(f"{options.out}: {len(truth)} words in {recording.size / SAMPLE_RATE / 60:.1f} min")
     return OK

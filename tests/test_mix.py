@@ -94,6 +94,31 @@ def test_a_line_that_makes_no_sense_is_named(tmp_path, line):
         read_truth(tmp_path / "tape.wav")
 
 
+def test_words_are_whole(tmp_path):
+    root = tiny.make(tmp_path / "data", words=("yes",))
+    for name in (tiny.folder(root) / "testing_list.txt").read_text().split()[1:]:
+        tiny.write(tiny.folder(root) / name, np.concatenate([np.zeros(RATE // 2), tiny.tone("yes")])[:RATE])
+    _, truth = mix(Mixture(20, ("yes",)), root, "testing", ())
+    lengths = {round(word.end_s - word.start_s, 2) for word in truth}
+    assert len(lengths) == 1, "only the one clip that has all of its word"
+
+
+def test_ones_own_words_are_said_alone_or_besides(data, tmp_path, capsys):
+    for i in range(2):
+        tiny.write(tmp_path / f"mine/up/ann/{i}.wav", tiny.tone("up", seed=i))
+    (tmp_path / "mine/testing_list.txt").write_text("up/ann/0.wav\n")
+    out = tmp_path / "tape.wav"
+    assert dispatch(["mix", str(out), "--words", str(tmp_path / "mine"), "--count", "3"]) == 0
+    assert [word.keyword for word in read_truth(out)] == ["up"] * 3
+    _, truth = mix(Mixture(4), data, "testing", (), (tmp_path / "mine",))
+    assert [word.keyword for word in truth] == ["down", "no", "up", "yes"]
+
+
+def test_no_words_at_all_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--data, or a folder of --words"):
+        dispatch(["mix", str(tmp_path / "tape.wav")])
+
+
 def test_a_keyword_without_clips_is_named(data):
     with pytest.raises(AudioError, match="marvin"):
         mix(Mixture(2, ("yes", "marvin")), data, "testing", ())
@@ -107,6 +132,6 @@ def test_a_mixture_that_cannot_be_is_refused(data, wrong):
 
 def test_the_command_writes_both_files(data, tmp_path, capsys):
     out = tmp_path / "tape.wav"
-    assert dispatch(["mix", str(out), "--data", str(data), "--words", "3", "--labels", "yes,no"]) == 0
+    assert dispatch(["mix", str(out), "--data", str(data), "--count", "3", "--labels", "yes,no"]) == 0
     assert "3 words" in capsys.readouterr().err
     assert len(read_truth(out)) == 3 and soundfile.info(out).samplerate == RATE

@@ -278,7 +278,7 @@ def test_neither_clips_nor_recordings_is_a_usage_error(kwsd, config):
 @pytest.mark.skipif(not os.environ.get("KWSD_DATA"), reason="KWSD_DATA is not set: no real recordings to test on")
 def test_strangers_are_heard_and_their_talk_is_not(kwsd, config, tmp_path):
     tape = tmp_path / "tape.flac"
-    assert kwsd("mix", str(tape), "--data", os.environ["KWSD_DATA"], "--words", "30", "--seed", "5").code == 0
+    assert kwsd("mix", str(tape), "--data", os.environ["KWSD_DATA"], "--count", "30", "--seed", "5").code == 0
     result = kwsd("eval", "--model", str(config.model_path), "--stream", str(tape), "--json")
     words = json.loads(result.out)["words"]
     assert words["missed"] <= 9 and words["false_accepts"] <= 3  # far from both on a good model

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.training import augment
-from kwsd.training.dataset import Clips, Noise, load_clips, to_int16
+from kwsd.training.dataset import Clips, Noise, load_subset, to_int16
 from kwsd.training.truth import Word, write_truth
 
 HISS_DBFS = -66.0  # the microphone's own noise, always there
@@ -26,26 +26,30 @@ class Mixture:
     """How to build a recording. The same values give the same samples."""
 
     words: int
-    keywords: tuple[str, ...]  # in turn
+    keywords: tuple[str, ...] = ()  # in turn; none: all words there are
     pause_s: tuple[float, float] = (1.5, 2.5)  # between clips, drawn uniformly
     snr_db: float | None = None  # word over background; None: no background, and words at their own level
     decay_s: float = 0.0  # reverberation time (RT60); 0: as recorded
     seed: int = 0
 
 
-def mix(mixture: Mixture, data: Path, subset: str, noise: tuple[Path, ...]) -> tuple[NDArray[np.float32], list[Word]]:
-    """The recording (samples,) in ±1, and the words in it with the times at which they sound.
+def mix(
+    mixture: Mixture, data: Path | None, subset: str, noise: tuple[Path, ...], words: tuple[Path, ...] = ()
+) -> tuple[NDArray[np.float32], list[Word]]:
+    """The recording (samples,) in ±1, and the words in it with the times at which they sound: of clips of Speech
+    Commands under `data` and of somebody's own `words`.
 
     Raises AudioError if there are no clips of a keyword; ConfigError for a mixture that cannot be.
     """
     if mixture.words < 1 or not 0 <= mixture.pause_s[0] <= mixture.pause_s[1] or mixture.decay_s < 0:
         raise ConfigError("mix: at least one word, and pauses and reverberation of 0 s or more", exit_code=USAGE)
-    clips = load_clips(data, subset)
+    clips = load_subset(data, words, subset)
+    keywords = mixture.keywords or tuple(sorted(set(clips.words)))
     rng = np.random.default_rng(mixture.seed)
     generator = torch.Generator().manual_seed(mixture.seed)
     pieces, truth, at = [], [], 0
     for i in range(mixture.words):
-        keyword = mixture.keywords[i % len(mixture.keywords)]
+        keyword = keywords[i % len(keywords)]
         row = int(rng.choice(_rows(clips, keyword, subset)))
         start, end = (int(edge) for edge in clips.spans[row])
         sound = _clip(clips, row, mixture, generator)
