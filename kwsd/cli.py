@@ -134,7 +134,9 @@ def _add(commands: "Commands", name: str, command: Command, about: str) -> argpa
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: the one kwsd comes with)")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="artefact to use instead of the config's")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="artefact, or commands or commands-small, instead of the config's"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -308,8 +310,14 @@ def _add_bench(commands: "Commands") -> None:
 
 
 def _settings(options: argparse.Namespace, *more: str) -> tuple[str, ...]:
-    model = (f"model={options.model.resolve()}",) if options.model else ()
-    return (*model, *more, *options.set)
+    return (*((f"model={_model(options.model)}",) if options.model else ()), *more, *options.set)
+
+
+def _model(named: Path) -> Path:
+    """A file, or a model that kwsd comes with, by its name."""
+    from kwsd.config import shipped_model
+
+    return named.resolve() if named.exists() else shipped_model(str(named)) or named.resolve()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -452,12 +460,21 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _command_line(options: argparse.Namespace) -> str:
-    """What was typed, with the places of data and checkpoint taken out: it says how, not where."""
-    typed = " ".join(["kwsd", *sys.argv[1:]])
-    typed = typed.replace(str(options.data), "DATA") if options.data else typed
-    for path in (options.out, options.init, options.teacher, options.recipe, options.tensorboard, *options.words):
-        typed = typed.replace(str(path), path.name) if path else typed
-    return typed
+    """What was typed, with the places of data and files taken out: it says how, not where."""
+    files = (options.recipe, options.out, options.init, options.teacher, options.tensorboard)
+    names = {str(options.data): "DATA"} if options.data else {}
+    for path in (*files, *options.words, *options.negatives, *options.noise):
+        if path and not (options.data and path.is_relative_to(options.data)):
+            names[str(path)] = path.name
+
+    def told(argument: str) -> str:
+        option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+        for place, name in names.items():
+            if value == place or value.startswith(f"{place}/"):
+                return f"{option}{equals}{name}{value[len(place) :]}"
+        return argument
+
+    return " ".join(["kwsd", *map(told, sys.argv[1:])])
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -471,7 +488,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from kwsd.training.evaluate import draw_confusion, evaluate_model
 
     evaluation = evaluate_model(
-        options.model, options.data, options.subset, tuple(options.noise), words=tuple(options.words)
+        _model(options.model), options.data, options.subset, tuple(options.noise), words=tuple(options.words)
     )
     for reason in evaluation.skipped:
         say(f"skipped {reason}")

@@ -13,7 +13,8 @@ from kwsd.errors import ConfigError
 from kwsd.settings_file import SettingsFile
 
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
-DEFAULT_MODEL = DEFAULT_PATH.with_name("models") / "commands.onnx"  # for a config that names none, wherever it lies
+MODELS = DEFAULT_PATH.with_name("models")  # those that kwsd comes with
+DEFAULT_MODEL = MODELS / "commands.onnx"  # for a config that names none, wherever it lies
 MISSING = "no such config; leave out --config to use the one kwsd comes with"
 ENVIRONMENT = "KWSD_"
 NOT_SETTINGS = {"KWSD_DATA"}  # names the recordings that the tests use
@@ -134,7 +135,14 @@ class Config(_Section, frozen=True, kw_only=True):
     @property
     def model_path(self) -> Path:
         """Where the artefact is."""
-        return self.resolve(self.model)
+        return shipped_model(self.model) or self.resolve(self.model)
+
+
+def shipped_model(name: str) -> Path | None:
+    """The artefact of a model that kwsd comes with, `commands` or `commands-small`; None if it is none of their
+    names."""
+    path = MODELS / f"{name}.onnx"
+    return path if Path(name).name == name and path.exists() else None
 
 
 def load_config(

@@ -15,9 +15,9 @@ train() {
 }
 python3 "$here/synthesise.py" "$work/voices"
 case $name in
-commands) # first by itself, then on with what it said then as its teacher
+commands)
     train first
-    train commands --init "$work/first.ckpt" --teacher "$work/first.ckpt" --epochs 50 --learning-rate 0.002 ;;
+    train commands --init "$work/first.ckpt" --epochs 12 --learning-rate 0.0006 ;;
 *)
     train "$name" --teacher "$here/commands.onnx" ;;
 esac

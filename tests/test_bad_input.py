@@ -231,6 +231,14 @@ def test_a_model_that_belies_its_labels_or_window_is_refused_at_start(model, wor
     assert result.types == ["shutdown"]
 
 
+def test_a_model_that_kwsd_comes_with_goes_by_its_name_and_a_file_of_that_name_before_it(kwsd, models, tmp_path):
+    for named in (("--model", "commands-small"), ("--set", "model=commands-small")):
+        assert re.search(r"^model: .*/models/commands-small\.onnx$", kwsd("check", *named).out, re.MULTILINE), named
+    shutil.copy(models / "good.pt", tmp_path / "commands-small")
+    assert f"model: {tmp_path}/commands-small\n" in kwsd("check", "--model", "commands-small").out
+    kwsd("check", "--set", "model=../models/commands-small").refused(NO_INPUT, "no such model")
+
+
 def test_a_missing_model_is_named_with_what_to_do(kwsd, tmp_path):
     words = f"{tmp_path / 'nowhere.pt'}: no such model; train and export one, or name another"
     kwsd("check", "--model", "nowhere.pt").refused(NO_INPUT, words)

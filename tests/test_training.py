@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from kwsd.artefact import read_info
-from kwsd.cli import dispatch
+from kwsd.cli import _command_line, dispatch, make_parser
 from kwsd.errors import AudioError, ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training import dataset, run
@@ -120,6 +120,18 @@ def test_the_command_writes_a_checkpoint_that_needs_no_unpickling(trained, data)
     assert "training: 48 clips (down 12, no 12, up 12, yes 12)" in err
     assert "epoch 1/2: loss " in err
     assert "epoch 2/2: loss " in err
+
+
+def test_what_was_typed_is_told_without_the_places_on_this_machine(monkeypatch):
+    typed = [
+        "train", "--model", "simplenet", "--data", "data", "--words=/home/ann/words", "--negatives", "data/speech",
+        "--noise", "/home/ann/noise/", "--out", "out/data.ckpt", "--recipe", "data.yaml",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["/usr/bin/kwsd", *typed])
+    assert _command_line(make_parser().parse_args(typed)) == (
+        "kwsd train --model simplenet --data DATA --words=words --negatives DATA/speech --noise noise/ "
+        "--out data.ckpt --recipe data.yaml"
+    )
 
 
 def test_resumed_after_the_first_of_two_epochs_is_both_in_one_go(trained, data, cache, tmp_path):
