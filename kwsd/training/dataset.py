@@ -330,8 +330,8 @@ class Noise:
         first, last = SILENCE_PART[subset]
         recordings = [noise for place in places for noise in load_talk(place, ())[0].values()]
         if not recordings:
-            without = f"{self.data}: no _background_noise_ in the data set; " if self.data else ""
-            raise AudioError(f"{without}name recordings of noise with --noise")
+            place = f"{self.data}: no _background_noise_ in the data set; " if self.data else ""
+            raise AudioError(f"{place}name recordings of noise with --noise")
         return np.concatenate([noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings])
 
 
