@@ -310,7 +310,8 @@ def _add_bench(commands: "Commands") -> None:
 
 
 def _settings(options: argparse.Namespace, *more: str) -> tuple[str, ...]:
-    return (*((f"model={_model(options.model)}",) if options.model else ()), *more, *options.set)
+    model = (f"model={_model(options.model)}",) if options.model else ()
+    return (*model, *more, *options.set)
 
 
 def _model(named: Path) -> Path:

@@ -28,7 +28,7 @@ from kwsd.training.batches import PlainBatches
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import Noise, load_clips
 from kwsd.training.export import export, export_checkpoint
-from kwsd.training.loss import cross_entropy, mixing, smoothed
+from kwsd.training.loss import cross_entropy, draw_mixup, smoothed
 from kwsd.training.recipe import RECIPES
 from kwsd.training.run import learning_rate, moving_average
 from kwsd.training.teacher import load_teacher
@@ -453,13 +453,13 @@ def test_the_loss_is_torchs_label_smoothing(smoothing):
 
 def test_mixup_takes_of_each_other_window_the_smaller_share():
     generator = torch.Generator().manual_seed(0)
-    partner, share = mixing(10_000, 0.2, generator)
+    partner, share = draw_mixup(10_000, 0.2, generator)
     assert sorted(partner.tolist()) == list(range(10_000))
     assert share.shape == (10_000, 1)
     assert share.min() >= 0.0 and share.max() <= 0.5
     # Of Beta(0.2, 0.2) a quantile is known: half of the smaller shares lie under its first quartile.
     assert float((share < 0.01884).float().mean()) == pytest.approx(0.5, abs=0.02)
-    again = mixing(10_000, 0.2, torch.Generator().manual_seed(0))
+    again = draw_mixup(10_000, 0.2, torch.Generator().manual_seed(0))
     assert torch.equal(again[0], partner) and torch.equal(again[1], share)
 
 

@@ -15,7 +15,7 @@ def cross_entropy(log_probs: Tensor, wanted: Tensor) -> Tensor:
     return -(wanted * log_probs).sum(1)
 
 
-def mixing(batch: int, strength: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_mixup(batch: int, strength: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018): with which other window (batch,) each is mixed, and the share (batch, 1) of the other,
     the smaller one. Shares are drawn from Beta(strength, strength)."""
     partner = torch.randperm(batch, generator=generator)

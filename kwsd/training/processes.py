@@ -23,11 +23,11 @@ PATIENCE = timedelta(minutes=30)  # for another process to decode clips
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes that train together, seen from one of them."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0  # on this machine
 
     @property
@@ -37,62 +37,62 @@ class Team:
 
     def device(self, device: torch.device) -> torch.device:
         """A GPU of its own."""
-        return torch.device("cuda", self.local_rank) if device.type == "cuda" and self.size > 1 else device
+        return torch.device("cuda", self.local_rank) if device.type == "cuda" and self.world_size > 1 else device
 
-    def share(self, batch: Tensor) -> Tensor:
+    def shard(self, batch: Tensor) -> Tensor:
         """The rows of a batch that this process trains on."""
-        return batch[self.rank :: self.size]
+        return batch[self.rank :: self.world_size]
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     @contextmanager
     def first_of_machine_first(self) -> Iterator[None]:
         """What the first process of every machine does before the others, so that they find it done."""
-        if self.size > 1 and self.local_rank:
+        if self.world_size > 1 and self.local_rank:
             dist.barrier()
         yield
-        if self.size > 1 and not self.local_rank:
+        if self.world_size > 1 and not self.local_rank:
             dist.barrier()
 
 
 @contextmanager
-def join_team(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[Team]:
-    """The team that torchrun made this process part of, or a team of one.
+def join_process_group(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[ProcessGroup]:
+    """The group that torchrun made this process part of, or a group of one.
 
     Raises KwsdError if the others cannot be reached.
     """
-    team = _team(environment)
-    if team.size == 1:
-        yield team
+    group = _process_group(environment)
+    if group.world_size == 1:
+        yield group
         return
     if device.type == "cuda":
-        torch.cuda.set_device(team.device(device))
+        torch.cuda.set_device(group.device(device))
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise KwsdError(
-            f"process {team.rank} of {team.size}: cannot reach the others ({error})", exit_code=UNAVAILABLE
+            f"process {group.rank} of {group.world_size}: cannot reach the others ({error})", exit_code=UNAVAILABLE
         ) from None
     try:
-        yield team
+        yield group
     finally:
         dist.destroy_process_group()
 
 
-def _team(environment: Mapping[str, str]) -> Team:
+def _process_group(environment: Mapping[str, str]) -> ProcessGroup:
     if "MASTER_ADDR" not in environment:
-        return Team()
+        return ProcessGroup()
     try:
-        rank, size, local_rank = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, world_size, local_rank = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     except (KeyError, ValueError):
         raise ConfigError(
             "MASTER_ADDR without numbers in RANK, WORLD_SIZE and LOCAL_RANK; start it by torchrun"
         ) from None
-    return Team(rank, size, local_rank)
+    return ProcessGroup(rank, world_size, local_rank)
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -121,9 +121,9 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         return out.to(x.dtype)
 
 
-def shared(network: nn.Module, team: Team) -> nn.Module:
+def shared(network: nn.Module, group: ProcessGroup) -> nn.Module:
     """The network as each process calls it to train: gradients are averaged on the way back."""
-    if team.size == 1:
+    if group.world_size == 1:
         return network
     for module in network.modules():
         for name, child in module.named_children():

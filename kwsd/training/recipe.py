@@ -30,6 +30,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mask_frames: Annotated[int, Meta(ge=0, le=98)] = 0  # SpecAugment: the widest mask over time
     mask_mels: Annotated[int, Meta(ge=0, le=40)] = 0  # and over frequency
     mixup: Annotated[float, Meta(ge=0.0)] = 0.0  # windows are mixed in shares from Beta(mixup, mixup); 0: not
+    # How what is between the layers lies in memory: 1-D convolutions train nearly twice as fast so, 2-D ones slower.
+    channels_last: bool = True
     mixed_precision: bool = True  # 16-bit arithmetic in the convolutions, where the device has it
     teacher_share: Share = 0.7  # of the loss that comes from what the teacher says, where there is one
     thresholds: dict[str, Share] = {}  # that `kwsd export` recommends, by keyword
@@ -71,6 +73,7 @@ BCRESNET = Recipe(
     average=0.0,
     augment=True,
     mask_frames=20,
+    channels_last=False,
 )
 BCRESNET_MASK_MELS = {1: 0, 1.5: 1, 2: 3, 3: 5, 6: 7, 8: 7}  # by tau
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.training import augment
 from kwsd.training.batches import AugmentedBatches, PlainBatches
-from kwsd.training.loss import cross_entropy, mixing, smoothed
-from kwsd.training.processes import Team
+from kwsd.training.loss import cross_entropy, draw_mixup, smoothed
+from kwsd.training.processes import ProcessGroup
 from kwsd.training.recipe import Recipe
 from kwsd.training.teacher import Teacher
 from kwsd.training.validation import HeldOut
@@ -28,14 +28,14 @@ class Run:
     """A training run in memory."""
 
     network: Any  # an nn.Module; with features, embed and decide where the recipe augments
-    learner: nn.Module  # what is called to train it: from frames on where the recipe augments; shared by the team
+    learner: nn.Module  # what is called to train it: from frames on where the recipe augments; shared by the group
     optimiser: torch.optim.Optimizer
     batches: PlainBatches | AugmentedBatches
     held_out: HeldOut
     recipe: Recipe
     labels: tuple[str, ...]
     device: torch.device
-    team: Team
+    group: ProcessGroup
     seed: int
     average: AveragedModel | None  # what is validated and exported, where the recipe keeps it
     teacher: Teacher | None
@@ -80,25 +80,25 @@ def train_epoch(run: Run) -> tuple[float, float]:
 def _step(run: Run, windows: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[float, float]:
     """Learn from windows (batch, 16000) and targets (batch,); the sum of their losses and how many were told right,
     over all processes."""
-    recipe, team, n = run.recipe, run.team, len(windows)
+    recipe, group, n = run.recipe, run.group, len(windows)
     wanted = smoothed(targets, len(run.labels), recipe.label_smoothing)  # (batch, labels)
     if run.teacher is not None:
         wanted = torch.lerp(wanted, run.teacher(windows), recipe.teacher_share)
     inputs = _frames(run, windows, generator) if recipe.augment else windows
     if recipe.mixup:
-        partner, share = (drawn.to(run.device) for drawn in mixing(n, recipe.mixup, generator))
+        partner, share = (drawn.to(run.device) for drawn in draw_mixup(n, recipe.mixup, generator))
         wanted = torch.lerp(wanted, wanted[partner], share)
         inputs = torch.lerp(inputs, inputs[partner], share.view(n, *[1] * (inputs.dim() - 1)))
     run.optimiser.zero_grad()
-    log_probs = run.learner(team.share(inputs))  # (batch / processes, labels)
-    losses = cross_entropy(log_probs, team.share(wanted))
+    log_probs = run.learner(group.shard(inputs))  # (batch / processes, labels)
+    losses = cross_entropy(log_probs, group.shard(wanted))
     # The mean over the whole batch, after the mean over processes that its gradients go through.
-    (losses.sum() * (team.size / n)).backward()  # type: ignore[no-untyped-call]
+    (losses.sum() * (group.world_size / n)).backward()  # type: ignore[no-untyped-call]
     run.optimiser.step()
     if run.average is not None:
         run.average.update_parameters(run.network)
-    told = (log_probs.argmax(1) == team.share(targets)).sum()
-    loss, right = team.total(torch.stack([losses.detach().sum().double(), told.double()])).tolist()
+    told = (log_probs.argmax(1) == group.shard(targets)).sum()
+    loss, right = group.all_reduce(torch.stack([losses.detach().sum().double(), told.double()])).tolist()
     return loss, right
 
 
@@ -116,7 +116,7 @@ def _enough_memory(run: Run) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         run.optimiser.zero_grad()
-        fits = _batch_that_fits(run) if run.team.size == 1 else None  # others would wait for steps that we try
+        fits = _batch_that_fits(run) if run.group.world_size == 1 else None  # others would wait for steps that we try
         remedy = f"--batch {fits} fits" if fits else "a smaller --batch, or --device cpu"
         raise KwsdError(
             f"the GPU's memory does not hold a batch of {run.recipe.batch} windows; {remedy}", exit_code=UNAVAILABLE
@@ -144,7 +144,7 @@ def _progress(run: Run, steps: int) -> "tqdm[Any]":
         desc=f"epoch {run.epoch + 1}/{run.recipe.epochs}",
         unit="clip",
         leave=False,
-        disable=None if run.team.leads else True,
+        disable=None if run.group.leads else True,
     )
 
 

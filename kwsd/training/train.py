@@ -25,7 +25,7 @@ from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, 
 from kwsd.training.history import EpochFigures, History
 from kwsd.training.labels import parse_labels
 from kwsd.training.precision import FromFrames
-from kwsd.training.processes import Team, join_team, shared
+from kwsd.training.processes import ProcessGroup, join_process_group, shared
 from kwsd.training.recipe import RECIPES, Recipe, read_recipe
 from kwsd.training.run import Run, learning_rate, moving_average, train_epoch
 from kwsd.training.teacher import load_teacher
@@ -94,12 +94,12 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
             raise ConfigError(f"thresholds: {label} is none of the labels {', '.join(labels)}")
     out = options.out or Path("models") / f"{model}.ckpt"
     device = choose_device(options.device)
-    with join_team(device) as team:
-        plan = Plan(model, recipe, labels, out, options, say if team.leads else _nothing)
+    with join_process_group(device) as group:
+        plan = Plan(model, recipe, labels, out, options, say if group.leads else _nothing)
         Checkpoint.check_place(out)
         torch.manual_seed(options.seed)
         _keep_memory()
-        run = _prepare(plan, team.device(device), team)
+        run = _prepare(plan, group.device(device), group)
         if options.resume:  # --init has had its say in the run's first epoch
             _resume(run, plan)
         return _epochs(run, plan)
@@ -111,7 +111,7 @@ def _nothing(_: str) -> None:
 
 def _epochs(run: Run, plan: Plan) -> Checkpoint:
     """Those that are left to do."""
-    leads, out = run.team.leads, plan.out
+    leads, out = run.group.leads, plan.out
     history = History(out.with_suffix(".csv"), run.epoch, plan.options.tensorboard) if leads else None
     saved = run.epoch > 0
     try:
@@ -197,16 +197,15 @@ def _recipe(options: TrainOptions) -> tuple[str, Recipe]:
     return model, msgspec.structs.replace(recipe, **{key: value for key, value in said.items() if value is not None})
 
 
-def _prepare(plan: Plan, device: torch.device, team: Team) -> Run:
+def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     options, recipe, labels = plan.options, plan.recipe, plan.labels
-    with team.first_of_machine_first():
+    with group.first_of_machine_first():
         clips, validation = (_load(plan, subset) for subset in ("training", "validation"))
     _check_labels(clips, labels, plan.say)
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
     noise = Noise(options.data, options.noise)
-    # Channels last: the 1-D convolutions train nearly twice as fast, those over a picture somewhat slower.
-    memory = torch.contiguous_format if plan.model.startswith("bcresnet") else torch.channels_last
+    memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network = NETWORKS[plan.model](len(labels)).to(device, memory_format=memory)  # type: ignore[call-overload]
     batches: PlainBatches | AugmentedBatches
     quiet_talk = None
@@ -219,7 +218,7 @@ def _prepare(plan: Plan, device: torch.device, team: Team) -> Run:
         batches = PlainBatches(_known(clips, labels), labels, recipe.batch, options.seed)
     if options.init:
         _begin_with(network, plan)
-    learner = shared(FromFrames(network, device, recipe.mixed_precision) if recipe.augment else network, team)
+    learner = shared(FromFrames(network, device, recipe.mixed_precision) if recipe.augment else network, group)
     optimiser = OPTIMISERS[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )  # fmt: skip
@@ -232,7 +231,7 @@ def _prepare(plan: Plan, device: torch.device, team: Team) -> Run:
         recipe=recipe,
         labels=labels,
         device=device,
-        team=team,
+        group=group,
         seed=options.seed,
         average=AveragedModel(network, multi_avg_fn=moving_average(recipe.average)) if recipe.average else None,
         teacher=load_teacher(options.teacher, labels, device) if options.teacher else None,
