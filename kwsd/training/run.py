@@ -62,8 +62,8 @@ def train_epoch(run: Run) -> tuple[float, float]:
     total, right, seen = 0.0, 0.0, 0
     with _progress(run, steps) as progress, _enough_memory(run):
         for step, (windows, targets) in enumerate(run.batches.epoch(run.epoch)):
-            for group in run.optimiser.param_groups:
-                group["lr"] = learning_rate(run.recipe, run.epoch + (step + 1) / steps)
+            for settings in run.optimiser.param_groups:
+                settings["lr"] = learning_rate(run.recipe, run.epoch + (step + 1) / steps)
             loss, told = _step(run, windows.to(run.device), targets.to(run.device), generator)
             total += loss
             right += told
