@@ -1,5 +1,6 @@
 """From posteriors to detections: smooth, judge, fire once, re-arm. Pure, in samples, vectorised over streams."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.artefact import UNKNOWN
+from kwsd.ring import Indices
 from kwsd.spotter import Scores
-from kwsd.window import Indices
 
 Flags = NDArray[np.bool_]
 
@@ -234,16 +235,11 @@ class NearMisses:
 
 
 def _turns(streams: Indices) -> Iterator[slice]:
-    """Runs of rows in which no stream occurs twice, in order."""
-    start = 0
-    seen: set[int] = set()
-    for row, stream in enumerate(streams.tolist()):
-        if stream in seen:
-            yield slice(start, row)
-            start, seen = row, set()
-        seen.add(stream)
-    if start < len(streams):
-        yield slice(start, len(streams))
+    """Runs of rows in which no stream occurs twice, in order: a stream's next window comes after those of streams with
+    a greater number."""
+    starts = [0, *(np.flatnonzero(np.diff(streams) <= 0) + 1).tolist(), len(streams)] if len(streams) else []
+    for start, end in itertools.pairwise(starts):
+        yield slice(start, end)
 
 
 def _runners_up(smoothed: Scores) -> NDArray[np.intp]:

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ class Progress:
 
 def make_ring(config: Config, streams: int) -> RingBuffer:
     """A 16 kHz ring that holds a window behind everything an inlet can have in store."""
+    hop = samples(config.window.hop_ms / 1000)
     backlog = samples(max(SECONDS, config.window.max_batch * config.window.hop_ms / 1000))
-    return RingBuffer(streams, 2 * WINDOW + backlog)
+    return RingBuffer(streams, math.ceil((2 * WINDOW + backlog) / hop) * hop, hop=hop)
 
 
 class Pipeline:

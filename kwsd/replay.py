@@ -10,9 +10,9 @@ from kwsd.config import Config
 from kwsd.event import Overrun, Verdict
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
+from kwsd.ring import Indices
 from kwsd.source import AudioFile
 from kwsd.spotter import Scores, Spotter
-from kwsd.window import Indices
 
 
 def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = None) -> Iterator[Verdict | Overrun]:

@@ -7,12 +7,14 @@ touched meanwhile exactly where its first index is at least `_claimed - capacity
 torn, `read` says so, and the caller counts the loss. Indices only grow, so a stale look errs on the safe side.
 """
 
+from array import array
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
+Indices = NDArray[np.int64]
 
 
 class RingBuffer:
@@ -21,21 +23,27 @@ class RingBuffer:
     Nothing in here allocates sample memory after construction.
     """
 
-    def __init__(self, streams: int, capacity: int, channels: int | None = None) -> None:
-        self.streams, self.capacity = streams, capacity
-        self.ends = [0] * streams  # samples [.., ends) are in place
+    def __init__(self, streams: int, capacity: int, channels: int | None = None, *, hop: int = 1) -> None:
+        """`gather` is quick for samples that begin and end at multiples of `hop`, which must divide the capacity."""
+        self.streams, self.capacity, self.hop = streams, capacity, hop
+        # Arrays of Python's own: to read or write one number in them takes a third of the time numpy needs.
+        self.ends = array("q", bytes(8 * streams))  # samples [.., ends) are in place
+        self._claimed = array("q", bytes(8 * streams))  # the writer may be overwriting [.., _claimed - capacity)
         self.unbroken_from = np.zeros(streams, np.int64)  # first index after the last gap
-        self._claimed = [0] * streams  # the writer may be overwriting [.., _claimed - capacity)
+        self.gaps = 0  # how often that changed
+        self._ends_of_all = np.frombuffer(self.ends, np.int64)
+        self._claimed_of_all = np.frombuffer(self._claimed, np.int64)
         shape = (streams, capacity) if channels is None else (streams, capacity, channels)
         self._samples = np.full(shape, 0.0, np.float32)  # `full` touches every page now; `zeros` would in the callback
+        self._hops = self._samples.reshape(-1, hop) if channels is None else None
         self._bytes = [memoryview(row).cast("B") for row in self._samples]
         self._sample = 4 * (channels or 1)  # bytes
         self._append = [self.appender(stream) for stream in range(streams)]
 
     @property
-    def written(self) -> NDArray[np.int64]:
-        """The same as `ends`, to calculate with: (streams,)."""
-        return np.array(self.ends, np.int64)
+    def written(self) -> Indices:
+        """The same as `ends`, to calculate with: (streams,). It does not change any more."""
+        return self._ends_of_all.copy()
 
     def write(self, stream: int, samples: Samples) -> None:
         """Append samples (n,) or (n, channels). Called by the stream's one writer; never blocks."""
@@ -68,11 +76,13 @@ class RingBuffer:
         end = self.ends[stream] + lost
         self._claimed[stream] = end
         self.unbroken_from[stream] = end
+        self.gaps += 1
         self.ends[stream] = end
 
     def lead_in(self, stream: int, samples: int) -> None:
         """Count the zeros before sample 0 as audio: a recording that begins in silence."""
         self.unbroken_from[stream] = -samples
+        self.gaps += 1
 
     def read(self, stream: int, start: int, out: Samples) -> bool:
         """Copy samples [start, start + len(out)) and say whether every one of them is what was written.
@@ -87,6 +97,26 @@ class RingBuffer:
         out[:head] = ring[first : first + head]
         out[head:] = ring[: len(out) - head]
         return bool(start >= self.oldest(stream))
+
+    def gather(self, streams: Indices, ends: Indices, size: int) -> tuple[Samples, NDArray[np.bool_]]:
+        """The `size` samples before each end: (n, size), and for which of them `read` would say yes: (n,)."""
+        starts = ends - size
+        if self._hops is None or size % self.hop or (starts % self.hop).any():
+            return self._one_by_one(streams, starts, size)
+        there = ends <= self._ends_of_all[streams]
+        in_ring = self.capacity // self.hop
+        rows = (starts // self.hop)[:, None] + np.arange(size // self.hop)  # (n, size // hop)
+        rows = streams[:, None] * in_ring + rows % in_ring
+        samples = np.take(self._hops, rows, 0).reshape(-1, size)
+        oldest = np.maximum(self._claimed_of_all - self.capacity, self.unbroken_from)  # looked at after copying
+        return samples, there & (starts >= oldest[streams])
+
+    def _one_by_one(self, streams: Indices, starts: Indices, size: int) -> tuple[Samples, NDArray[np.bool_]]:
+        samples = np.empty((len(streams), size), np.float32)
+        whole = np.empty(len(streams), np.bool_)
+        for row, (stream, start) in enumerate(zip(streams.tolist(), starts.tolist(), strict=True)):
+            whole[row] = self.read(stream, start, samples[row])
+        return samples, whole
 
     def oldest(self, stream: int) -> int:
         """The first index that is still in place and after the last gap."""

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.audio_format import WINDOW
-from kwsd.ring import RingBuffer, Samples
+from kwsd.ring import Indices, RingBuffer
 from kwsd.spotter import HopSpotter, Scores, Spotter
-from kwsd.window import Due, Indices
+from kwsd.window import Due
 
 NOWHERE = np.iinfo(np.int64).min // 2  # the sample index of a state that was never begun
 
@@ -51,7 +51,7 @@ class WindowScorer:
 
     def score(self, ring: RingBuffer, due: Due) -> Scored:
         """Raises ModelError if the network fails."""
-        windows, whole = _read(ring, due.streams, due.ends, WINDOW)
+        windows, whole = ring.gather(due.streams, due.ends, WINDOW)
         posteriors = np.zeros((len(due), len(self._spotter.info.labels)), np.float32)
         if whole.any():
             posteriors[whole] = self._spotter.score(windows[whole])
@@ -77,7 +77,7 @@ class HopScorer:
         firsts = due.distinct  # windows are in turns: the first of every stream come first
         fresh = np.flatnonzero(self._at[streams[:firsts]] != ends[:firsts] - self._hop)
         if fresh.size:
-            windows, read = _read(ring, streams[fresh], ends[fresh], WINDOW)
+            windows, read = ring.gather(streams[fresh], ends[fresh], WINDOW)
             windows, fresh = windows[read], fresh[read]
         if fresh.size:
             posteriors[fresh] = self._spotter.begin(windows, self._states, streams[fresh])
@@ -85,7 +85,7 @@ class HopScorer:
             whole[fresh] = True
         for run in self._runs(due, ~whole):
             hops, last = run.shape[1], run[:, -1]
-            samples, read = _read(ring, streams[last], ends[last], self._hop * hops)
+            samples, read = ring.gather(streams[last], ends[last], self._hop * hops)
             rows, last = run[read], last[read]
             if not rows.size:
                 continue
@@ -106,15 +106,6 @@ class HopScorer:
             if run.size and self._at[due.streams[run[0]]] == due.ends[run[0]] - self._hop:
                 runs.setdefault(len(run), []).append(run)
         return [np.stack(same) for same in runs.values()]
-
-
-def _read(ring: RingBuffer, streams: Indices, ends: Indices, size: int) -> tuple[Samples, NDArray[np.bool_]]:
-    """The `size` samples before each end: (n, size), and which of them are what was written: (n,)."""
-    samples = np.empty((len(streams), size), np.float32)
-    whole = np.empty(len(streams), np.bool_)
-    for row, (stream, end) in enumerate(zip(streams.tolist(), ends.tolist(), strict=True)):
-        whole[row] = ring.read(stream, end - size, samples[row])
-    return samples, whole
 
 
 def _scored(due: Due, posteriors: Scores, whole: NDArray[np.bool_]) -> Scored:

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from kwsd.artefact import ArtefactInfo
 from kwsd.audio_format import WINDOW
 from kwsd.errors import ModelError
-from kwsd.ring import Samples
-from kwsd.window import Indices
+from kwsd.ring import Indices, Samples
 
 Scores = NDArray[np.float32]  # (n, labels)
 

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.audio_format import WINDOW
-from kwsd.ring import RingBuffer
+from kwsd.ring import Indices, RingBuffer
 
-Indices = NDArray[np.int64]
 NOTHING = np.zeros(0, np.int64)
 
 
@@ -31,11 +30,14 @@ class WindowSchedule:
     def __init__(self, streams: int, hop: int, max_batch: int, live: NDArray[np.bool_]) -> None:
         self.hop, self.max_batch = hop, max_batch
         self.live = live  # (streams,) whether late windows are skipped; a source that can wait is made to
-        self.next_end = np.full(streams, -WINDOW, np.int64)  # (streams,)
+        self.next_end = np.full(streams, -WINDOW, np.int64)  # (streams,) no window that ends before is due
+        self._none_skipped = np.zeros(streams, np.int64)
+        self._gaps = -1  # of the ring, when `next_end` was last made to reach over none
 
     def start_at(self, samples: Indices) -> None:
         """No window that ends before these sample indices (streams,) is due."""
         self.next_end = np.maximum(self.next_end, samples)
+        self._gaps = -1
 
     def take(self, ring: RingBuffer) -> Due:
         """Everything that is due, at most `max_batch` windows per stream.
@@ -44,14 +46,21 @@ class WindowSchedule:
         finished and the next batch starts at the present.
         """
         first = self.first_due(ring)  # (streams,)
-        due = np.maximum((ring.written - first) // self.hop + 1, 0)  # (streams,)
-        if not due.any():
-            return Due(NOTHING, NOTHING, due, 0)
+        ahead = ring.written - first  # (streams,) samples; none is due where it is negative
+        streams = np.flatnonzero(ahead >= 0)
+        if not len(streams):
+            return Due(NOTHING, NOTHING, self._none_skipped, 0)
+        if (ahead[streams] < self.hop).all():  # one window each, as nearly always
+            ends = first[streams]
+            first[streams] += self.hop
+            return Due(streams, ends, self._none_skipped, len(streams))
+        due = np.maximum(ahead // self.hop + 1, 0)  # (streams,)
         taken = np.minimum(due, self.max_batch)  # (streams,)
         skipped = np.where(self.live, due - taken, 0)  # (streams,)
-        self.next_end = np.where(due > 0, first + (taken + skipped) * self.hop, self.next_end)
-        streams, turn = self._in_turns(taken)
-        return Due(streams, first[streams] + turn * self.hop, skipped, int(np.count_nonzero(taken)))
+        in_turns, turn = self._in_turns(taken)
+        ends = first[in_turns] + turn * self.hop
+        first += (taken + skipped) * self.hop
+        return Due(in_turns, ends, skipped, int(np.count_nonzero(taken)))
 
     def exhausted(self, ring: RingBuffer) -> bool:
         """Whether no window is due in any stream."""
@@ -59,8 +68,11 @@ class WindowSchedule:
 
     def first_due(self, ring: RingBuffer) -> Indices:
         """Where the next window of each stream ends: the first that reaches over no gap, at a multiple of the hop."""
-        earliest = np.maximum(self.next_end, ring.unbroken_from + WINDOW)  # (streams,)
-        return -(-earliest // self.hop) * self.hop
+        if self._gaps != ring.gaps:
+            self._gaps = ring.gaps  # before the gaps themselves: one that comes now is looked at next
+            earliest = np.maximum(self.next_end, ring.unbroken_from + WINDOW)  # (streams,)
+            self.next_end = -(-earliest // self.hop) * self.hop
+        return self.next_end
 
     @staticmethod
     def _in_turns(taken: Indices) -> tuple[Indices, Indices]:

@@ -149,7 +149,7 @@ def test_the_engine_for_onnx_knows_no_torch():
 
 @pytest.mark.parametrize("module", PURE)
 def test_the_core_knows_no_clock_no_thread_and_no_file(module):
-    allowed = {"collections", "dataclasses", "math", "typing", "numpy", "kwsd"}
+    allowed = {"array", "collections", "dataclasses", "itertools", "math", "typing", "numpy", "kwsd"}
     names = {name.partition(".")[0] for name in imported(SOURCES[f"kwsd.{module}"].read_text(), SOURCES)}
     assert names <= allowed
 

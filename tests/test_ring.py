@@ -228,6 +228,30 @@ def test_any_history_reads_as_if_nothing_were_ever_forgotten(lead_in, steps):
             assert read(ring, start, end) == history.read(start, end), (start, end)
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    hop=st.sampled_from([1, 2, 4, 8]),
+    steps=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["write", "skip"]), st.integers(0, 2 * CAPACITY)), max_size=12
+    ),
+    ends=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5 * CAPACITY)), max_size=6),
+    size=st.integers(1, CAPACITY),
+)
+def test_spans_of_many_streams_gathered_at_once_are_what_each_reads(hop, steps, ends, size):
+    ring = RingBuffer(3, CAPACITY, hop=hop)
+    for stream, step, length in steps:
+        at = int(ring.written[stream])
+        if step == "write":
+            ring.write(stream, ramp(at, at + length) + 1000 * stream)
+        else:
+            ring.skip(stream, length)
+    streams, until = (np.array(column, np.int64).reshape(-1) for column in (list(zip(*ends, strict=True)) or [[], []]))
+    samples, whole = ring.gather(streams, until, size)
+    assert samples.shape == (len(ends), size)
+    for (stream, end), row, there in zip(ends, samples.tolist(), whole.tolist(), strict=True):
+        assert (row if there else None) == read(ring, end - size, end, stream)
+
+
 # --- two threads ---
 
 

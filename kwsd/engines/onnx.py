@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from kwsd.artefact import METADATA, ArtefactInfo, open_onnx
 from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
-from kwsd.ring import Samples
+from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
-from kwsd.window import Indices
 
 States = NDArray[np.float32]  # (streams, state)
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from kwsd.artefact import METADATA, ArtefactInfo
 from kwsd.device import choose_device
 from kwsd.errors import ModelError
-from kwsd.ring import Samples
+from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
-from kwsd.window import Indices
 
 if TYPE_CHECKING:
     import torch
