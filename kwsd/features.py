@@ -59,34 +59,46 @@ class LogMel(nn.Module):
 
 
 class DftLogMel(nn.Module):
-    """LogMel without an FFT, for engines that have none that is quick: the Fourier sums as products of matrices.
+    """LogMel without an FFT, for engines that have none that is quick: two steps of one (Cooley & Tukey 1965), as
+    products with matrices small enough to stay in the cache.
 
-    The power of a frame does not depend on where its phase is counted from. Counted from its middle, the cosines are
-    even and the sines odd, so a frame folded in half serves for both, with half the multiplications and weights.
+    With n = 16 m + r and the bin k = q + 32 p, the Fourier sum over 512 samples is 32 points over m for every r, and
+    then 16 points over r for every q. For a real frame q from 0 to 16 are enough: they reach every bin or its mirror.
     """
 
-    cosines: Tensor  # (FRAME // 2, bins)
-    sines: Tensor  # (FRAME // 2, bins)
-    filters: Tensor  # (bins under a filter, MELS)
+    taper: Tensor  # (FRAME,)
+    first: Tensor  # (2 * 17, FRAME // 16): m to the real and the imaginary part for every q
+    second: Tensor  # (17, 2 * 16, 2 * 16): for every q, both parts for every r to both for every p
+    filters: Tensor  # (17 * 2 * 16, MELS): squares of the parts for every q and p to mels
 
     def __init__(self) -> None:
         super().__init__()
-        heard = torch.nonzero(mel_filters().sum(1))[:, 0]  # bins under a filter
-        middle = FRAME // 2
-        angle = 2.0 * torch.pi / FFT * torch.outer(torch.arange(middle, dtype=torch.float64), heard.double())
-        taper = torch.hann_window(FRAME, dtype=torch.float64)[middle:, None]  # even around the middle, zero at its end
-        once = torch.ones(middle, 1, dtype=torch.float64)
-        once[0] = 0.5  # the sample in the middle is folded onto itself
-        self.register_buffer("cosines", (taper * once * torch.cos(angle)).float(), persistent=False)
-        self.register_buffer("sines", (taper * torch.sin(angle)).float(), persistent=False)
-        self.register_buffer("filters", mel_filters()[heard], persistent=False)
+        coarse, fine = 32, FFT // 32  # points
+        kept = coarse // 2 + 1
+        m, r = torch.arange(FRAME // fine, dtype=torch.float64), torch.arange(fine, dtype=torch.float64)
+        q, p = torch.arange(kept, dtype=torch.float64), torch.arange(fine, dtype=torch.float64)
+        angle = 2.0 * torch.pi / coarse * torch.outer(q, m)  # (kept, FRAME // fine)
+        first = torch.stack([torch.cos(angle), -torch.sin(angle)], 1)  # (kept, 2, FRAME // fine)
+        bins = q[:, None] + coarse * p  # (kept, fine)
+        angle = 2.0 * torch.pi / FFT * bins[:, None, :] * r[:, None]  # (kept, r, p)
+        cosine, sine = torch.cos(angle), torch.sin(angle)
+        from_real, from_imaginary = torch.cat([cosine, -sine], 2), torch.cat([sine, cosine], 2)
+        mirrored = torch.minimum(bins, FFT - bins).long()  # (kept, fine)
+        share = 1.0 / torch.bincount(mirrored.flatten())  # a bin and its mirror may both be there
+        filters = mel_filters()[mirrored] * share[mirrored][:, :, None]  # (kept, fine, MELS)
+        self.register_buffer("taper", torch.hann_window(FRAME), persistent=False)
+        self.register_buffer("first", first.flatten(0, 1).float(), persistent=False)
+        self.register_buffer("second", torch.cat([from_real, from_imaginary], 1).float(), persistent=False)
+        self.register_buffer("filters", torch.cat([filters, filters], 1).flatten(0, 1), persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Samples (batch, n), n a multiple of FRAME_HOP, to (batch, MELS, frames)."""
-        pieces = samples.reshape(samples.shape[0], -1, FRAME_HOP)  # (batch, pieces, FRAME_HOP)
-        frames = torch.cat([pieces[:, :-2], pieces[:, 1:-1], pieces[:, 2:]], 2)  # (batch, frames, FRAME)
-        after = frames[:, :, FRAME // 2 :]  # (batch, frames, FRAME // 2)
-        before = frames[:, :, 1 : FRAME // 2 + 1].flip(2)  # the same steps away from the middle
-        real, imaginary = torch.matmul(after + before, self.cosines), torch.matmul(after - before, self.sines)
-        mels = torch.matmul(real.square() + imaginary.square(), self.filters)  # (batch, frames, mels)
-        return torch.log(mels + FLOOR).transpose(1, 2)  # (batch, mels, frames)
+        batch = samples.shape[0]
+        pieces = samples.reshape(batch, -1, FRAME_HOP)  # (batch, pieces, FRAME_HOP)
+        frames = torch.cat([pieces[:, :-2], pieces[:, 1:-1], pieces[:, 2:]], 2) * self.taper  # (batch, frames, FRAME)
+        each = frames.reshape(-1, self.first.shape[1], self.second.shape[1] // 2)  # (batch * frames, m, r)
+        parts = torch.matmul(self.first, each)  # (batch * frames, q and part, r)
+        by_q = parts.reshape(-1, *self.second.shape[:2]).transpose(0, 1)  # (q, batch * frames, part and r)
+        power = torch.matmul(by_q, self.second).square()  # (q, batch * frames, part and p)
+        mels = torch.matmul(power.transpose(0, 1).reshape(-1, self.filters.shape[0]), self.filters)
+        return torch.log(mels + FLOOR).reshape(batch, -1, MELS).transpose(1, 2)  # (batch, MELS, frames)

@@ -8,6 +8,7 @@ import numpy as np
 import soxr
 
 from kwsd.audio_format import SAMPLE_RATE
+from kwsd.pcm import mono
 from kwsd.ring import RingBuffer, Samples
 
 SECONDS = 4.0  # of audio kept at the source's own rate: how long inference may sleep before samples are lost
@@ -113,19 +114,13 @@ class Inlet:
             piece = self._piece[: min(goal - self._read, len(self._piece))]
             if self._native.unbroken_from[0] <= self._gap and self._native.read(0, self._read, piece):
                 self._read += len(piece)
-                self._ring.write(self.stream, self._resampler.resample_chunk(self._mono(piece)))
+                self._ring.write(self.stream, self._resampler.resample_chunk(mono(piece, self.channel)))
             else:
                 self._cross_gap()
         if ended and self._read >= available and not self.drained:
             if self.rate != SAMPLE_RATE:
                 self._ring.write(self.stream, self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             self.drained = True
-
-    def _mono(self, frames: Samples) -> Samples:
-        """Frames (n, channels) to the wanted channel, or to the mean of all: (n,)."""
-        if frames.shape[1] == 1 or self.channel is not None:
-            return np.ascontiguousarray(frames[:, self.channel or 0])
-        return np.asarray(np.mean(frames, axis=1))
 
     def _cross_gap(self) -> None:
         """Go on behind a gap with a new resampler: count what was not converted as lost, keep the clock."""

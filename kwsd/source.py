@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, AudioError, ConfigError, KwsdError
 from kwsd.inlet import Inlet
+from kwsd.pcm import Frames, PcmDecoder
 
 if TYPE_CHECKING:
     import sounddevice
-
-Frames = NDArray[np.float32]  # (frames, channels) in ±1
 
 BLOCK_S = 0.02  # of audio a file or pipe delivers at once
 USUAL_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8_000)  # Hz, tried when a device refuses its own default
@@ -316,9 +314,6 @@ class AudioFile(_Reader):
             )
 
 
-FORMATS = {"s16le": ("<i2", 32768.0), "s32le": ("<i4", 2147483648.0), "f32le": ("<f4", 1.0)}
-
-
 class RawPcm(_Reader):
     """Headerless interleaved samples from stdin (`-`), a FIFO or a file."""
 
@@ -329,7 +324,7 @@ class RawPcm(_Reader):
         super().__init__(rate, channels, realtime=False)
         self.channel = channel
         self._name = "stdin" if path == "-" else path
-        self._type, self._full_scale = FORMATS[sample_format]
+        self._decoder = PcmDecoder(sample_format, channels)
         self._fd = self._open(path)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
@@ -353,28 +348,25 @@ class RawPcm(_Reader):
 
     def blocks(self) -> Iterator[Frames]:
         """Frames until the writer closes; an incomplete last frame is dropped and said."""
-        frame = np.dtype(self._type).itemsize * self.channels  # bytes
-        rest, read = b"", 0
+        frame = self._decoder.frame  # bytes
+        read = 0
         while not self._stop.is_set():
             chunk = self._read(round(BLOCK_S * self.rate) * frame)
             if chunk is None:
                 continue
             if not chunk:
                 break
-            rest += chunk
-            whole = len(rest) // frame * frame
-            samples = np.frombuffer(rest[:whole], self._type).astype(np.float32) / np.float32(self._full_scale)
-            rest = rest[whole:]
-            block = samples.reshape(-1, self.channels)
+            block = self._decoder.frames(chunk)
             check_finite(block, self._name, read)
             read += len(block)
             if len(block):
                 yield block
         if read == 0 and not self._stop.is_set():
             raise AudioError(f"{self._name}: ended before a single sample came; pipe audio into it")
+        rest = len(self._decoder.rest)
         if rest:
             self._failure = AudioError(
-                f"{self._name}: ended inside a sample ({len(rest)} of {frame} bytes); the rest was listened to",
+                f"{self._name}: ended inside a sample ({rest} of {frame} bytes); the rest was listened to",
                 exit_code=0,
             )
 

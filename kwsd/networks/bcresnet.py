@@ -7,7 +7,7 @@ reshaped tensor here, and a mean in place of pooling layers: so it scripts.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwsd.features import LogMel
+from kwsd.features import FRAME_HOP, LogMel
 from kwsd.networks.incremental import Body, Incremental, IncrementalOnnx
 
 BANDS = 5  # of frequency that are normalised apart
@@ -60,6 +60,8 @@ class Block(nn.Module):
 
 class BcResNet(nn.Module):
     """BC-ResNet-tau on log-mel frames."""
+
+    step = FRAME_HOP  # samples
 
     def __init__(self, labels: int, tau: float) -> None:
         super().__init__()

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwsd.features import MELS, LogMel
-from kwsd.networks.incremental import Body, Incremental, IncrementalOnnx
+from kwsd.features import FRAME_HOP, MELS, LogMel
+from kwsd.networks.incremental import FEW, Body, Incremental, IncrementalOnnx
 
 STEM_KERNEL, STEM_STRIDE = 5, 2  # log-mel frames; 98 of them make 49 columns of 20 ms
 KERNELS = (7, 9, 11, 13, 15, 15)  # columns
 LAST_KERNEL = 15
-FEW = 4  # windows
 
 
 def depthwise(channels: int, kernel: int) -> nn.Conv2d:
@@ -49,6 +48,8 @@ class Block(nn.Module):
 
 class DsTcn(nn.Module):
     """Stem, residual blocks, two wider layers, mean, linear. Parameters grow with the square of `channels`."""
+
+    step = FRAME_HOP  # samples
 
     def __init__(self, labels: int, channels: int, wide: int) -> None:
         super().__init__()

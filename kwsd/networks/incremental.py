@@ -14,18 +14,21 @@ from kwsd.audio_format import WINDOW
 from kwsd.features import FRAME, FRAME_HOP, MELS, DftLogMel, LogMel
 
 FRAMES = 1 + (WINDOW - FRAME) // FRAME_HOP  # in a window
+FEW = 4  # windows up to which plain products are faster than the library's convolutions on the CPU
 
 
 @runtime_checkable
 class HasIncrement(Protocol):
     """A network that can be exported in these forms."""
 
-    def for_inference(self) -> "Incremental":
-        """A copy with the same answers, for TorchScript."""
+    step: int  # samples: it advances by a multiple of these
+
+    def for_inference(self) -> nn.Module:
+        """A copy with the same answers, for TorchScript: with `state`, `begin` and `advance` as `Incremental` has."""
         ...
 
-    def for_onnx(self) -> "IncrementalOnnx":
-        """The same network, for ONNX."""
+    def for_onnx(self) -> nn.Module:
+        """The same network, for ONNX: with `state` and `forward` as `IncrementalOnnx` has."""
         ...
 
 

@@ -2,18 +2,15 @@
 
 import asyncio
 import contextlib
-import errno
 import os
-import socket
-import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
+from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
 from kwsd.event import Dropped, Line, unnumbered
+from kwsd.unix_path import bind
 
-MODE = 0o660
 FLUSH_S = 0.3  # how long `close` waits for readers
 
 
@@ -75,7 +72,7 @@ class UnixSocket:
         Raises ConfigError or KwsdError if the folder is missing, forbidden, or another daemon answers there.
         """
         sink = cls(path, queue, hello)
-        listener = _bind(path)
+        listener = bind(path, "sinks.socket.path")
         sink._inode = path.stat().st_ino
         sink._server = await asyncio.start_unix_server(sink._serve, sock=listener)
         return sink
@@ -128,58 +125,6 @@ async def _until_gone(incoming: asyncio.StreamReader) -> None:
     with contextlib.suppress(OSError):
         while await incoming.read(4096):
             pass
-
-
-def _bind(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _unlink_stale(path)
-        before = os.umask(0o777 & ~MODE)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen()
-        listener.setblocking(False)
-    except (FileNotFoundError, NotADirectoryError):
-        listener.close()
-        raise ConfigError(f"sinks.socket.path: {path}: the folder {path.parent} is not there; create it") from None
-    except PermissionError:
-        listener.close()
-        raise ConfigError(
-            f"sinks.socket.path: {path}: no permission; choose a folder you may write to", exit_code=NO_PERMISSION
-        ) from None
-    except OSError as error:
-        listener.close()
-        if "too long" in str(error):  # Python's own check, without an errno
-            raise ConfigError(f"sinks.socket.path: {path}: is too long for a socket; name a shorter path") from None
-        raise ConfigError(f"sinks.socket.path: {path}: cannot be bound ({error.strerror})", exit_code=IO) from None
-    except KwsdError:
-        listener.close()
-        raise
-    return listener
-
-
-def _unlink_stale(path: Path) -> None:
-    """Remove a socket file that nobody answers on; anything else stays and is an error."""
-    try:
-        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
-    except FileNotFoundError:
-        return
-    if not is_socket:
-        raise ConfigError(f"sinks.socket.path: {path}: is in the way and no socket; remove it or name another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.settimeout(1.0)
-            probe.connect(str(path))
-        except OSError as error:
-            if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
-                raise
-            path.unlink(missing_ok=True)
-            return
-    raise KwsdError(
-        f"sinks.socket.path: {path}: another kwsd answers there; stop it or name another path", exit_code=UNAVAILABLE
-    )
 
 
 def default_path() -> Path:

@@ -169,7 +169,7 @@ def describe(checkpoint: Checkpoint, thresholds: dict[str, float], figures: tupl
         sample_rate=SAMPLE_RATE,
         window=WINDOW,
         features=geometry if hasattr(network, "features") else None,
-        step=FRAME_HOP if isinstance(network, HasIncrement) else None,
+        step=network.step if isinstance(network, HasIncrement) else None,
         thresholds=thresholds,
         figures=figures,
         data=f"{checkpoint.data}; {checkpoint.command}" if checkpoint.command else checkpoint.data,
@@ -214,8 +214,8 @@ def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
 
     inputs: tuple[Tensor, ...] = (torch.zeros(2, WINDOW),)
     if isinstance(network, HasIncrement):
-        incremental = network.for_onnx()
-        inputs, network = (torch.zeros(2, FRAME_HOP), torch.zeros(2, incremental.state)), incremental
+        incremental: Any = network.for_onnx()
+        inputs, network = (torch.zeros(2, network.step), torch.zeros(2, incremental.state)), incremental
     names, outputs = ["samples", "state"][: len(inputs)], ["log_probs", "state_after"][: len(inputs)]
     free = {name: {0: "batch"} for name in names + outputs}
     if len(inputs) > 1:

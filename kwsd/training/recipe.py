@@ -95,6 +95,8 @@ RECIPES = {
     "dstcn-tiny": msgspec.structs.replace(DSTCN, learning_rate=6e-3, weight_decay=5e-3, mask_frames=10, mask_mels=2),
     "dstcn-small": msgspec.structs.replace(DSTCN, mask_frames=12, mask_mels=3),
     "dstcn-base": DSTCN,
+    "stcn-small": msgspec.structs.replace(DSTCN, mask_frames=12, mask_mels=3),
+    "stcn-base": msgspec.structs.replace(DSTCN, mask_frames=12, mask_mels=3),
     **{f"bcresnet-{tau:g}": msgspec.structs.replace(BCRESNET, mask_mels=m) for tau, m in BCRESNET_MASK_MELS.items()},
 }
 
