@@ -9,6 +9,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from kwsd.address import Address, parse_address
 from kwsd.errors import ConfigError
 from kwsd.settings_file import SettingsFile
 
@@ -62,11 +63,21 @@ class PcmConfig(_Section, frozen=True, kw_only=True, tag_field="source", tag="pc
 StreamConfig = MicrophoneConfig | FileConfig | PcmConfig
 
 
+class ListenConfig(_Section, frozen=True, kw_only=True):
+    """Where satellites connect that send their audio."""
+
+    on: tuple[str, ...] = ()
+    token_file: str | None = None
+    streams: Annotated[int, Meta(ge=1, le=4096)] = 16
+    silent_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 30.0
+
+
 class WindowConfig(_Section, frozen=True, kw_only=True):
     """How often a window is scored."""
 
     hop_ms: Annotated[float, Meta(ge=10.0, le=1000.0)] = 100.0
     max_batch: Annotated[int, Meta(ge=1, le=256)] = 16
+    max_wait_ms: Annotated[float, Meta(ge=0.0, le=1000.0)] = 20.0
 
 
 class KeywordConfig(_Section, frozen=True, kw_only=True):
@@ -121,7 +132,8 @@ class Config(_Section, frozen=True, kw_only=True):
     model: str = str(DEFAULT_MODEL)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     keywords: Literal["all"] | dict[str, KeywordConfig] = "all"
-    streams: Annotated[tuple[StreamConfig, ...], Meta(min_length=1)] = (MicrophoneConfig(),)
+    streams: tuple[StreamConfig, ...] = (MicrophoneConfig(),)
+    listen: ListenConfig = ListenConfig()
     window: WindowConfig = WindowConfig()
     debouncer: DebouncerConfig = DebouncerConfig()
     events: EventsConfig = EventsConfig()
@@ -131,6 +143,11 @@ class Config(_Section, frozen=True, kw_only=True):
     def resolve(self, path: str) -> Path:
         """A path of the config, relative to the folder the config lies in."""
         return Path(self.folder) / Path(path).expanduser()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where satellites connect. Raises ConfigError for what is no address."""
+        return tuple(parse_address(text, self.resolve) for text in self.listen.on)
 
     @property
     def model_path(self) -> Path:
@@ -179,9 +196,27 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise place.error(f"streams.{i}", f"the name {name!r} is taken; give every stream a name of its own")
+    if not config.streams and not config.listen.on:
+        raise place.error("streams", "is empty; name a stream, or an address in listen.on")
+    _check_listen(config, place)
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
     if len(stdin) > 1:
         raise place.error(f"streams.{stdin[1]}", "only one stream can read stdin")
+
+
+def _check_listen(config: Config, place: SettingsFile) -> None:
+    for i, text in enumerate(config.listen.on):
+        try:
+            address = parse_address(text, config.resolve)
+        except ConfigError as error:
+            raise place.error(f"listen.on.{i}", str(error)) from None
+        if text in config.listen.on[:i]:
+            raise place.error(f"listen.on.{i}", f"{text} is there twice")
+        if address.beyond and config.listen.token_file is None:
+            raise place.error(
+                f"listen.on.{i}",
+                f"{text} can be reached from other machines; name a listen.token_file, or use 127.0.0.1",
+            )
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

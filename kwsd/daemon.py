@@ -28,6 +28,8 @@ from kwsd.event import (
     Reload,
     Shutdown,
     Stamp,
+    StreamJoined,
+    StreamLeft,
     unnumbered,
 )
 from kwsd.listening import Listening, Reports
@@ -41,6 +43,8 @@ from kwsd.systemd import Notifier
 log = logging.getLogger("kwsd")
 
 T = TypeVar("T")
+
+NAMED = 8  # streams: of more the status names so many
 
 
 class Stopped(Exception):
@@ -107,11 +111,11 @@ class Daemon:
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
         self._spotter: Spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
-        listening.start(self._spotter)
         self._listening = listening
+        listening.start(self._spotter, self._welcome)
         if self._reload_wanted:
             self._on_reload_signal()
-        log.info("listening on %s with %s", self._stream_names(), config.model_path)
+        log.info("listening on %s with %s", self._where(), config.model_path)
 
     async def _open_sinks(self, config: Config) -> None:
         wanted: dict[str, Sink] = {}
@@ -144,7 +148,10 @@ class Daemon:
         def over(failure: KwsdError | None) -> None:
             self._loop.call_soon_threadsafe(self._on_over, failure)
 
-        return Reports(progress, audio_lost, over)
+        def satellite(event: StreamJoined | StreamLeft) -> None:
+            self._loop.call_soon_threadsafe(self._on_satellite, event)
+
+        return Reports(progress, audio_lost, over, satellite)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run slow work aside. Raises what it raises, or Stopped if a signal came first."""
@@ -181,7 +188,7 @@ class Daemon:
     def _on_progress(self, progress: Progress) -> None:
         if not self._ready and progress.scored:
             self._ready = True
-            self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=tuple(self._names())))
+            self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=self._names()))
             self._notifier.ready(self._status())
             log.info("ready")
             self._beat()
@@ -220,6 +227,14 @@ class Daemon:
         if any(s.name == event.stream and s.live and not s.lead_in for s in self._running().streams):
             self._end(event.reason, failure)  # a microphone: systemd starts us anew
 
+    def _on_satellite(self, event: StreamJoined | StreamLeft) -> None:
+        if isinstance(event, StreamJoined):
+            log.info("satellite %s: %d Hz, %d channels", event.stream, event.rate, event.channels)
+        else:
+            log.info("satellite %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
+        self._emit(event)
+        self._notifier.status(self._status())
+
     def _on_over(self, failure: KwsdError | None) -> None:
         wrong = failure if failure and failure.exit_code != OK else None
         self._end(str(wrong) if wrong else "end of audio", wrong)
@@ -240,6 +255,8 @@ class Daemon:
         line = self._stamp.line(event)
         for sink in self._sinks.values():
             sink(line)
+        if isinstance(event, Heard):
+            self._running().tell(event.stream, line)
 
     # --- signals and reload ---
 
@@ -309,12 +326,12 @@ class Daemon:
         old.stop()
         try:
             self._listening = Listening(config, self._reports())
-            self._listening.start(spotter)
+            self._listening.start(spotter, self._welcome)
         except KwsdError:
             if self._listening is not old and self._listening is not None:
                 self._listening.stop()
             self._listening = Listening(old.config, self._reports())
-            self._listening.start(self._spotter)
+            self._listening.start(self._spotter, self._welcome)
             raise
 
     # --- shutdown ---
@@ -336,14 +353,15 @@ class Daemon:
     # --- what others are told ---
 
     def _hello(self) -> Line:
+        return self._greeting(self._names())
+
+    def _welcome(self, name: str) -> Line:
+        """Called from the listener's thread."""
+        return self._greeting((name,))
+
+    def _greeting(self, streams: tuple[str, ...]) -> Line:
         return unnumbered(
-            Hello(
-                kwsd=__version__,
-                schema=VERSION,
-                model=self._info.id,
-                keywords=self._keywords(),
-                streams=tuple(self._names()),
-            )
+            Hello(kwsd=__version__, schema=VERSION, model=self._info.id, keywords=self._keywords(), streams=streams)
         )
 
     def _running(self) -> Listening:
@@ -353,18 +371,24 @@ class Daemon:
     def _keywords(self) -> tuple[str, ...]:
         return make_rules(self._config, self._info).keywords
 
-    def _names(self) -> list[str]:
-        return [stream.name for stream in self._config.streams]
+    def _names(self) -> tuple[str, ...]:
+        if self._listening is None:
+            return tuple(stream.name for stream in self._config.streams)
+        return self._listening.names
 
-    def _stream_names(self) -> str:
-        return ", ".join(self._names())
+    def _where(self) -> str:
+        """The streams, and where satellites connect."""
+        names = self._names()
+        more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED + 1 else []
+        listener = self._running().listener
+        return ", ".join([*(names[:NAMED] if more else names), *more, *(listener.addresses if listener else [])])
 
     def _status(self) -> str:
         heard = f"{self._detections} words heard{self._last_heard}"
-        return f"listening on {self._stream_names()}; {heard}{self._refused}"
+        return f"listening on {self._where()}; {heard}{self._refused}"
 
 
 def _same_streams(one: Config, other: Config) -> bool:
     """Whether sources, their windows and their ring can stay as they are."""
-    same = one.streams == other.streams and one.folder == other.folder
+    same = one.streams == other.streams and one.listen == other.listen and one.folder == other.folder
     return same and msgspec.structs.asdict(one.window) == msgspec.structs.asdict(other.window)

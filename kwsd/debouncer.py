@@ -91,6 +91,12 @@ class Debouncer:
                 self._armed[:, mine] = old._armed[:, theirs]
                 self._fired_at[:, mine] = old._fired_at[:, theirs]
 
+    def reset(self, streams: Indices) -> None:
+        """These streams begin anew: nothing was heard in them yet."""
+        self._last_end[streams] = LONG_AGO  # what was heard is forgotten, as over a gap
+        self._armed[streams] = True
+        self._fired_at[streams] = LONG_AGO
+
     def step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
         """Windows (n,) with posteriors (n, labels), in time order within a stream; any number per stream."""
         for rows in _turns(streams):

@@ -71,6 +71,22 @@ class AudioLost(_Event, frozen=True, kw_only=True, tag="audio_lost"):
     reason: str
 
 
+class StreamJoined(_Event, frozen=True, kw_only=True, tag="stream_joined"):
+    """A satellite connected."""
+
+    stream: str
+    rate: int  # Hz
+    channels: int
+
+
+class StreamLeft(_Event, frozen=True, kw_only=True, tag="stream_left"):
+    """A satellite is gone, and all it sent has been heard."""
+
+    stream: str
+    reason: str
+    heard_s: float  # audio it sent
+
+
 class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     """How a stream is."""
 
@@ -118,8 +134,14 @@ class Dropped(_Event, frozen=True, kw_only=True, tag="dropped"):
     count: int
 
 
+class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
+    """The only line for a satellite that cannot be heard."""
+
+    reason: str
+
+
 Verdict = Heard | Rejected
-Event = Verdict | Ready | Overrun | AudioLost | Heartbeat | Reload | Shutdown
+Event = Verdict | Ready | Overrun | AudioLost | Heartbeat | Reload | Shutdown | StreamJoined | StreamLeft
 Line = bytes
 
 _encoder = msgspec.json.Encoder()
@@ -140,8 +162,8 @@ class Stamp:
         return _encoder.encode(head | fields) + b"\n"
 
 
-def unnumbered(notice: Hello | Dropped) -> Line:
-    """A line that concerns one reader only, and so has no place in the sequence."""
+def unnumbered(notice: Hello | Dropped | Refused) -> Line:
+    """A line that concerns one reader or satellite only, and so has no place in the sequence."""
     fields = msgspec.to_builtins(notice)
     return _encoder.encode({"v": VERSION, "type": fields.pop("type"), "time": iso(time.time())} | fields) + b"\n"
 

@@ -1,21 +1,23 @@
 """Sources and the inference thread of one configuration, from start to stop."""
 
-import contextlib
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from kwsd.audio_format import WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
-from kwsd.errors import INTERNAL, IO, AudioError, KwsdError
-from kwsd.event import AudioLost, StreamState
+from kwsd.errors import INTERNAL, IO, NO_PERMISSION, AudioError, ConfigError, KwsdError
+from kwsd.event import AudioLost, Line, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
+from kwsd.listener import Left, Listener
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
+from kwsd.ring import Indices
 from kwsd.source import AudioFile, Microphone, RawPcm, Source
 from kwsd.span import level_dbfs
 from kwsd.spotter import Spotter
@@ -25,6 +27,10 @@ SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpre
 SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
 LATE_S = 0.003  # how soon to look again for a block that is late
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
+
+
+FULL = 32  # windows: more at once are hardly cheaper
+FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
 
 def make_source(stream: StreamConfig, config: Config) -> Source:
@@ -38,6 +44,21 @@ def make_source(stream: StreamConfig, config: Config) -> Source:
     return RawPcm(path, stream.rate, stream.channels, stream.format, channel)
 
 
+def read_token(path: Path) -> str:
+    """The secret satellites share with us. Raises ConfigError if there is none."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise ConfigError(f"listen.token_file: {path}: no such file; write a long random word into it") from None
+    except PermissionError:
+        raise ConfigError(f"listen.token_file: {path}: permission denied", exit_code=NO_PERMISSION) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"listen.token_file: {path}: cannot be read ({error})") from None
+    if not token:
+        raise ConfigError(f"listen.token_file: {path}: is empty; write a long random word into it")
+    return token
+
+
 @dataclass(frozen=True)
 class Reports:
     """What the inference thread has to say. All are called from that thread."""
@@ -45,6 +66,7 @@ class Reports:
     progress: Callable[[Progress], None]  # windows were scored, or audio was lost
     audio_lost: Callable[[AudioLost, KwsdError], None]  # a stream broke
     over: Callable[[KwsdError | None], None]  # nothing more will come, and why if that is wrong
+    satellite: Callable[[StreamJoined | StreamLeft], None] = lambda _: None  # one came or went
 
 
 class Listening:
@@ -59,7 +81,11 @@ class Listening:
             StreamInfo(stream.name, source.live, source.lead_in)
             for stream, source in zip(config.streams, self.sources, strict=True)
         ]
-        self._ring = make_ring(config, len(self.sources))
+        self._names = [stream.name for stream in config.streams]
+        self._ring = make_ring(config, len(self.sources), config.listen.streams if config.listen.on else 0)
+        self.streams += [FREE] * (self._ring.streams - len(self.streams))
+        self._slots: dict[str, int] = {}  # of the satellites that are here, by name
+        self._leaving: dict[int, Left] = {}  # those that are not scored to the end yet
         self._inlets = [Inlet(self._ring, i, s.rate, s.channels, s.channel) for i, s in enumerate(self.sources)]
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
@@ -67,20 +93,52 @@ class Listening:
         self._successor: Pipeline | None = None
         self._broken: set[int] = set()
         self._failure: KwsdError | None = None
+        self.listener = self._make_listener() if config.listen.on else None
         self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
 
-    def start(self, spotter: Spotter) -> None:
-        """Raises KwsdError if a source refuses to start."""
+    def _make_listener(self) -> Listener:
+        config = self.config
+        return Listener(
+            config.addresses,
+            self._ring,
+            len(self.sources),
+            taken=self._names,
+            token=read_token(config.resolve(config.listen.token_file)) if config.listen.token_file else "",
+            silent_s=config.listen.silent_s,
+            wake=self._wake,
+        )
+
+    def start(self, spotter: Spotter, hello: Callable[[str], Line] = lambda _: b"") -> None:
+        """`hello` makes the first line for a satellite of a name. Raises KwsdError if a source refuses to start."""
         self._pipeline = self.pipeline(self.config, spotter)
         for source, inlet in zip(self.sources, self._inlets, strict=True):
             inlet.wrote_at = time.monotonic()
             source.start(inlet, self._waker(inlet))
         sys.setswitchinterval(SWITCH_S)
         self._thread.start()
+        if self.listener is not None:
+            self.listener.start(hello)
 
     def pipeline(self, config: Config, spotter: Spotter) -> Pipeline:
         """A pipeline on these streams. Raises ConfigError if config and model contradict each other."""
-        return Pipeline(config, spotter, self._ring, self._inlets, self.streams)
+        return Pipeline(config, spotter, self._ring, self._inlets, self.streams, wrote_at=self._wrote_at)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The streams there are: those of the config, and the satellites that are here."""
+        return (*self._names, *self._slots)
+
+    def tell(self, stream: str, line: Line) -> None:
+        """An event for the satellite it is about, if it is about one."""
+        slot = self._slots.get(stream)
+        if slot is not None and self.listener is not None:
+            self.listener.tell(slot, line)
+
+    def _wrote_at(self, stream: int) -> float:
+        if stream < len(self._inlets):
+            return self._inlets[stream].wrote_at
+        assert self.listener is not None
+        return self.listener.wrote_at[stream]
 
     def replace(self, successor: Pipeline) -> None:
         """Go on with another pipeline from the next batch on, without a gap."""
@@ -104,21 +162,23 @@ class Listening:
         self._stopping = True
         for source in self.sources:
             source.stop()
+        if self.listener is not None:
+            self.listener.stop()
         self._wake()
         if self._thread.is_alive():
             self._thread.join(timeout=0.5)
 
     def states(self) -> tuple[StreamState, ...]:
         """How the streams are. May be asked from any thread."""
-        return tuple(self._state(i) for i in range(len(self.sources)))
+        return tuple(self._state(i) for i in (*range(len(self.sources)), *self._slots.values()))
 
     def _state(self, stream: int) -> StreamState:
         end, second = self._ring.ends[stream], np.zeros(WINDOW, np.float32)
         whole = self._ring.read(stream, end - WINDOW, second)
         return StreamState(
             stream=self.streams[stream].name,
-            heard_s=seconds(end),
-            lag_ms=round((time.monotonic() - self._inlets[stream].wrote_at) * 1000),
+            heard_s=seconds(end - self.streams[stream].origin),
+            lag_ms=round((time.monotonic() - self._wrote_at(stream)) * 1000),
             level_dbfs=round(level_dbfs(second), 1) if whole and second.any() else None,
         )
 
@@ -139,15 +199,36 @@ class Listening:
     def _wait(self) -> None:
         """Until a window may be due, but not long: sources are looked after as well."""
         assert self._pipeline is not None
-        next_ends = self._pipeline.schedule.first_due(self._ring).tolist()
-        for inlet, end in zip(self._inlets, next_ends, strict=True):
-            inlet.want(end)
-            if inlet.wanted or self._ring.ends[inlet.stream] >= end:  # it came just now, or more came than fits a batch
+        next_ends = self._pipeline.schedule.first_due(self._ring)
+        if self.listener is not None:
+            self.listener.expect(next_ends, self._batch())
+        for inlet in self._inlets:
+            inlet.want(int(next_ends[inlet.stream]))
+            if inlet.wanted:
                 return
-        with contextlib.suppress(queue.Empty):
+        if (self._ring.written >= next_ends).any():  # it came just now, or more came than fits a batch
+            return
+        try:
             self._wakeups.get(timeout=self._patience())
+            self._let_pile_up(next_ends)
             while True:
                 self._wakeups.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _let_pile_up(self, next_ends: Indices) -> None:
+        """A batch closes when it is full, or `max_wait_ms` after its first window: many windows at once cost less."""
+        full = self._batch()
+        closes = time.monotonic() + self.config.window.max_wait_ms / 1000
+        while full > 1 and np.count_nonzero(self._ring.written >= next_ends) < full and not self._stopping:
+            left = closes - time.monotonic()
+            if left <= 0.0:
+                return
+            self._wakeups.get(timeout=left)
+
+    def _batch(self) -> int:
+        """Windows that are worth waiting for."""
+        return min(FULL, self.listener.active) if self.listener is not None else 1
 
     def _patience(self) -> float:
         """Seconds to wait at most: until the next block that completes a window should be here, or a little longer if
@@ -178,16 +259,45 @@ class Listening:
                 successor, self._successor = self._successor, None
                 successor.take_over(self._pipeline)
                 self._pipeline = successor
+            self._meet_satellites()
             progress = self._pipeline.advance()
             if progress.scored or progress.overruns:
                 self._reports.progress(progress)
+            self._part_with_satellites()
             self._look_for_losses()
-            if self._pipeline.finished:
+            if self.listener is None and self._pipeline.finished:
                 self._reports.over(self._failure)
                 return
             self._wait()
 
+    def _meet_satellites(self) -> None:
+        """Who came and who went since, before anything of theirs is scored."""
+        assert self._pipeline is not None
+        while self.listener is not None and self.listener.news:
+            news = self.listener.news.popleft()
+            if isinstance(news, Left):
+                self._leaving[news.slot] = news
+                continue
+            self.streams[news.slot] = StreamInfo(news.name, live=True, lead_in=False, origin=news.origin)
+            self._slots[news.name] = news.slot
+            self._pipeline.begin(news.slot)
+            self._reports.satellite(StreamJoined(stream=news.name, rate=news.rate, channels=news.channels))
+
+    def _part_with_satellites(self) -> None:
+        """Those whose last window is scored: their slot may go to another."""
+        assert self._pipeline is not None
+        for slot, left in list(self._leaving.items()):
+            if self._pipeline.scored_all_of(slot):
+                assert self.listener is not None
+                name = self.streams[slot].name
+                self._reports.satellite(StreamLeft(stream=name, reason=left.reason, heard_s=seconds(left.heard)))
+                del self._leaving[slot], self._slots[name]
+                self.streams[slot] = FREE
+                self.listener.release(slot, name)
+
     def _look_for_losses(self) -> None:
+        if self.listener is not None and self.listener.failure is not None:
+            raise self.listener.failure
         for i, (source, inlet) in enumerate(zip(self.sources, self._inlets, strict=True)):
             failure = source.failure
             if source.live and not inlet.ended and time.monotonic() - inlet.wrote_at > DEAF_AFTER_S:

@@ -6,7 +6,7 @@
 import difflib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from kwsd.debouncer import Debouncer, Detection, NearMiss, NearMisses, Rules
 from kwsd.errors import ConfigError
 from kwsd.event import Heard, Overrun, Rejected, RunnerUp, Verdict
 from kwsd.inlet import SECONDS, Inlet
-from kwsd.ring import RingBuffer
+from kwsd.ring import Indices, RingBuffer
 from kwsd.scoring import Scored, make_scorer
 from kwsd.span import level_dbfs, word_span
 from kwsd.spotter import Spotter
@@ -37,6 +37,7 @@ class StreamInfo:
     name: str
     live: bool
     lead_in: bool
+    origin: int = 0  # index of its first sample in the ring
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,35 @@ class Progress:
     overruns: list[Overrun]
 
 
-def make_ring(config: Config, streams: int) -> RingBuffer:
-    """A 16 kHz ring that holds a window behind everything an inlet can have in store."""
+def make_ring(config: Config, streams: int, slots: int = 0) -> RingBuffer:
+    """A 16 kHz ring that holds a window behind everything an inlet can have in store, with slots behind the streams for
+    satellites to come."""
     hop = samples(config.window.hop_ms / 1000)
     backlog = samples(max(SECONDS, config.window.max_batch * config.window.hop_ms / 1000))
-    return RingBuffer(streams, math.ceil((2 * WINDOW + backlog) / hop) * hop, hop=hop)
+    capacity = math.ceil((2 * WINDOW + backlog) / hop) * hop
+    return RingBuffer(streams + slots, capacity, hop=hop, touched=streams)
 
 
 class Pipeline:
     """Everything between the inlets and the events, for all streams at once."""
 
     def __init__(
-        self, config: Config, spotter: Spotter, ring: RingBuffer, inlets: Sequence[Inlet], streams: Sequence[StreamInfo]
+        self,
+        config: Config,
+        spotter: Spotter,
+        ring: RingBuffer,
+        inlets: Sequence[Inlet],
+        streams: Sequence[StreamInfo],
+        *,
+        wrote_at: Callable[[int], float] | None = None,
     ) -> None:
-        """Raises ConfigError if config and model contradict each other."""
+        """The first streams come through `inlets`; what the others bring is in the ring already, and `wrote_at` says
+        when the last of it came (monotonic s).
+
+        Raises ConfigError if config and model contradict each other.
+        """
         self.spotter, self.ring, self.inlets, self.streams = spotter, ring, inlets, streams
+        self._wrote_at = wrote_at or (lambda stream: inlets[stream].wrote_at)
         hop = samples(config.window.hop_ms / 1000)
         live = np.array([stream.live for stream in streams])
         self.schedule = WindowSchedule(len(streams), hop, config.window.max_batch, live)
@@ -73,8 +88,8 @@ class Pipeline:
         self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
         self._overflows = [0] * len(inlets)  # counts already told
         self._lost = [0] * len(inlets)
-        self._skipped = [0] * len(inlets)  # windows not told yet
-        self._told_at = [-TELL_EVERY] * len(inlets)  # sample index of the last overrun told
+        self._skipped = np.zeros(len(streams), np.int64)  # windows not told yet
+        self._told_at = [-TELL_EVERY] * len(streams)  # sample index of the last overrun told
         for i, stream in enumerate(streams):
             if stream.lead_in and ring.written[i] == 0:
                 ring.lead_in(i, WINDOW)
@@ -97,11 +112,11 @@ class Pipeline:
         heard: list[Verdict] = [self.describe(detection) for detection in detections]
         if self.near_misses is not None:
             heard += [self._describe_miss(miss) for miss in self.near_misses.take()]
-        return Progress(len(scored), heard, self._overruns(scored.skipped.tolist()))
+        return Progress(len(scored), heard, self._overruns(scored.skipped))
 
     def score(self) -> Scored:
         """Take what came, and score the windows that are due."""
-        for inlet, stream in zip(self.inlets, self.streams, strict=True):
+        for inlet, stream in zip(self.inlets, self.streams, strict=False):
             inlet.pump(SECONDS if stream.live else self._batch_s)
         due = self.schedule.take(self.ring)
         if not len(due):
@@ -119,14 +134,15 @@ class Pipeline:
         self.ring.read(detection.stream, detection.end - WINDOW, window)
         start, end = word_span(window)
         first = detection.end - WINDOW  # sample index of the window's first sample
+        origin = self.streams[detection.stream].origin
         return Heard(
             stream=self.streams[detection.stream].name,
             keyword=detection.keyword,
             score=round(detection.score, 3),
             threshold=round(detection.threshold, 3),
             runner_up=RunnerUp(detection.runner_up, round(detection.runner_up_score, 3)),
-            start_s=seconds(max(0, first + start)),
-            end_s=seconds(first + end),
+            start_s=seconds(max(0, first + start - origin)),
+            end_s=seconds(first + end - origin),
             latency_ms=self._latency_ms(detection) if self.streams[detection.stream].live else None,
             level_dbfs=round(level_dbfs(window[start:end]), 1),
             model=self.spotter.info.id,
@@ -139,33 +155,49 @@ class Pipeline:
             score=round(miss.score, 3),
             threshold=round(miss.threshold, 3),
             reason=miss.reason,
-            at_s=seconds(miss.end),
+            at_s=seconds(miss.end - self.streams[miss.stream].origin),
         )
 
     def _latency_ms(self, detection: Detection) -> int:
         """From the arrival of the window's last sample until now."""
         arrived_after = (int(self.ring.written[detection.stream]) - detection.end) / SAMPLE_RATE
-        return max(0, round((time.monotonic() - self.inlets[detection.stream].wrote_at + arrived_after) * 1000))
+        return max(0, round((time.monotonic() - self._wrote_at(detection.stream) + arrived_after) * 1000))
 
-    def _overruns(self, skipped: list[int]) -> list[Overrun]:
-        told = []
-        for i, inlet in enumerate(self.inlets):
-            overflows, lost = inlet.overflows - self._overflows[i], inlet.lost - self._lost[i]
-            self._skipped[i] += skipped[i]
-            now = int(self.ring.written[i])
-            due = now - self._told_at[i] >= TELL_EVERY or inlet.drained
-            if due and (overflows or lost or self._skipped[i]):
-                skipped_windows, self._skipped[i] = self._skipped[i], 0
-                self._overflows[i], self._lost[i], self._told_at[i] = inlet.overflows, inlet.lost, now
-                told.append(
-                    Overrun(
-                        stream=self.streams[i].name,
-                        skipped_windows=skipped_windows,
-                        lost_samples=lost,
-                        device_overflows=overflows,
-                    )
-                )
-        return told
+    def _overruns(self, skipped: Indices) -> list[Overrun]:
+        losing = {i for i, inlet in enumerate(self.inlets) if inlet.overflows - self._overflows[i] or self._lost_of(i)}
+        if skipped.any():
+            self._skipped += skipped
+        losing.update(np.flatnonzero(self._skipped).tolist())
+        return [self._overrun(i) for i in sorted(losing) if self._may_be_told(i)]
+
+    def _lost_of(self, stream: int) -> int:
+        return self.inlets[stream].lost - self._lost[stream]
+
+    def _may_be_told(self, stream: int) -> bool:
+        ended = stream < len(self.inlets) and self.inlets[stream].drained
+        return ended or self.ring.ends[stream] - self._told_at[stream] >= TELL_EVERY
+
+    def _overrun(self, stream: int) -> Overrun:
+        """What was lost since this was last told."""
+        lost = overflows = 0
+        if stream < len(self.inlets):
+            inlet = self.inlets[stream]
+            lost, overflows = self._lost_of(stream), inlet.overflows - self._overflows[stream]
+            self._overflows[stream], self._lost[stream] = inlet.overflows, inlet.lost
+        skipped, self._skipped[stream] = int(self._skipped[stream]), 0
+        self._told_at[stream] = self.ring.ends[stream]
+        return Overrun(
+            stream=self.streams[stream].name, skipped_windows=skipped, lost_samples=lost, device_overflows=overflows
+        )
+
+    def begin(self, stream: int) -> None:
+        """Another satellite has this slot now: nothing of the one before counts."""
+        self.debouncer.reset(np.array([stream]))
+        self._skipped[stream] = 0
+
+    def scored_all_of(self, stream: int) -> bool:
+        """Whether no window of what is in the ring is due any more."""
+        return self.ring.ends[stream] < int(self.schedule.first_due(self.ring)[stream])
 
 
 def make_rules(config: Config, info: ArtefactInfo) -> Rules:

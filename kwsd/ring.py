@@ -23,8 +23,14 @@ class RingBuffer:
     Nothing in here allocates sample memory after construction.
     """
 
-    def __init__(self, streams: int, capacity: int, channels: int | None = None, *, hop: int = 1) -> None:
-        """`gather` is quick for samples that begin and end at multiples of `hop`, which must divide the capacity."""
+    def __init__(
+        self, streams: int, capacity: int, channels: int | None = None, *, hop: int = 1, touched: int | None = None
+    ) -> None:
+        """`gather` is quick for samples that begin and end at multiples of `hop`, which must divide the capacity.
+
+        The memory of the first `touched` streams, or of all, is there from the start: an audio callback must not wait
+        for it. That of the others comes as they write.
+        """
         self.streams, self.capacity, self.hop = streams, capacity, hop
         # Arrays of Python's own: to read or write one number in them takes a third of the time numpy needs.
         self.ends = array("q", bytes(8 * streams))  # samples [.., ends) are in place
@@ -34,7 +40,8 @@ class RingBuffer:
         self._ends_of_all = np.frombuffer(self.ends, np.int64)
         self._claimed_of_all = np.frombuffer(self._claimed, np.int64)
         shape = (streams, capacity) if channels is None else (streams, capacity, channels)
-        self._samples = np.full(shape, 0.0, np.float32)  # `full` touches every page now; `zeros` would in the callback
+        self._samples = np.zeros(shape, np.float32)
+        self._samples[:touched] = 0.0  # to write is to touch: `zeros` only promises pages
         self._hops = self._samples.reshape(-1, hop) if channels is None else None
         self._bytes = [memoryview(row).cast("B") for row in self._samples]
         self._sample = 4 * (channels or 1)  # bytes

@@ -1,0 +1,473 @@
+"""Satellites: programs elsewhere that connect and send what they hear, each a stream with a name of its own.
+
+A satellite sends one line of JSON, `{"name": "kitchen"}`, then raw PCM. It gets a `hello` back and after that the
+detections of its own stream, as far as it takes them; or one `refused` with the reason.
+
+One thread serves all of them and waits for none: whoever is slow, silent, malformed or gone harms nobody else. What
+they send becomes 16 kHz mono here and goes straight into the ring, each satellite to a slot of its own.
+"""
+
+import contextlib
+import hmac
+import os
+import select
+import socket
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from kwsd.address import Address
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.errors import INTERNAL, IO, ConfigError, KwsdError
+from kwsd.event import Line, Refused, unnumbered
+from kwsd.inlet import resampler
+from kwsd.pcm import FORMATS, PcmDecoder, mono
+from kwsd.ring import RingBuffer, Samples
+from kwsd.unix_path import bind
+
+HEADER_BYTES = 4096  # at most
+HEADER_S = 5.0  # in which the header must be there
+WITHOUT_HEADER = 32  # connections at once that have not said who they are
+AHEAD_S = 1.0  # so much more audio than time has passed is taken; then the satellite has to wait
+CHUNK_S = 0.25  # of audio read from a satellite at once
+OUTBOX = 1 << 16  # bytes a satellite may leave unread before it is sent no more
+MOST_UNREAD = 100  # chunks thrown away when a connection is closed
+LOOK_ROUND_S = 0.5  # how often those are looked for that send nothing
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a satellite says of itself."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    rate: Annotated[int, Meta(ge=4000, le=192_000)] = SAMPLE_RATE  # Hz
+    channels: Annotated[int, Meta(ge=1, le=8)] = 1
+    channel: Annotated[int, Meta(ge=1, le=8)] | Literal["mix"] = "mix"  # which to listen to, from 1
+    format: Literal["s16le", "s32le", "f32le"] = "s16le"
+    token: str = ""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A satellite has a slot from now on."""
+
+    slot: int
+    name: str
+    origin: int  # index of its first sample in the ring
+    rate: int  # Hz, as it sends
+    channels: int
+
+
+@dataclass(frozen=True)
+class Left:
+    """A satellite sends nothing more; what it sent is in the ring."""
+
+    slot: int
+    reason: str
+    heard: int  # samples at 16 kHz
+
+
+@dataclass(eq=False)
+class Satellite:
+    """One connection."""
+
+    connection: socket.socket
+    begun: float  # monotonic s
+    needs_token: bool
+    wrote_at: float  # when its last bytes came
+    start: bytes = b""  # what came of the header
+    slot: int = -1
+    name: str = ""
+    rate: int = SAMPLE_RATE
+    most: int = HEADER_BYTES  # bytes read at once
+    taken: int = 0  # frames at its own rate
+    take: Callable[[memoryview], None] = field(default=lambda _: None)
+    finish: Callable[[], None] = field(default=lambda: None)
+    outbox: bytes = b""
+    waits_until: float = 0.0  # it is ahead of time, and not read from
+
+
+class Listener:
+    """Owns the slots from `first` on in the ring, and the thread that fills them."""
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        ring: RingBuffer,
+        first: int,
+        *,
+        taken: Sequence[str] = (),
+        token: str = "",
+        silent_s: float,
+        wake: Callable[[], None],
+    ) -> None:
+        """Bind all addresses. `taken` names other streams. Raises KwsdError if an address cannot be had."""
+        self.first, self.slots = first, ring.streams - first
+        self.news: deque[Joined | Left] = deque()  # for the inference thread, which takes them in this order
+        self.due = array("q", bytes(8 * ring.streams))  # index that completes the next window, told by the same
+        self.wrote_at = [0.0] * ring.streams  # when each slot's last block came
+        self.failure: KwsdError | None = None
+        self.active = 0  # satellites that have a slot
+        self._due_of_all = np.frombuffer(self.due, np.int64)
+        self._ring, self._wake, self._token, self._silent_s = ring, wake, token, silent_s
+        self._free = deque(range(first, ring.streams))
+        self._names = set(taken)
+        self._wanted = 1  # windows due for which the inference thread is woken
+        self._pending = 0
+        self._hello: Callable[[str], Line] = lambda _: b""
+        self._satellites: dict[int, Satellite] = {}  # by file descriptor
+        self._by_slot: dict[int, Satellite] = {}
+        self._waiting: list[Satellite] = []
+        self._outgoing: deque[tuple[int, Line]] = deque()
+        self._scratch = bytearray(HEADER_BYTES)
+        self._silence = np.zeros(WINDOW, np.float32)
+        self._stopping = False
+        self._bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._doors: dict[int, tuple[socket.socket, Address]] = {}
+        self._paths: list[tuple[Path, int]] = []
+        try:
+            for address in addresses:
+                self._open(address)
+        except KwsdError:
+            self._close_doors()
+            raise
+        self._thread = Thread(target=self._guarded, name="listener", daemon=True)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it really listens, with the ports the system chose."""
+        names = [door.getsockname() for door, _ in self._doors.values()]
+        return [f"unix:{name}" if isinstance(name, str) else f"tcp://{_in_url(name[0])}:{name[1]}" for name in names]
+
+    # --- called by the daemon and the inference thread ---
+
+    def start(self, hello: Callable[[str], Line]) -> None:
+        """Begin to serve. `hello` makes the first line for a satellite of a name."""
+        self._hello = hello
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hang up on everybody. What they sent is in the ring."""
+        self._stopping = True
+        self._ring_bell()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)
+        self._close_doors()
+
+    def expect(self, next_ends: "np.ndarray[tuple[int], np.dtype[np.int64]]", wanted: int) -> None:
+        """The inference thread is about to wait: it wants to be woken when so many windows are due."""
+        np.copyto(self._due_of_all, next_ends)
+        self._wanted, self._pending = wanted, 0
+
+    def release(self, slot: int, name: str) -> None:
+        """All of a satellite that left is scored: its slot and name may go to another."""
+        self._names.discard(name)
+        self._free.append(slot)
+
+    def tell(self, slot: int, line: Line) -> None:
+        """A line for the satellite of a slot, if it is still there and reads."""
+        self._outgoing.append((slot, line))
+        self._ring_bell()
+
+    # --- its own thread ---
+
+    def _ring_bell(self) -> None:
+        with contextlib.suppress(OSError):  # full: it will look anyway
+            os.write(self._rope, b".")
+
+    def _guarded(self) -> None:
+        """The thread's top: nothing may die unheard."""
+        try:
+            self._serve()
+        except Exception as error:
+            self.failure = KwsdError(f"listener thread: {error!r}; please report this", exit_code=INTERNAL)
+            self.failure.__cause__ = error
+            self._wake()
+
+    def _serve(self) -> None:
+        look_at = time.monotonic() + LOOK_ROUND_S
+        while not self._stopping:
+            ready = self._epoll.poll(self._patience(look_at))
+            now = time.monotonic()
+            for descriptor, happened in ready:
+                satellite = self._satellites.get(descriptor)
+                if satellite is not None:
+                    self._attend(satellite, happened, now)
+                elif descriptor in self._doors:
+                    self._welcome(*self._doors[descriptor], now)
+                elif descriptor == self._bell:
+                    self._send_what_is_told()
+            if self._waiting:
+                self._let_go_on(now)
+            if now >= look_at:
+                self._look_round(now)
+                look_at = now + LOOK_ROUND_S
+        for satellite in list(self._satellites.values()):
+            self._part_with(satellite, "the daemon stops")
+
+    def _patience(self, look_at: float) -> float:
+        until = min([look_at, *(satellite.waits_until for satellite in self._waiting)])
+        return max(0.0, until - time.monotonic())
+
+    def _attend(self, satellite: Satellite, happened: int, now: float) -> None:
+        if happened & select.EPOLLOUT:
+            self._send(satellite, b"")
+        if not happened & ~select.EPOLLOUT:
+            return
+        try:
+            size = satellite.connection.recv_into(self._scratch, satellite.most)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._part_with(satellite, f"connection lost ({error.strerror})")
+            return
+        if not size:
+            self._part_with(satellite, "hung up")
+            return
+        satellite.wrote_at = now
+        chunk = memoryview(self._scratch)[:size]
+        if satellite.slot < 0:
+            rest = self._read_header(satellite, chunk)
+            if not rest:
+                return
+            chunk = memoryview(rest)
+        self._take(satellite, chunk, now)
+
+    def _take(self, satellite: Satellite, chunk: memoryview, now: float) -> None:
+        try:
+            satellite.take(chunk)
+        except ValueError as error:
+            self._part_with(satellite, str(error))
+            return
+        slot = satellite.slot
+        self.wrote_at[slot] = now
+        if self._ring.ends[slot] >= self.due[slot]:
+            self.due[slot] = np.iinfo(np.int64).max  # counted; `expect` says what comes next
+            self._pending += 1
+            if self._pending in {1, self._wanted}:
+                self._wake()
+        ahead = satellite.taken / satellite.rate - (now - satellite.begun)
+        if ahead > AHEAD_S:
+            satellite.waits_until = now + ahead - AHEAD_S / 2
+            self._waiting.append(satellite)
+            self._epoll.unregister(satellite.connection)  # else it would report a hang-up over and over
+
+    def _let_go_on(self, now: float) -> None:
+        """Those that were ahead of time and are no more."""
+        for satellite in [satellite for satellite in self._waiting if satellite.waits_until <= now]:
+            self._waiting.remove(satellite)
+            satellite.waits_until = 0.0
+            self._epoll.register(satellite.connection, _interest(satellite))
+
+    def _look_round(self, now: float) -> None:
+        for satellite in list(self._satellites.values()):
+            if satellite.slot < 0 and now - satellite.begun > HEADER_S:
+                self._refuse(satellite, f"no header within {HEADER_S:g} s; send one line of JSON first")
+            elif satellite.slot >= 0 and not satellite.waits_until and now - satellite.wrote_at > self._silent_s:
+                self._part_with(satellite, f"sent nothing for {self._silent_s:g} s")
+
+    # --- coming ---
+
+    def _welcome(self, door: socket.socket, address: Address, now: float) -> None:
+        try:
+            connection, _ = door.accept()
+        except OSError:  # gone already, or no descriptor is free: whoever is there is served on
+            return
+        connection.setblocking(False)
+        satellite = Satellite(connection, now, bool(self._token) and address.path is None, now)
+        self._satellites[connection.fileno()] = satellite
+        self._epoll.register(connection, select.EPOLLIN)
+        if sum(other.slot < 0 for other in self._satellites.values()) > WITHOUT_HEADER:
+            self._refuse(satellite, "too many connections have not said who they are; try again")
+
+    def _read_header(self, satellite: Satellite, chunk: memoryview) -> bytes:
+        """What follows the header, once it is there."""
+        satellite.start += bytes(chunk)
+        line, newline, rest = satellite.start.partition(b"\n")
+        if not newline and len(line) <= HEADER_BYTES:
+            return b""
+        if len(line) > HEADER_BYTES:
+            self._refuse(satellite, f"the header is longer than {HEADER_BYTES} bytes; send one line of JSON first")
+            return b""
+        satellite.start = b""
+        try:
+            header = msgspec.json.decode(line, type=Header)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            self._refuse(satellite, f'header: {error}; send one line such as {{"name": "kitchen", "rate": 16000}}')
+            return b""
+        refusal = self._why_not(satellite, header)
+        if refusal:
+            self._refuse(satellite, refusal)
+            return b""
+        self._admit(satellite, header)
+        return rest if satellite.connection.fileno() in self._satellites else b""
+
+    def _why_not(self, satellite: Satellite, header: Header) -> str:
+        if satellite.needs_token and not hmac.compare_digest(header.token.encode(), self._token.encode()):
+            return "the token is not the one in listen.token_file"
+        if header.channel != "mix" and header.channel > header.channels:
+            return f"channel {header.channel} of {header.channels}; choose another, or mix"
+        if header.name in self._names:
+            return f"the name {header.name!r} is taken; give every stream a name of its own"
+        if not self._free:
+            return f"there are {self.slots} satellites already; raise listen.streams"
+        return ""
+
+    def _admit(self, satellite: Satellite, header: Header) -> None:
+        slot = self._free.popleft()
+        hop = self._ring.hop
+        self._ring.skip(slot, -self._ring.ends[slot] % hop)  # its sample 0 is where a window may begin
+        satellite.slot, satellite.name, satellite.rate = slot, header.name, header.rate
+        satellite.begun = time.monotonic()
+        decoder = PcmDecoder(header.format, header.channels)
+        satellite.most = max(HEADER_BYTES, round(CHUNK_S * header.rate) * decoder.frame)
+        if satellite.most > len(self._scratch):
+            self._scratch = bytearray(satellite.most)
+        self._names.add(header.name)
+        self._by_slot[slot] = satellite
+        self.active += 1
+        self.due[slot] = self._ring.ends[slot] + WINDOW
+        self.wrote_at[slot] = satellite.begun
+        self._decode_into(satellite, header, decoder)
+        self.news.append(Joined(slot, header.name, self._ring.ends[slot], header.rate, header.channels))
+        self._wake()
+        self._send(satellite, self._hello(header.name))
+
+    def _decode_into(self, satellite: Satellite, header: Header, decoder: PcmDecoder) -> None:
+        """Makes the satellite's `take` and `finish`, which have all they need at hand."""
+        channel = None if header.channel == "mix" else header.channel - 1
+        append, convert = self._ring.appender(satellite.slot), resampler(header.rate)
+        may_be_no_number = FORMATS[header.format][0] == "<f4"
+
+        def put(samples: Samples) -> None:
+            append(memoryview(samples).cast("B"))  # type: ignore[arg-type]
+
+        def take(chunk: memoryview) -> None:
+            """Raises ValueError for a sample that is none."""
+            frames = decoder.frames(chunk)
+            if may_be_no_number and not np.isfinite(frames).all():
+                raise ValueError("sent a sample that is not a number (NaN or infinite)")
+            satellite.taken += len(frames)
+            samples = convert.resample_chunk(mono(frames, channel))
+            if samples.size:
+                put(samples)
+
+        def finish() -> None:
+            """A second of silence, so that the last word crosses the window."""
+            if satellite.taken:
+                last = convert.resample_chunk(np.zeros(0, np.float32), last=True)
+                put(np.concatenate([last, self._silence]))
+
+        satellite.take, satellite.finish = take, finish
+
+    # --- going ---
+
+    def _refuse(self, satellite: Satellite, reason: str) -> None:
+        self._send(satellite, unnumbered(Refused(reason=reason)))
+        self._close(satellite)
+
+    def _part_with(self, satellite: Satellite, reason: str) -> None:
+        slot = satellite.slot
+        self._close(satellite)
+        if slot >= 0:
+            del self._by_slot[slot]
+            self.active -= 1
+            satellite.finish()
+            heard = satellite.taken * SAMPLE_RATE // satellite.rate
+            self.news.append(Left(slot, reason, heard))
+            self._wake()
+
+    def _close(self, satellite: Satellite) -> None:
+        descriptor = satellite.connection.fileno()
+        if self._satellites.pop(descriptor, None) is None:
+            return
+        if satellite in self._waiting:
+            self._waiting.remove(satellite)
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(descriptor)
+        with contextlib.suppress(OSError):  # to close on what is not read yet would take back what was sent last
+            satellite.connection.shutdown(socket.SHUT_WR)
+            for _ in range(MOST_UNREAD):
+                if not satellite.connection.recv_into(self._scratch):
+                    break
+        satellite.connection.close()
+
+    # --- sending ---
+
+    def _send_what_is_told(self) -> None:
+        with contextlib.suppress(OSError):
+            os.read(self._bell, 4096)
+        while self._outgoing:
+            slot, line = self._outgoing.popleft()
+            satellite = self._by_slot.get(slot)
+            if satellite is not None:
+                self._send(satellite, line)
+
+    def _send(self, satellite: Satellite, line: bytes) -> None:
+        """What the satellite takes at once; of the rest so much is kept that a line is never torn."""
+        if line and len(satellite.outbox) + len(line) > OUTBOX:
+            return
+        waiting = satellite.outbox + line
+        try:
+            sent = satellite.connection.send(waiting, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # that it is gone, reading from it tells
+            return
+        had_some, satellite.outbox = bool(satellite.outbox), waiting[sent:]
+        if had_some != bool(satellite.outbox) and not satellite.waits_until:
+            self._epoll.modify(satellite.connection, _interest(satellite))
+
+    # --- doors ---
+
+    def _open(self, address: Address) -> None:
+        if address.path is not None:
+            door = bind(address.path, "listen.on")
+            self._paths.append((address.path, address.path.stat().st_ino))
+        else:
+            door = _bind_tcp(address)
+        door.listen(128)
+        door.setblocking(False)
+        self._doors[door.fileno()] = (door, address)
+        self._epoll.register(door, select.EPOLLIN)
+
+    def _close_doors(self) -> None:
+        for door, _ in self._doors.values():
+            door.close()
+        for path, inode in self._paths:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+        self._doors, self._paths = {}, []
+
+
+def _interest(satellite: Satellite) -> int:
+    return select.EPOLLIN | (select.EPOLLOUT if satellite.outbox else 0)
+
+
+def _bind_tcp(address: Address) -> socket.socket:
+    door = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((address.host, address.port))
+    except OSError as error:
+        door.close()
+        raise ConfigError(
+            f"listen.on: {address.text}: cannot be bound ({error.strerror}); choose another port or address",
+            exit_code=IO,
+        ) from None
+    return door
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

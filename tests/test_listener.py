@@ -1,0 +1,411 @@
+"""Satellites send audio over real sockets to a real daemon: each is heard as if alone, and none can harm another."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import struct
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from running import Running
+
+from kwsd.audio_format import SAMPLE_RATE
+from kwsd.bench import demo_words
+from kwsd.config import load_config
+from kwsd.engines import load_spotter
+from kwsd.errors import CONFIG, IO, OK
+from kwsd.listener import HEADER_BYTES, WITHOUT_HEADER
+from kwsd.recording import DEMO, read_recording
+from kwsd.replay import replay
+
+SPEECH = read_recording(DEMO)[: 10 * SAMPLE_RATE]  # four words
+FIRST_WORD = SPEECH[: 4 * SAMPLE_RATE]  # "stop" from 2.0 to 2.44 s
+PATIENCE_S = 30.0
+
+
+def pcm(samples, kind="s16le"):
+    if kind == "f32le":
+        return samples.astype("<f4").tobytes()
+    bits = {"s16le": 15, "s32le": 31}[kind]
+    return (samples.astype(np.float64) * (2**bits - 1)).astype({"s16le": "<i2", "s32le": "<i4"}[kind]).tobytes()
+
+
+class Satellite:
+    """Connects and says who it is; what comes back is read when asked for."""
+
+    def __init__(self, address, header):
+        if isinstance(address, str):
+            self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        else:
+            self.connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.connection.settimeout(PATIENCE_S)
+        self.connection.connect(address)
+        line = json.dumps(header).encode() + b"\n" if isinstance(header, dict) else header
+        self.connection.sendall(line)
+        self._lines = self.connection.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._lines.close()
+        self.connection.close()
+
+    def send(self, audio):
+        self.connection.sendall(audio)
+
+    def line(self):
+        """The next line, or None at the end."""
+        line = self._lines.readline()
+        return json.loads(line) if line else None
+
+    def speak(self, samples=FIRST_WORD, kind="s16le"):
+        """All at once, as fast as it is taken; then hang up, and every line that came back."""
+        self.send(pcm(samples, kind))
+        self.connection.shutdown(socket.SHUT_WR)
+        return [json.loads(line) for line in self._lines]
+
+
+class Daemon(Running):
+    """A daemon for satellites only, on a TCP port of the system's choice and a UNIX socket."""
+
+    def __init__(self, folder, **listen):
+        self.path = str(folder / "audio.sock")
+        config = folder / "kwsd.yaml"
+        settings = {
+            "streams": [],
+            "listen": {"on": ["tcp://127.0.0.1:0", f"unix:{self.path}"], **listen},
+            "sinks": {"socket": {"enabled": False}},
+        }
+        config.write_text(json.dumps(settings))
+        super().__init__("--config", str(config))
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._announced():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.errors
+            time.sleep(0.02)
+        self.port = int(self._announced()[0].partition("tcp://127.0.0.1:")[2].partition(",")[0])
+        self.tcp = ("127.0.0.1", self.port)
+
+    def _announced(self):
+        return [line for line in self.errors if "listening on tcp://" in line]
+
+    def of(self, stream, kind):
+        return [event for event in self.events if event["type"] == kind and event.get("stream") == stream]
+
+    def wait_until_left(self, stream, times=1):
+        deadline = time.monotonic() + PATIENCE_S
+        while len(self.of(stream, "stream_left")) < times:
+            assert time.monotonic() < deadline, self.events
+            time.sleep(0.02)
+        return self.of(stream, "stream_left")[-1]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    with Daemon(tmp_path_factory.mktemp("listener"), streams=4, silent_s=2) as running:
+        yield running
+        assert running.process.poll() is None, running.errors
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What `kwsd replay` hears of the speech in a file: (keyword, start_s, end_s)."""
+    tape = tmp_path_factory.mktemp("tape") / "tape.wav"
+    soundfile.write(tape, SPEECH, SAMPLE_RATE, subtype="PCM_16")
+    config = load_config(None, environment={})
+    events = replay(config, load_spotter(config.model_path, "cpu"), tape)
+    return [(event.keyword, event.start_s, event.end_s) for event in events]
+
+
+def heard(events):
+    return [(e["keyword"], e["start_s"], e["end_s"]) for e in events if e["type"] == "detection"]
+
+
+# --- being heard ---
+
+
+def test_satellites_at_once_are_each_heard_as_the_recording_alone(daemon, alone):
+    assert len(alone) >= 3
+    lines = {}
+
+    def speak(name, address, kind):
+        with Satellite(address, {"name": name, "format": kind}) as satellite:
+            lines[name] = satellite.speak(SPEECH, kind)
+
+    rooms = [("den", daemon.tcp, "s16le"), ("attic", daemon.path, "s32le"), ("shed", daemon.tcp, "f32le")]
+    threads = [threading.Thread(target=speak, args=room) for room in rooms]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, *_ in rooms:
+        daemon.wait_until_left(name)
+        assert heard(daemon.of(name, "detection")) == alone
+        assert lines[name][0]["type"] == "hello"
+        assert lines[name][0]["streams"] == [name]
+        assert all(line["stream"] == name for line in lines[name][1:])
+
+
+def test_any_rate_and_channel_is_heard(daemon):
+    at_44 = soxr.resample(FIRST_WORD, SAMPLE_RATE, 44_100)
+    stereo = np.stack([np.zeros_like(at_44), at_44], 1)
+    for channel in (2, "mix"):
+        name = f"stereo {channel}"
+        header = {"name": name, "rate": 44_100, "channels": 2, "channel": channel}
+        with Satellite(daemon.tcp, header) as satellite:
+            satellite.speak(stereo)
+        left = daemon.wait_until_left(name)
+        assert left["heard_s"] == pytest.approx(4.0, abs=0.01)
+        [(keyword, start, end)] = heard(daemon.of(name, "detection"))
+        [(_, begun, over)] = [word for word in [(w[2], w[0], w[1]) for w in demo_words()] if word[0] == "stop"]
+        assert keyword == "stop" and abs(start - begun) < 0.1 and abs(end - over) < 0.1
+
+
+def test_the_other_channel_is_silent(daemon):
+    stereo = np.stack([np.zeros_like(FIRST_WORD), FIRST_WORD], 1)
+    with Satellite(daemon.tcp, {"name": "left ear", "channels": 2, "channel": 1}) as satellite:
+        assert [line["type"] for line in satellite.speak(stereo)] == ["hello"]
+
+
+def test_a_satellite_gets_its_own_detections_back(daemon):
+    with Satellite(daemon.path, {"name": "talker"}) as satellite:
+        assert satellite.line()["type"] == "hello"
+        satellite.send(pcm(FIRST_WORD))
+        detection = satellite.line()
+        assert (detection["type"], detection["stream"], detection["keyword"]) == ("detection", "talker", "stop")
+        assert detection in daemon.events
+        assert 0 <= detection["latency_ms"] < 5000
+
+
+def test_a_word_at_the_very_end_is_heard_before_the_satellite_is_gone(daemon):
+    until_the_word_ends = SPEECH[: int(2.45 * SAMPLE_RATE)]
+    with Satellite(daemon.tcp, {"name": "brief"}) as satellite:
+        satellite.speak(until_the_word_ends)
+    daemon.wait_until_left("brief")
+    kinds = [event["type"] for event in daemon.events if event.get("stream") == "brief"]
+    assert kinds == ["stream_joined", "detection", "stream_left"]
+
+
+def test_a_name_that_is_free_again_begins_anew(daemon):
+    for times in (1, 2):
+        with Satellite(daemon.tcp, {"name": "again"}) as satellite:
+            satellite.speak()
+        daemon.wait_until_left("again", times)
+    first, second = heard(daemon.of("again", "detection"))
+    assert first == second
+
+
+def test_more_satellites_than_slots_come_and_go_one_after_the_other(daemon):
+    for i in range(6):
+        with Satellite(daemon.tcp, {"name": f"guest {i}"}) as satellite:
+            satellite.speak(FIRST_WORD[: SAMPLE_RATE // 2])
+        daemon.wait_until_left(f"guest {i}")
+
+
+def test_samples_cut_anywhere_are_put_together(daemon):
+    with Satellite(daemon.tcp, {"name": "crumbs"}) as satellite:
+        audio = pcm(FIRST_WORD)
+        for start in range(0, len(audio), 1001):
+            satellite.send(audio[start : start + 1001])
+        satellite.connection.shutdown(socket.SHUT_WR)
+        daemon.wait_until_left("crumbs")
+    assert [word for word, *_ in heard(daemon.of("crumbs", "detection"))] == ["stop"]
+
+
+# --- what is refused ---
+
+HEADERS = {
+    "no JSON": (b"RIFF....WAVE\n", "header: "),
+    "a list": (b"[]\n", "Expected `object`"),
+    "no name": (b"{}\n", "missing required field `name`"),
+    "an empty name": ({"name": ""}, "length >= 1"),
+    "a name of control characters": ({"name": "a\nb"}, "$.name"),
+    "an unknown key": ({"name": "x", "sample_rate": 16000}, "unknown field `sample_rate`"),
+    "a rate of nothing": ({"name": "x", "rate": 0}, "$.rate"),
+    "a rate beyond the limit": ({"name": "x", "rate": 10**9}, "$.rate"),
+    "too many channels": ({"name": "x", "channels": 64}, "$.channels"),
+    "a channel that is not there": ({"name": "x", "channels": 1, "channel": 2}, "channel 2 of 1"),
+    "an unknown format": ({"name": "x", "format": "mp3"}, "Invalid enum value 'mp3'"),
+    "text that is none": (b'{"name": "\xff"}\n', "header: "),
+    "a header without end": (b"{" * (HEADER_BYTES + 1), f"longer than {HEADER_BYTES} bytes"),
+}
+
+
+@pytest.mark.parametrize(("header", "why"), HEADERS.values(), ids=HEADERS)
+def test_a_bad_header_is_refused_with_the_reason(daemon, header, why):
+    with Satellite(daemon.tcp, header) as satellite:
+        refused = satellite.line()
+        assert refused["type"] == "refused" and why in refused["reason"]
+        assert satellite.line() is None
+
+
+def test_who_streams_on_after_being_refused_still_learns_why(daemon):
+    with Satellite(daemon.tcp, b"not a header\n" + pcm(FIRST_WORD[:8000])) as satellite:
+        assert satellite.line()["type"] == "refused"
+
+
+def test_a_name_that_is_taken_and_a_slot_too_many_are_refused(daemon):
+    with contextlib.ExitStack() as stack:
+        here = [stack.enter_context(Satellite(daemon.tcp, {"name": f"room {i}"})) for i in range(4)]
+        assert [satellite.line()["type"] for satellite in here] == ["hello"] * 4
+        with Satellite(daemon.tcp, {"name": "room 2"}) as double:
+            assert "the name 'room 2' is taken" in double.line()["reason"]
+        with Satellite(daemon.tcp, {"name": "room 5"}) as fifth:
+            assert "there are 4 satellites already; raise listen.streams" in fifth.line()["reason"]
+    for i in range(4):
+        daemon.wait_until_left(f"room {i}")
+
+
+def test_whoever_says_nothing_is_let_go(daemon):
+    with Satellite(daemon.tcp, b"") as mute:
+        assert "no header within 5 s" in mute.line()["reason"]
+
+
+def test_a_satellite_that_goes_silent_is_let_go_and_said(daemon):
+    with Satellite(daemon.tcp, {"name": "asleep"}) as satellite:
+        satellite.send(pcm(FIRST_WORD[:8000]))
+        left = daemon.wait_until_left("asleep")
+        assert (left["reason"], left["heard_s"]) == ("sent nothing for 2 s", 0.5)
+
+
+def test_connections_that_do_not_say_who_they_are_are_limited(daemon):
+    with contextlib.ExitStack() as stack:
+        for _ in range(WITHOUT_HEADER):
+            stack.enter_context(Satellite(daemon.tcp, b""))
+        with Satellite(daemon.tcp, b"") as too_many:
+            assert "too many connections" in too_many.line()["reason"]
+
+
+# --- harming nobody else ---
+
+
+def hang_up_rudely(satellite):
+    satellite.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    satellite.connection.close()
+
+
+def test_rude_neighbours_change_nothing_for_others(daemon, alone):
+    """While one satellite speaks, others vanish, send rubbish, send too fast, or never read."""
+    done = threading.Event()
+
+    def be_rude():
+        turn = 0
+        while not done.is_set():
+            turn += 1
+            with contextlib.suppress(OSError):
+                vanishing = Satellite(daemon.tcp, {"name": f"vanishing {turn}"})
+                vanishing.send(pcm(FIRST_WORD)[: 1001 + turn])
+                hang_up_rudely(vanishing)
+            with contextlib.suppress(OSError), Satellite(daemon.tcp, {"name": f"odd {turn}", "format": "f32le"}) as odd:
+                odd.send(np.array([0.0, np.nan, np.inf], "<f4").tobytes() * 100)
+                odd.line()
+                odd.line()
+            with contextlib.suppress(OSError), Satellite(daemon.tcp, os.urandom(100)) as rubbish:
+                rubbish.line()
+            time.sleep(0.05)
+
+    neighbour = threading.Thread(target=be_rude)
+    neighbour.start()
+    with Satellite(daemon.tcp, {"name": "polite"}) as satellite:
+        satellite.speak(SPEECH)
+    done.set()
+    neighbour.join()
+    daemon.wait_until_left("polite")
+    assert heard(daemon.of("polite", "detection")) == alone
+    assert daemon.of("polite", "overrun") == []
+    reasons = {event["reason"] for event in daemon.events if event["type"] == "stream_left"}
+    assert "sent a sample that is not a number (NaN or infinite)" in reasons
+    assert any(reason.startswith("connection lost") for reason in reasons)
+
+
+def test_audio_faster_than_time_has_to_wait(daemon):
+    begun = time.monotonic()
+    with Satellite(daemon.tcp, {"name": "hasty"}) as satellite:
+        satellite.speak(FIRST_WORD)
+    assert time.monotonic() - begun > 2.0
+    daemon.wait_until_left("hasty")
+    assert daemon.of("hasty", "overrun") == []
+
+
+# --- secrets ---
+
+
+def test_over_tcp_a_token_is_asked_for(tmp_path):
+    secret = tmp_path / "token"
+    secret.write_text("open sesame\n")
+    with Daemon(tmp_path, token_file=str(secret)) as daemon:
+        for header in (
+            {"name": "thief"},
+            {"name": "thief", "token": "open"},
+            {"name": "thief", "token": "öpen sesame"},
+        ):
+            with Satellite(daemon.tcp, header) as satellite:
+                assert "the token is not the one in listen.token_file" in satellite.line()["reason"]
+        with Satellite(daemon.tcp, {"name": "friend", "token": "open sesame"}) as satellite:
+            assert satellite.line()["type"] == "hello"
+        with Satellite(daemon.path, {"name": "of this machine"}) as satellite:
+            assert satellite.line()["type"] == "hello"
+        assert "sesame" not in "".join(daemon.errors)
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "no such file"), ("  \n", "is empty")])
+def test_without_a_secret_there_is_no_daemon(kwsd, tmp_path, content, why):
+    secret = tmp_path / "token"
+    if content is not None:
+        secret.write_text(content)
+    listen = json.dumps({"on": ["tcp://127.0.0.1:0"], "token_file": str(secret)})
+    kwsd("run", "--set", "streams=[]", "--set", f"listen={listen}").refused(CONFIG, "listen.token_file", why)
+
+
+# --- coming and going of the daemon ---
+
+
+def test_a_port_in_use_is_refused(kwsd, daemon):
+    listen = json.dumps({"on": [f"tcp://127.0.0.1:{daemon.port}"]})
+    kwsd("run", "--set", "streams=[]", "--set", f"listen={listen}").refused(IO, "listen.on", "cannot be bound")
+
+
+def test_the_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        assert stat.S_IMODE(Path(daemon.path).stat().st_mode) == 0o660
+        with Satellite(daemon.path, {"name": "last"}) as satellite:
+            satellite.send(pcm(FIRST_WORD))
+            assert satellite.line()["type"] == "hello"
+            assert satellite.line()["keyword"] == "stop"
+            code, took = daemon.stop(signal.SIGTERM)
+            assert satellite.line() is None
+        assert code == OK and took < 2.0
+        assert daemon.events[-1]["type"] == "shutdown"
+        assert not Path(daemon.path).exists()
+
+
+def test_a_reload_that_changes_no_stream_keeps_the_satellites(tmp_path):
+    with Daemon(tmp_path) as daemon, Satellite(daemon.tcp, {"name": "stayer"}) as satellite:
+        assert satellite.line()["type"] == "hello"
+        daemon.process.send_signal(signal.SIGHUP)
+        assert daemon.wait_for("reload")["ok"]
+        satellite.send(pcm(FIRST_WORD))
+        assert satellite.line()["keyword"] == "stop"
+
+
+def test_heartbeats_tell_of_the_satellites_that_are_here(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        config = tmp_path / "kwsd.yaml"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"events": {"heartbeat_s": 0.2}}))
+        daemon.process.send_signal(signal.SIGHUP)
+        with Satellite(daemon.tcp, {"name": "here"}) as satellite:
+            satellite.send(pcm(FIRST_WORD))
+            daemon.wait_for("ready")
+            beat = daemon.wait_for("heartbeat")
+            while not beat["streams"]:
+                beat = daemon.wait_for("heartbeat")
+            [state] = beat["streams"]
+            assert state["stream"] == "here" and 0.0 <= state["heard_s"] <= 4.0
