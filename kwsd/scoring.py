@@ -59,13 +59,15 @@ class WindowScorer:
 
 
 class HopScorer:
-    """Only the samples that are new since a stream's last window; after a start or a gap a whole window once.
+    """Only the samples that are new since a stream's last window; after a start or a gap a whole window once. What lies
+    between two windows may be more than a hop: those in between were skipped.
 
     The state of all streams is one array in the spotter's care; here is only where each stands.
     """
 
     def __init__(self, spotter: HopSpotter, streams: int, hop: int) -> None:
-        self._spotter, self._hop = spotter, hop
+        assert spotter.info.step is not None
+        self._spotter, self._hop, self._step = spotter, hop, spotter.info.step
         self._states = spotter.states(streams)
         self._at = np.full(streams, NOWHERE, np.int64)  # (streams,) sample index up to which the state has heard
 
@@ -75,7 +77,9 @@ class HopScorer:
         whole = np.zeros(len(due), np.bool_)
         streams, ends = due.streams, due.ends
         firsts = due.distinct  # windows are in turns: the first of every stream come first
-        fresh = np.flatnonzero(self._at[streams[:firsts]] != ends[:firsts] - self._hop)
+        new = ends[:firsts] - self._at[streams[:firsts]]  # (firsts,) samples since its state
+        goes_on = (new > 0) & (new < WINDOW) & (new % self._step == 0)
+        fresh = np.flatnonzero(~goes_on)
         if fresh.size:
             windows, read = ring.gather(streams[fresh], ends[fresh], WINDOW)
             windows, fresh = windows[read], fresh[read]
@@ -83,16 +87,26 @@ class HopScorer:
             posteriors[fresh] = self._spotter.begin(windows, self._states, streams[fresh])
             self._at[streams[fresh]] = ends[fresh]
             whole[fresh] = True
+        behind = new[goes_on & (new != self._hop)]  # windows were left out, or the hop was another
+        for size in np.unique(behind).tolist() if behind.size else ():
+            rows, scores = self._advance(ring, due, np.flatnonzero(goes_on & (new == size))[:, None], size)
+            posteriors[rows], whole[rows] = scores, True
         for run in self._runs(due, ~whole):
-            hops, last = run.shape[1], run[:, -1]
-            samples, read = ring.gather(streams[last], ends[last], self._hop * hops)
-            rows, last = run[read], last[read]
-            if not rows.size:
-                continue
-            posteriors[rows] = self._spotter.advance(samples[read], self._states, streams[last], hops)
-            self._at[streams[last]] = ends[last]
-            whole[rows] = True
+            rows, scores = self._advance(ring, due, run, self._hop)
+            posteriors[rows], whole[rows] = scores, True
         return _scored(due, posteriors, whole)
+
+    def _advance(self, ring: RingBuffer, due: Due, run: NDArray[np.intp], hop: int) -> tuple[NDArray[np.intp], Scores]:
+        """Score rows (streams, hops) of which each follows the one before, the first the stream's state, by `hop`
+        samples: those that could be read (n, hops), and their posteriors (n, hops, labels)."""
+        hops, last = run.shape[1], run[:, -1]
+        samples, read = ring.gather(due.streams[last], due.ends[last], hop * hops)
+        rows, last = run[read], last[read]
+        if not rows.size:
+            return rows, np.zeros((*rows.shape, len(self._spotter.info.labels)), np.float32)
+        posteriors = self._spotter.advance(samples[read], self._states, due.streams[last], hops)
+        self._at[due.streams[last]] = due.ends[last]
+        return rows, posteriors
 
     def _runs(self, due: Due, wanted: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
         """Rows that go on from where their stream stands: for each number of hops, (streams, hops)."""

@@ -244,11 +244,18 @@ def test_a_gap_begins_its_own_stream_anew_and_no_other():
     ]  # fmt: skip
 
 
-def test_windows_skipped_by_the_schedule_begin_the_state_anew():
+def test_over_windows_skipped_by_the_schedule_the_state_goes_on_in_one_stride():
     room = Room(ByHops, live=(True,), max_batch=2).write(WINDOW + 5 * HOP)
     assert room.ends() == ([16_000, 17_600], 4)
     assert room.write(HOP).ends() == ([25_600], 0)
-    assert room.spotter.asked == [("begin", [0]), ("advance", [0], 1), ("begin", [0])]
+    assert room.spotter.asked == [("begin", [0]), ("advance", [0], 1), ("advance", [0], 1)]
+
+
+def test_over_a_second_of_skipped_windows_the_state_is_begun_anew():
+    room = Room(ByHops, live=(True,), max_batch=1).write(WINDOW + 10 * HOP)
+    assert room.ends() == ([16_000], 10)
+    assert room.write(HOP).ends() == ([33_600], 0)
+    assert room.spotter.asked == [("begin", [0]), ("begin", [0])]
 
 
 # --- overwritten while we looked ---
