@@ -24,6 +24,7 @@ from kwsd.event import (
     Heartbeat,
     Hello,
     Line,
+    Overload,
     Ready,
     Reload,
     Shutdown,
@@ -137,7 +138,7 @@ class Daemon:
 
     def _reports(self) -> Reports:
         def progress(progress: Progress) -> None:
-            if progress.scored:
+            if len(progress.scored):
                 self._notifier.alive()
             if progress.heard or progress.overruns or not self._ready:
                 self._loop.call_soon_threadsafe(self._on_progress, progress)
@@ -151,7 +152,10 @@ class Daemon:
         def satellite(event: StreamJoined | StreamLeft) -> None:
             self._loop.call_soon_threadsafe(self._on_satellite, event)
 
-        return Reports(progress, audio_lost, over, satellite)
+        def overload(event: Overload) -> None:
+            self._loop.call_soon_threadsafe(self._on_overload, event)
+
+        return Reports(progress, audio_lost, over, satellite, overload)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run slow work aside. Raises what it raises, or Stopped if a signal came first."""
@@ -186,7 +190,7 @@ class Daemon:
     # --- main loop ---
 
     def _on_progress(self, progress: Progress) -> None:
-        if not self._ready and progress.scored:
+        if not self._ready and len(progress.scored):
             self._ready = True
             self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=self._names()))
             self._notifier.ready(self._status())
@@ -208,10 +212,13 @@ class Daemon:
             self._next_beat.cancel()
             self._next_beat = None
         if self._config.events.heartbeat_s and self._ready:
+            lags = self._running().lags()
             self._emit(
                 Heartbeat(
                     uptime_s=round(time.monotonic() - self._born, 1),
                     detections=self._detections,
+                    windows=lags.windows,
+                    lag_p99_ms=lags.percentile_ms(99.0),
                     streams=self._running().states(),
                 )
             )
@@ -234,6 +241,10 @@ class Daemon:
             log.info("satellite %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
         self._emit(event)
         self._notifier.status(self._status())
+
+    def _on_overload(self, event: Overload) -> None:
+        log.warning("a window every %g ms now; the last second's were up to %s ms late", event.hop_ms, event.lag_ms)
+        self._emit(event)
 
     def _on_over(self, failure: KwsdError | None) -> None:
         wrong = failure if failure and failure.exit_code != OK else None

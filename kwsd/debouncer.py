@@ -91,6 +91,22 @@ class Debouncer:
                 self._armed[:, mine] = old._armed[:, theirs]
                 self._fired_at[:, mine] = old._fired_at[:, theirs]
 
+    def remember(self, old: "Debouncer", next_ends: Indices) -> None:
+        """Go on with the windows another debouncer of the same model heard last, as if they had come at this hop; the
+        next one of each stream ends at `next_ends` (streams,)."""
+        if old.labels != self.labels:
+            return
+        hop, theirs_hop, every = self.rules.hop, old.rules.hop, np.arange(len(old._count))
+        heard = old._count * theirs_hop // hop  # (streams,) windows, had they come at this hop
+        heard[next_ends - old._last_end > max(hop, theirs_hop)] = 0  # there is a gap between them
+        self._count = np.minimum(heard, self._recent.shape[1] * self._speech.shape[1])
+        for mine, theirs, newest in ((self._recent, old._recent, -1), (self._speech, old._speech, 0)):
+            for back in range(mine.shape[1]):
+                there = min(back * hop // theirs_hop, theirs.shape[1] - 1)
+                at = (old._count + newest - there) % theirs.shape[1]  # (streams,)
+                mine[every, (self._count + newest - back) % mine.shape[1]] = theirs[every, at]
+        self._last_end = np.where(heard > 0, next_ends - hop, LONG_AGO)
+
     def reset(self, streams: Indices) -> None:
         """These streams begin anew: nothing was heard in them yet."""
         self._last_end[streams] = LONG_AGO  # what was heard is forgotten, as over a gap

@@ -64,6 +64,13 @@ class Overrun(_Event, frozen=True, kw_only=True, tag="overrun"):
     device_overflows: int = 0  # the sound system dropped audio, nobody knows how much
 
 
+class Overload(_Event, frozen=True, kw_only=True, tag="overload"):
+    """More audio comes than can be scored, or no longer: windows are scored this often from now on."""
+
+    hop_ms: float
+    lag_ms: int | None  # of the last second's windows, the 99th percentile
+
+
 class AudioLost(_Event, frozen=True, kw_only=True, tag="audio_lost"):
     """A stream will deliver no more audio though it should."""
 
@@ -101,6 +108,8 @@ class Heartbeat(_Event, frozen=True, kw_only=True, tag="heartbeat"):
 
     uptime_s: float
     detections: int
+    windows: int  # scored since the last heartbeat
+    lag_p99_ms: int | None  # from the arrival of their last samples to their scores; null: there were none
     streams: tuple[StreamState, ...]
 
 
@@ -141,7 +150,7 @@ class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
 
 
 Verdict = Heard | Rejected
-Event = Verdict | Ready | Overrun | AudioLost | Heartbeat | Reload | Shutdown | StreamJoined | StreamLeft
+Event = Verdict | Ready | Overrun | Overload | AudioLost | Heartbeat | Reload | Shutdown | StreamJoined | StreamLeft
 Line = bytes
 
 _encoder = msgspec.json.Encoder()

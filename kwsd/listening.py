@@ -8,16 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from kwsd.audio_format import WINDOW, seconds
+from kwsd import load
+from kwsd.audio_format import SAMPLE_RATE, WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import INTERNAL, IO, NO_PERMISSION, AudioError, ConfigError, KwsdError
-from kwsd.event import AudioLost, Line, StreamJoined, StreamLeft, StreamState
+from kwsd.event import AudioLost, Line, Overload, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
 from kwsd.ring import Indices
+from kwsd.scoring import Scored
 from kwsd.source import AudioFile, Microphone, RawPcm, Source
 from kwsd.span import level_dbfs
 from kwsd.spotter import Spotter
@@ -29,6 +32,7 @@ LATE_S = 0.003  # how soon to look again for a block that is late
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
 
 
+LOOK_EVERY_S = 1.0  # how often load is looked at
 FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
@@ -67,6 +71,7 @@ class Reports:
     audio_lost: Callable[[AudioLost, KwsdError], None]  # a stream broke
     over: Callable[[KwsdError | None], None]  # nothing more will come, and why if that is wrong
     satellite: Callable[[StreamJoined | StreamLeft], None] = lambda _: None  # one came or went
+    overload: Callable[[Overload], None] = lambda _: None  # the hop became longer, or shorter again
 
 
 class Listening:
@@ -87,6 +92,10 @@ class Listening:
         self._slots: dict[str, int] = {}  # of the satellites that are here, by name
         self._leaving: dict[int, Left] = {}  # those that are not scored to the end yet
         self._inlets = [Inlet(self._ring, i, s.rate, s.channels, s.channel) for i, s in enumerate(self.sources)]
+        self._live = np.array([stream.live for stream in self.streams])
+        self._overload = load.Overload(config.window.hop_ms)
+        self._lags, self._lags_told = load.LagMeter(), load.LagMeter()  # of this second, and since they were asked for
+        self._busy_s, self._looked_at = 0.0, time.monotonic()
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._pipeline: Pipeline | None = None
@@ -120,7 +129,12 @@ class Listening:
             self.listener.start(hello)
 
     def pipeline(self, config: Config, spotter: Spotter) -> Pipeline:
-        """A pipeline on these streams. Raises ConfigError if config and model contradict each other."""
+        """A pipeline on these streams, at the hop that the load allows. Raises ConfigError if config and model
+        contradict each other."""
+        hop_ms = min(config.window.hop_ms * self._overload.stretch, 1000.0)
+        batch = max(1, config.window.max_batch // self._overload.stretch)  # as much audio as before
+        window = msgspec.structs.replace(config.window, hop_ms=hop_ms, max_batch=batch)
+        config = msgspec.structs.replace(config, window=window)
         return Pipeline(config, spotter, self._ring, self._inlets, self.streams, wrote_at=self._wrote_at)
 
     @property
@@ -139,6 +153,11 @@ class Listening:
             return self._inlets[stream].wrote_at
         assert self.listener is not None
         return self.listener.wrote_at[stream]
+
+    def lags(self) -> load.LagMeter:
+        """Of the windows scored since this was last asked. May be asked from any thread."""
+        lags, self._lags_told = self._lags_told, load.LagMeter()
+        return lags
 
     def replace(self, successor: Pipeline) -> None:
         """Go on with another pipeline from the next batch on, without a gap."""
@@ -260,8 +279,10 @@ class Listening:
                 successor.take_over(self._pipeline)
                 self._pipeline = successor
             self._meet_satellites()
+            begun = time.monotonic()
             progress = self._pipeline.advance()
-            if progress.scored or progress.overruns:
+            self._weigh(progress.scored, begun, time.monotonic())
+            if len(progress.scored) or progress.overruns:
                 self._reports.progress(progress)
             self._part_with_satellites()
             self._look_for_losses()
@@ -269,6 +290,33 @@ class Listening:
                 self._reports.over(self._failure)
                 return
             self._wait()
+
+    def _weigh(self, scored: Scored, begun: float, now: float) -> None:
+        """Note how late these windows are, and once a second whether there is more to do than time."""
+        self._busy_s += now - begun
+        of_live = self._live[scored.streams]
+        if of_live.any():
+            streams, ends = scored.streams[of_live], scored.ends[of_live]
+            wrote_at = np.array([self._wrote_at(stream) for stream in streams.tolist()])
+            lags = now - wrote_at + (self._ring.written[streams] - ends) / SAMPLE_RATE
+            self._lags.note(lags)
+            self._lags_told.note(lags)
+        if now - self._looked_at >= LOOK_EVERY_S:
+            share, lag_ms = self._busy_s / (now - self._looked_at), self._lags.percentile_ms(99.0)
+            self._lags, self._busy_s, self._looked_at = load.LagMeter(), 0.0, now
+            before = self._overload.stretch
+            if self._overload.look(share, lag_ms) != before:
+                self._stretch(lag_ms)
+
+    def _stretch(self, lag_ms: int | None) -> None:
+        """Go on at the hop that the load allows."""
+        assert self._pipeline is not None
+        config, spotter = self.config, self._pipeline.spotter
+        successor = self.pipeline(config, spotter)
+        successor.take_over(self._pipeline)
+        self._pipeline = successor
+        hop_ms = config.window.hop_ms * self._overload.stretch
+        self._reports.overload(Overload(hop_ms=hop_ms, lag_ms=lag_ms))
 
     def _meet_satellites(self) -> None:
         """Who came and who went since, before anything of theirs is scored."""

@@ -44,7 +44,7 @@ class StreamInfo:
 class Progress:
     """What one call of `advance` brought."""
 
-    scored: int  # windows
+    scored: Scored
     heard: list[Verdict]
     overruns: list[Overrun]
 
@@ -98,6 +98,9 @@ class Pipeline:
         """Go on where another pipeline on the same ring stood: no window twice, no word twice."""
         self.schedule.start_at(old.schedule.next_end)
         self.debouncer.inherit(old.debouncer)
+        if old.spotter is self.spotter:
+            self.debouncer.remember(old.debouncer, self.schedule.first_due(self.ring))
+            self.scorer.take_over(old.scorer)
         self._overflows, self._lost, self._skipped, self._told_at = (
             old._overflows,
             old._lost,
@@ -112,7 +115,7 @@ class Pipeline:
         heard: list[Verdict] = [self.describe(detection) for detection in detections]
         if self.near_misses is not None:
             heard += [self._describe_miss(miss) for miss in self.near_misses.take()]
-        return Progress(len(scored), heard, self._overruns(scored.skipped))
+        return Progress(scored, heard, self._overruns(scored.skipped))
 
     def score(self) -> Scored:
         """Take what came, and score the windows that are due."""

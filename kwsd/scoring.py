@@ -34,6 +34,10 @@ class Scorer(Protocol):
         """Raises ModelError if the network fails."""
         ...
 
+    def take_over(self, old: "Scorer") -> None:
+        """Go on where another scorer stood: with the same spotter, on the same ring."""
+        ...
+
 
 def make_scorer(spotter: Spotter, streams: int, hop: int) -> Scorer:
     """Incremental where the model can be advanced by this hop, else by whole windows."""
@@ -57,6 +61,9 @@ class WindowScorer:
             posteriors[whole] = self._spotter.score(windows[whole])
         return _scored(due, posteriors, whole)
 
+    def take_over(self, old: Scorer) -> None:
+        """Whole windows need nothing of those before."""
+
 
 class HopScorer:
     """Only the samples that are new since a stream's last window; after a start or a gap a whole window once. What lies
@@ -70,6 +77,11 @@ class HopScorer:
         self._spotter, self._hop, self._step = spotter, hop, spotter.info.step
         self._states = spotter.states(streams)
         self._at = np.full(streams, NOWHERE, np.int64)  # (streams,) sample index up to which the state has heard
+
+    def take_over(self, old: Scorer) -> None:
+        """Go on from the states another scorer of the same spotter has, whatever its hop."""
+        if isinstance(old, HopScorer):
+            self._states, self._at = old._states, old._at
 
     def score(self, ring: RingBuffer, due: Due) -> Scored:
         """Raises ModelError if the network fails."""

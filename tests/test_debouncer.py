@@ -403,6 +403,39 @@ def reloaded(before, after, stop="", up="", labels=LABELS):
     return first + [(at + hop, keyword) for hop, keyword in second]
 
 
+lines = st.text("..29X", max_size=24)
+
+
+@settings(deadline=None, max_examples=200)
+@given(stop=lines, up=lines, unknown=lines, gap=st.booleans(), data=st.data())
+def test_one_that_remembers_another_goes_on_as_that_one_would_have(stop, up, unknown, gap, data):
+    rows, ends = drawn(stop + "9", up, unknown + ("|..." if gap else ""))
+    at = data.draw(st.integers(0, len(rows) - 1))
+    own = rules(smoothing=2, isolation_speech=2 * HOP, isolation=5 * HOP, refractory=3 * HOP)
+    whole = run(Debouncer(own, LABELS, 1), rows, ends)
+    old = Debouncer(own, LABELS, 1)
+    before = run(old, rows[:at], ends[:at])
+    new = Debouncer(own, LABELS, 1)
+    new.inherit(old)
+    new.remember(old, np.array([ends[at]]))
+    after = run(new, rows[at:], ends[at:])
+    assert before + [(at + hop, keyword) for hop, keyword in after] == whole
+
+
+def test_what_is_remembered_holds_at_another_hop():
+    """Talk until just now, heard hop by hop: a word said into it counts for nothing at twice the hop either."""
+    own = rules(isolation_speech=3 * HOP, isolation=8 * HOP, smoothing=2)
+    wide = dataclasses.replace(own, hop=2 * HOP, smoothing=1)
+    rows, ends = drawn(stop="........XX", unknown="XXXXXXXX..")
+    old = Debouncer(own, LABELS, 1)
+    assert run(old, rows[:8], ends[:8]) == []
+    for remembers in (True, False):
+        new = Debouncer(wide, LABELS, 1)
+        if remembers:
+            new.remember(old, ends[9:10])
+        assert run(new, rows[9:], ends[9:]) == ([] if remembers else [(0, "stop")])
+
+
 RELOADS = {
     "a held word is not told again": (rules(), rules(), {"stop": ".99/9999"}, [(1, "stop")]),
     "nor while the mean fills anew": (

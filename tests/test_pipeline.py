@@ -108,6 +108,25 @@ def test_a_pipeline_that_takes_over_tells_no_word_twice(config, spotter):
     assert len(keywords) == len(set(keywords)), "the recording says each word once"
 
 
+@pytest.mark.parametrize("every", [5, 9, 23])
+def test_the_hop_may_change_while_words_are_said(config, spotter, every):
+    tape = read_recording(DEMO)
+    pipeline, inlets = make(config, spotter)
+    steady, _ = hear(*make(config, spotter), tape)
+    heard, wide = [], msgspec.structs.replace(config, window=msgspec.structs.replace(config.window, hop_ms=200.0))
+    for n, start in enumerate(range(0, tape.size - 1600, 1600)):
+        inlets[0].write(tape[start : start + 1600, None])
+        heard += pipeline.advance().heard
+        if n % every == every - 1:
+            other = wide if n // every % 2 == 0 else config
+            successor = Pipeline(other, spotter, pipeline.ring, inlets, pipeline.streams)
+            successor.take_over(pipeline)
+            pipeline = successor
+    keywords = [h.keyword for h in heard]
+    assert len(keywords) == len(set(keywords)), "the recording says each word once"
+    assert len(set(keywords) & {h.keyword for h in steady}) >= len(steady) - 1
+
+
 def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(config):
     info = read_info(config.model_path)
     own = {"stop": KeywordConfig(threshold=0.5, refractory_ms=2000), "go": KeywordConfig(isolation_speech_s=1.0)}

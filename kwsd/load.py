@@ -1,0 +1,58 @@
+"""How much there is to do, and what to do about it: how late windows are scored, and how often they should be. Pure."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+LONGEST_MS = 10_000  # later than this counts as this
+STRETCHES = (1, 2, 4)  # times the hop
+FULL_SHARE = 0.9  # of the time spent on scoring: more cannot be done
+FREE_SHARE = 0.35  # so little that twice as much would still leave time
+LATE_HOPS = 2.0  # p99 of the lag
+CALM_LOOKS = 5  # in a row, before the hop becomes shorter again
+
+
+class LagMeter:
+    """From the arrival of a window's last sample until its score: a histogram by the millisecond."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(LONGEST_MS + 1, np.int64)
+
+    def note(self, lags_s: NDArray[np.float64] | Sequence[float]) -> None:
+        """Lags of windows (n,) in seconds."""
+        np.add.at(self._counts, np.clip(np.ceil(np.asarray(lags_s) * 1000.0), 0, LONGEST_MS).astype(np.int64), 1)
+
+    @property
+    def windows(self) -> int:
+        """How many were noted."""
+        return int(self._counts.sum())
+
+    def percentile_ms(self, percent: float) -> int | None:
+        """The lag that so many percent of the windows do not exceed; None if there were none."""
+        total = self.windows
+        if not total:
+            return None
+        return int(np.searchsorted(np.cumsum(self._counts), total * percent / 100.0))
+
+
+class Overload:
+    """Looked at once a second. Where more comes than can be scored, the hop is stretched, step by step, and shortened
+    again when there is time."""
+
+    def __init__(self, hop_ms: float) -> None:
+        self.hop_ms = hop_ms
+        self.stretch = 1
+        self._calm = 0
+
+    def look(self, share: float, lag_ms: float | None) -> int:
+        """The stretch from now on, after a second in which a share of the time went into scoring and `lag_ms` was the
+        99th percentile of the lag."""
+        step = STRETCHES.index(self.stretch)
+        late = lag_ms is not None and lag_ms > LATE_HOPS * self.hop_ms * self.stretch
+        self._calm = self._calm + 1 if share < FREE_SHARE and not late else 0
+        if late and share > FULL_SHARE and step + 1 < len(STRETCHES):
+            self.stretch = STRETCHES[step + 1]
+        elif self._calm >= CALM_LOOKS and step:
+            self.stretch, self._calm = STRETCHES[step - 1], 0
+        return self.stretch
