@@ -121,7 +121,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+BENCH_S, SCALE_S = 60.0, 5.0  # how long a daemon is measured
+
 if TYPE_CHECKING:
+    from kwsd.config import Config
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -251,6 +255,7 @@ def _add_eval(commands: "Commands") -> None:
     parser.add_argument(
         "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of silence and noise"
     )
+    parser.add_argument("--peers", action="store_true", help="measure other spotters that are installed beside kwsd")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="confusion matrix (default: beside the model)")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
@@ -300,8 +305,11 @@ def _add_bench(commands: "Commands") -> None:
     parser = _add(commands, "bench", bench, "Measure every stage, and the whole daemon on real audio.")
     _add_config_options(parser)
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="streams scored at once (default 1)")
+    parser.add_argument("--scale", action="store_true", help="search for the most real-time streams one core carries")
+    parser.add_argument("--peers", action="store_true", help="measure other spotters that are installed beside kwsd")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="with --scale: draw streams against lag and CPU")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, metavar="S", help="how long the daemon runs (default 60)"
+        "--seconds", type=float, metavar="S", help="how long the daemon runs (default 60; with --scale, each time, 5)"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
 
@@ -573,6 +581,31 @@ def export(options: argparse.Namespace) -> int:
     return OK
 
 
+def _bench_scale(options: argparse.Namespace, config: "Config") -> int:
+    import json
+
+    from kwsd.engines import load_spotter
+    from kwsd.scale import draw, measure_scale, report
+
+    spotter = load_spotter(config.model_path, config.device)
+    figures = measure_scale(config, spotter, options.seconds or SCALE_S, say)
+    if options.picture:
+        draw(figures, options.picture)
+    print(json.dumps(figures, indent=1) if options.json else report(figures))
+    return OK
+
+
+def _bench_peers(options: argparse.Namespace, config: "Config") -> int:
+    import json
+
+    from kwsd.peers import as_builtins, measure_peers, report
+    from kwsd.recording import DEMO, read_recording
+
+    rounds = measure_peers(config, read_recording(DEMO), say)
+    print(json.dumps(as_builtins(rounds), indent=1) if options.json else report(rounds))
+    return OK
+
+
 def bench(options: argparse.Namespace) -> int:
     """`kwsd bench`"""
     import json
@@ -582,7 +615,13 @@ def bench(options: argparse.Namespace) -> int:
 
     if options.streams < 1:
         raise ConfigError(f"--streams {options.streams}: at least 1", exit_code=USAGE)
+    if options.picture and not options.scale:
+        raise ConfigError("--picture: only --scale has something to draw", exit_code=USAGE)
     config = load_config(options.config, _settings(options))
-    figures = measure(config, options.streams, options.seconds)
+    if options.scale:
+        return _bench_scale(options, config)
+    if options.peers:
+        return _bench_peers(options, config)
+    figures = measure(config, options.streams, options.seconds or BENCH_S)
     print(json.dumps(figures, indent=1) if options.json else report(figures))
     return OK

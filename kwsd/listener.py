@@ -10,6 +10,7 @@ they send becomes 16 kHz mono here and goes straight into the ring, each satelli
 import contextlib
 import hmac
 import os
+import resource
 import select
 import socket
 import time
@@ -41,6 +42,7 @@ AHEAD_S = 1.0  # so much more audio than time has passed is taken; then the sate
 CHUNK_S = 0.25  # of audio read from a satellite at once
 OUTBOX = 1 << 16  # bytes a satellite may leave unread before it is sent no more
 MOST_UNREAD = 100  # chunks thrown away when a connection is closed
+SPARE_DESCRIPTORS = 200  # for all else that is open
 LOOK_ROUND_S = 0.5  # how often those are looked for that send nothing
 
 
@@ -133,6 +135,7 @@ class Listener:
         self._bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._bell, select.EPOLLIN)
+        _allow_descriptors(self.slots + WITHOUT_HEADER)
         self._doors: dict[int, tuple[socket.socket, Address]] = {}
         self._paths: list[tuple[Path, int]] = []
         try:
@@ -449,6 +452,14 @@ class Listener:
                 if path.stat().st_ino == inode:
                     path.unlink()
         self._doors, self._paths = {}, []
+
+
+def _allow_descriptors(more: int) -> None:
+    """Raises this process's limit on open files where it is too low for so many connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + SPARE_DESCRIPTORS
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def _interest(satellite: Satellite) -> int:
