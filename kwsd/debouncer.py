@@ -81,6 +81,7 @@ class Debouncer:
         self._last_end = np.full(streams, LONG_AGO, np.int64)
         self._hits = np.zeros(shape, np.int64)
         self._armed = np.ones(shape, np.bool_)
+        self._unsettled = np.zeros(streams, np.bool_)  # not all armed, or hits or near misses pending
         self._fired_at = np.full(shape, LONG_AGO, np.int64)
 
     def inherit(self, old: "Debouncer") -> None:
@@ -90,6 +91,7 @@ class Debouncer:
                 theirs = old.rules.keywords.index(keyword)
                 self._armed[:, mine] = old._armed[:, theirs]
                 self._fired_at[:, mine] = old._fired_at[:, theirs]
+        self._unsettled[:] = ~self._armed.all(1)
 
     def remember(self, old: "Debouncer", next_ends: Indices) -> None:
         """Go on with the windows another debouncer of the same model heard last, as if they had come at this hop; the
@@ -111,6 +113,7 @@ class Debouncer:
         """These streams begin anew: nothing was heard in them yet."""
         self._last_end[streams] = LONG_AGO  # what was heard is forgotten, as over a gap
         self._armed[streams] = True
+        self._unsettled[streams] = False
         self._fired_at[streams] = LONG_AGO
 
     def step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
@@ -122,19 +125,26 @@ class Debouncer:
         """One window each of distinct streams."""
         self._forget_across_gaps(streams, ends)
         smoothed = self._smooth(streams, posteriors)  # (n, labels)
+        self._note_speech(streams, posteriors)
+        awake = self._awake(streams, smoothed)
+        if awake.size:
+            yield from self._judge(streams[awake], ends[awake], smoothed[awake])
+
+    def _judge(self, streams: Indices, ends: Indices, smoothed: Scores) -> Iterator[Detection]:
+        """The rules, for streams in which one of them may change something."""
         scores = smoothed[:, self._columns]  # (n, keywords)
-        isolated = self._isolated(streams, posteriors)
-        if self._at_rest(streams, scores):
-            return
         rivals = _runners_up(smoothed)[:, self._columns]  # (n, keywords) index of a label
         over = (scores >= self.rules.threshold) & self._known(streams)
         ahead = over & (scores >= np.take_along_axis(smoothed, rivals, 1) + self.rules.margin)
         lasting = self._lasting(streams, ahead)
-        fired = self._fire_once(streams, ends, lasting & isolated)
+        alone = lasting & self._isolated(streams)
+        fired = self._fire_once(streams, ends, alone)
         self._rearm(streams, ends, scores)
+        self._unsettled[streams] = ~self._armed[streams].all(1) | self._hits[streams].any(1)
         if self.near is not None:
-            passed = np.add.reduce([over, ahead, lasting, lasting & isolated], dtype=np.int64)  # each implies the last
+            passed = np.add.reduce([over, ahead, lasting, alone], dtype=np.int64)  # each implies the last
             self.near.note(streams, ends, scores, passed, fired)
+            self._unsettled[streams] |= self.near.pending(streams)
         for row, keyword in np.argwhere(fired).tolist():
             rival = int(rivals[row, keyword])
             yield Detection(
@@ -163,31 +173,38 @@ class Debouncer:
         window = self.rules.smoothing
         self._recent[streams, self._count[streams] % window] = posteriors
         self._count[streams] += 1
-        return np.where(self._known(streams), self._recent[streams].mean(1), np.float32(0.0))
+        mean = np.add.reduce(self._recent[streams], 1) / np.float32(window)
+        unknown = self._count[streams] < window
+        if unknown.any():
+            mean[unknown] = 0.0
+        return np.asarray(mean)
 
     def _known(self, streams: Indices) -> Flags:
         """Whether there are windows enough for a mean; before that a score is not low but unknown. (n, 1)."""
         return np.asarray(self._count[streams, None] >= self.rules.smoothing)
 
-    def _at_rest(self, streams: Indices, scores: Scores) -> bool:
-        """Whether nothing is said and all is armed, as nearly always: then no rule below changes anything."""
-        still = bool((scores < self._low).all())
-        settled = bool(self._armed[streams].all()) and not self._hits[streams].any()
-        return still and settled and (self.near is None or not self.near.pending(streams))
+    def _awake(self, streams: Indices, smoothed: Scores) -> NDArray[np.intp]:
+        """Rows in which something may be said or not all is armed. In the others, as nearly always, no rule changes
+        anything."""
+        said = (smoothed[:, self._columns] >= self._low).any(1)
+        return np.flatnonzero(said | self._unsettled[streams])
 
     def _lasting(self, streams: Indices, ahead: Flags) -> Flags:
         """Above the threshold and ahead of the runner-up for enough windows in a row: (n, keywords)."""
         self._hits[streams] = np.where(ahead, self._hits[streams] + 1, 0)
         return np.asarray(self._hits[streams] >= self.rules.min_hits)
 
-    def _isolated(self, streams: Indices, posteriors: Scores) -> Flags:
-        """Said on its own: little other speech in the time looked back on, by what the model took most of it for.
+    def _note_speech(self, streams: Indices, posteriors: Scores) -> None:
+        """Whether the model took most of the window for other speech than the keywords."""
+        if self._unknown >= 0:
+            other = posteriors[:, self._unknown] > 0.5
+            self._speech[streams, self._count[streams] % self._speech.shape[1]] = other
+
+    def _isolated(self, streams: Indices) -> Flags:
+        """Said on its own: little other speech in the time looked back on.
 
         A command is other speech as well, for the windows that cut it: about half a second. (n, keywords).
         """
-        if self._unknown < 0:
-            return np.ones((len(streams), len(self.rules.keywords)), np.bool_)
-        self._speech[streams, self._count[streams] % self._speech.shape[1]] = posteriors[:, self._unknown] > 0.5
         speech = self._speech[streams].sum(1, keepdims=True) * self.rules.hop  # (n, 1) samples
         return np.asarray((speech <= self.rules.isolation_speech) | (self.rules.isolation_speech < 0))
 
@@ -246,9 +263,9 @@ class NearMisses:
         self._best[streams] = self._passed[streams] = 0
         self._told[streams] = False
 
-    def pending(self, streams: Indices) -> bool:
-        """Whether something is still high."""
-        return bool(self._best[streams].any())
+    def pending(self, streams: Indices) -> Flags:
+        """In which something is still high: (n,)."""
+        return np.asarray(self._best[streams].any(1))
 
     def take(self) -> list[NearMiss]:
         """Those found since this was last asked."""
@@ -259,6 +276,9 @@ class NearMisses:
 def _turns(streams: Indices) -> Iterator[slice]:
     """Runs of rows in which no stream occurs twice, in order: a stream's next window comes after those of streams with
     a greater number."""
+    if len(streams) == 1:
+        yield slice(0, 1)
+        return
     starts = [0, *(np.flatnonzero(np.diff(streams) <= 0) + 1).tolist(), len(streams)] if len(streams) else []
     for start, end in itertools.pairwise(starts):
         yield slice(start, end)
