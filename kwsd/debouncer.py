@@ -13,6 +13,7 @@ from kwsd.spotter import Scores
 
 Flags = NDArray[np.bool_]
 
+STIRRING = 0.1  # posterior of a keyword from which something may become of it
 LONG_AGO = np.iinfo(np.int64).min // 2
 
 
@@ -80,6 +81,7 @@ class Debouncer:
         self._count = np.zeros(streams, np.int64)  # windows since the last gap
         self._last_end = np.full(streams, LONG_AGO, np.int64)
         self._hits = np.zeros(shape, np.int64)
+        self.stirs = True  # in the last windows a keyword may begin, or something is not settled
         self._armed = np.ones(shape, np.bool_)
         self._unsettled = np.zeros(streams, np.bool_)  # not all armed, or hits or near misses pending
         self._fired_at = np.full(shape, LONG_AGO, np.int64)
@@ -126,6 +128,7 @@ class Debouncer:
         self._forget_across_gaps(streams, ends)
         smoothed = self._smooth(streams, posteriors)  # (n, labels)
         self._note_speech(streams, posteriors)
+        self.stirs = bool((posteriors[:, self._columns] >= STIRRING).any()) or bool(self._unsettled.any())
         awake = self._awake(streams, smoothed)
         if awake.size:
             yield from self._judge(streams[awake], ends[awake], smoothed[awake])

@@ -218,7 +218,7 @@ class Listening:
     def _wait(self) -> None:
         """Until a window may be due, but not long: sources are looked after as well."""
         assert self._pipeline is not None
-        next_ends = self._pipeline.schedule.first_due(self._ring)
+        next_ends = self._pipeline.schedule.first_due(self._ring) + self._rest()
         if self.listener is not None:
             self.listener.expect(next_ends, self._batch())
         for inlet in self._inlets:
@@ -234,6 +234,14 @@ class Listening:
                 self._wakeups.get_nowait()
         except queue.Empty:
             pass
+
+    def _rest(self) -> int:
+        """Samples that may come beyond the next window before somebody looks. While nothing stirs, two windows at once
+        cost little more than one, as most of it is to wake up. A keyword needs two windows to be told, so it is told
+        no later: by the first of them something stirs."""
+        assert self._pipeline is not None
+        pipeline, alone = self._pipeline, self.listener is None or not self.listener.active
+        return pipeline.schedule.hop if alone and pipeline.rules.smoothing > 1 and not pipeline.debouncer.stirs else 0
 
     def _let_pile_up(self, next_ends: Indices) -> None:
         """A batch closes when it is full, or `max_wait_ms` after its first window: many windows at once cost less."""

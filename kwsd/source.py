@@ -23,7 +23,8 @@ from kwsd.pcm import Frames, PcmDecoder
 if TYPE_CHECKING:
     import sounddevice
 
-BLOCK_S = 0.02  # of audio a file or pipe delivers at once
+BLOCK_S = 0.02  # of audio a file delivers at once
+READ_S = 0.1  # of audio read from a pipe at once, if so much is there
 USUAL_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8_000)  # Hz, tried when a device refuses its own default
 MOST_CHANNELS = 8  # of a real device
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
@@ -351,7 +352,7 @@ class RawPcm(_Reader):
         frame = self._decoder.frame  # bytes
         read = 0
         while not self._stop.is_set():
-            chunk = self._read(round(BLOCK_S * self.rate) * frame)
+            chunk = self._read(round(READ_S * self.rate) * frame)
             if chunk is None:
                 continue
             if not chunk:

@@ -1,0 +1,107 @@
+"""The search finds the largest number that is carried, and what it measures is real."""
+
+import json
+import os
+
+import pytest
+
+from kwsd import peers
+from kwsd.config import load_config
+from kwsd.engines import load_spotter
+from kwsd.errors import UNAVAILABLE, USAGE
+from kwsd.scale import NEAR, Point, best, draw, engine, largest, on_one_core, through_listener
+
+HOP_MS = 100.0
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(None, environment={})
+
+
+def point(streams, most, **changed):
+    figures = {
+        "streams": streams,
+        "lag_p50_ms": 5,
+        "lag_p99_ms": 20 if streams <= most else 900,
+        "core_percent": 50.0,
+        "windows_per_s": streams * 10.0,
+        "skipped": 0,
+    }
+    return Point(**figures | changed)
+
+
+@pytest.mark.parametrize("most", [0, 1, 30, 49, 50, 51, 400, 1234, 9999])
+def test_the_search_comes_near_the_largest_number_from_below(most):
+    told = []
+    points = largest(lambda streams: point(streams, most), HOP_MS, told.append)
+    found = best(points, HOP_MS)
+    assert found <= most and most - found <= max(1, 2 * NEAR * most)
+    assert [p.streams for p in points] == sorted({p.streams for p in told})
+    assert len(told) < 20
+
+
+@pytest.mark.parametrize(
+    ("changed", "carried"),
+    [
+        ({}, True),
+        ({"lag_p99_ms": 199}, True),
+        ({"lag_p99_ms": 200}, False),
+        ({"skipped": 1}, False),
+        ({"windows_per_s": 900.0}, False),  # of a thousand: it looks in time because the rest never came
+    ],
+)
+def test_carried_means_in_time_and_all_of_it(changed, carried):
+    assert point(100, 100, **changed).carried(HOP_MS) == carried
+
+
+def test_the_engine_scores_every_window_of_every_stream_in_time(config):
+    spotter = load_spotter(config.model_path, "cpu")
+    before = os.sched_getaffinity(0)
+    with on_one_core() as others:
+        assert len(os.sched_getaffinity(0)) == 1 and others
+        measured = engine(config, spotter, 23, 2.0)
+    assert os.sched_getaffinity(0) == before
+    assert measured.streams == 23 and measured.skipped == 0
+    assert measured.windows_per_s == pytest.approx(230, rel=0.05)
+    assert 0 < measured.core_percent <= 105
+
+
+def test_through_the_listener_too(config):
+    measured = through_listener(config, sorted(os.sched_getaffinity(0))[-1:], 7, 3.0)
+    assert measured.streams == 7 and measured.skipped == 0
+    assert measured.windows_per_s == pytest.approx(70, rel=0.15)
+    assert measured.core_percent > 0
+
+
+def test_the_picture_is_drawn(tmp_path):
+    figures = {"hop_ms": HOP_MS, "engine": [point(n, 100).__dict__ for n in (50, 100, 200)], "listener": []}
+    draw(figures, tmp_path / "scale.png")
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_nothing_is_refused(kwsd, tmp_path):
+    kwsd("bench", "--picture", tmp_path / "x.png").refused(USAGE, "--picture: only --scale has something to draw")
+
+
+# --- peers ---
+
+
+def test_without_peers_there_is_nothing_to_compare_with(kwsd, monkeypatch):
+    if any(peers.importlib.util.find_spec(module) for name, (module, _) in peers.PEERS.items() if name != "kwsd"):
+        pytest.skip("peers are installed here; their figures are for kwsd bench --peers by hand")
+    kwsd("bench", "--peers").refused(UNAVAILABLE, "none is installed; pip install 'kwsd[bench]'")
+
+
+def test_a_process_of_its_own_tells_what_it_spent(config, tmp_path):
+    pcm = tmp_path / "silence.s16"
+    pcm.write_bytes(bytes(2 * 16_000 * 3))
+    spent = peers._run("kwsd", pcm, "fast", config)
+    assert 0 < spent.start_s < 30 and 0 < spent.cpu_percent < 100 and 20 < spent.rss_mib < 300
+    assert json.dumps(peers.as_builtins({"kwsd": {"fast": [spent]}}))
+    assert "kwsd" in peers.report({"kwsd": {"fast": [spent], "realtime": [spent]}})
+
+
+def test_one_that_cannot_be_run_is_named_with_its_reason(config, tmp_path):
+    with pytest.raises(peers.KwsdError, match=r"bench --peers: kwsd failed: .*No such file"):
+        peers._run("kwsd", tmp_path / "nowhere.s16", "fast", config)
