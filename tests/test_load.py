@@ -1,11 +1,19 @@
 """Lags are counted to the millisecond, and the hop follows the load without swinging."""
 
+import time
+
+import msgspec
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kwsd.config import FileConfig, load_config
+from kwsd.engines import load_spotter
+from kwsd.listening import Listening, Reports
 from kwsd.load import CALM_LOOKS, LONGEST_MS, LagMeter, Overload
+from kwsd.recording import DEMO, read_recording
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=200), st.sampled_from([50.0, 95.0, 99.0, 100.0]))
@@ -71,3 +79,67 @@ def test_calm_must_last():
 
 def test_where_no_audio_comes_the_hop_is_shortened_again():
     assert stretches([(0.99, 900.0)] + [(0.0, None)] * CALM_LOOKS)[-1] == 1
+
+
+# --- a model that is too slow for a while ---
+
+
+class Slowed:
+    """The shipped model, which takes longer for every window while it is told to."""
+
+    def __init__(self, spotter):
+        self.info, self._spotter, self.seconds = spotter.info, spotter, 0.0
+        self.states, self.score = spotter.states, spotter.score
+
+    def begin(self, *given):
+        time.sleep(self.seconds)
+        return self._spotter.begin(*given)
+
+    def advance(self, samples, states, streams, hops):
+        time.sleep(self.seconds * hops)
+        return self._spotter.advance(samples, states, streams, hops)
+
+
+def wait_for(what, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_daemon_that_cannot_keep_up_looks_less_often_says_so_and_comes_back(tmp_path):
+    tape = tmp_path / "tape.wav"
+    speech = read_recording(DEMO)
+    soundfile.write(tape, np.concatenate([speech, speech]), 16_000)
+    config = load_config(None, environment={})
+    config = msgspec.structs.replace(config, streams=(FileConfig(path=str(tape)),))
+    overloads, heard, skipped, lost = [], [], [], []
+
+    def progress(progress):
+        heard.extend((event.keyword, event.start_s) for event in progress.heard)
+        skipped.extend(progress.overruns)
+
+    listening = Listening(
+        config, Reports(progress, lambda *failed: lost.append(failed), lambda _: None, overload=overloads.append)
+    )
+    slowed = Slowed(load_spotter(config.model_path, "cpu"))
+    slowed.seconds = 0.13
+    listening.start(slowed)
+    try:
+        wait_for(lambda: overloads)
+        assert overloads[0].hop_ms == 200.0 and overloads[0].lag_ms > 200
+        wait_for(lambda: listening.lags().percentile_ms(99.0) or 0)
+        time.sleep(3.0)
+        listening.lags()
+        time.sleep(2.0)
+        lags = listening.lags()
+        assert 5 <= lags.windows <= 12 and lags.percentile_ms(99.0) < 600
+        slowed.seconds = 0.0
+        wait_for(lambda: overloads[-1].hop_ms == 100.0)
+        assert len({word for word, _ in heard}) >= 2, "what was served meanwhile was understood"
+        before = len(heard)
+        wait_for(lambda: len(heard) >= before + 2)
+    finally:
+        listening.stop()
+    assert [event.hop_ms for event in overloads] in ([200.0, 100.0], [200.0, 400.0, 200.0, 100.0])
+    assert not lost
