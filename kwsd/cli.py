@@ -181,7 +181,9 @@ def _add_replay(commands: "Commands") -> None:
 def _add_train(commands: "Commands") -> None:
     parser = _add(commands, "train", train, "Train a network on Speech Commands, or on recordings of your own.")
     parser.add_argument(
-        "--model", metavar="NAME", help="simplenet, dstcn-tiny (-small, -base), or bcresnet-1 (-1.5, -2, -3, -6, -8)"
+        "--model",
+        metavar="NAME",
+        help="simplenet, stcn-small (-base), dstcn-tiny (-small, -base), bcresnet-1 (-1.5, -2, -3, -6, -8)",
     )
     parser.add_argument(
         "--recipe", type=Path, metavar="YAML", help="model, labels and hyper-parameters, such as models/commands.yaml"

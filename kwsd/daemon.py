@@ -155,7 +155,12 @@ class Daemon:
         def overload(event: Overload) -> None:
             self._loop.call_soon_threadsafe(self._on_overload, event)
 
-        return Reports(progress, audio_lost, over, satellite, overload)
+        def idle() -> None:
+            self._notifier.alive()
+            if not self._ready:
+                self._loop.call_soon_threadsafe(self._now_ready)
+
+        return Reports(progress, audio_lost, over, satellite, overload, idle)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run slow work aside. Raises what it raises, or Stopped if a signal came first."""
@@ -190,12 +195,8 @@ class Daemon:
     # --- main loop ---
 
     def _on_progress(self, progress: Progress) -> None:
-        if not self._ready and len(progress.scored):
-            self._ready = True
-            self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=self._names()))
-            self._notifier.ready(self._status())
-            log.info("ready")
-            self._beat()
+        if len(progress.scored):
+            self._now_ready()
         for overrun in progress.overruns:
             log.warning("overrun: %s", overrun)
             self._emit(overrun)
@@ -205,6 +206,16 @@ class Daemon:
                 self._last_heard = f"; last heard: {heard.keyword}"
                 self._notifier.status(self._status())
             self._emit(heard)
+
+    def _now_ready(self) -> None:
+        """Audio reached the model, or satellites may come."""
+        if self._ready:
+            return
+        self._ready = True
+        self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=self._names()))
+        self._notifier.ready(self._status())
+        log.info("ready")
+        self._beat()
 
     def _beat(self) -> None:
         """Tell how things are, now and every `heartbeat_s`; called again when a reload changes that."""

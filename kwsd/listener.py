@@ -459,7 +459,8 @@ def _allow_descriptors(more: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = more + SPARE_DESCRIPTORS
     if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+        with contextlib.suppress(OSError, ValueError):  # a sandbox forbids it: then so many as the limit allows
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def _interest(satellite: Satellite) -> int:

@@ -72,6 +72,7 @@ class Reports:
     over: Callable[[KwsdError | None], None]  # nothing more will come, and why if that is wrong
     satellite: Callable[[StreamJoined | StreamLeft], None] = lambda _: None  # one came or went
     overload: Callable[[Overload], None] = lambda _: None  # the hop became longer, or shorter again
+    idle: Callable[[], None] = lambda: None  # all that came is scored; with satellites only, there may be none
 
 
 class Listening:
@@ -293,6 +294,8 @@ class Listening:
             if len(progress.scored) or progress.overruns:
                 self._reports.progress(progress)
             self._part_with_satellites()
+            if not self.sources:
+                self._reports.idle()
             self._look_for_losses()
             if self.listener is None and self._pipeline.finished:
                 self._reports.over(self._failure)

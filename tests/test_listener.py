@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from running import Running
+from running import Running, clean_environment
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.bench import demo_words
@@ -77,7 +77,8 @@ class Satellite:
 class Daemon(Running):
     """A daemon for satellites only, on a TCP port of the system's choice and a UNIX socket."""
 
-    def __init__(self, folder, **listen):
+    def __init__(self, folder, NOTIFY_SOCKET="", WATCHDOG_USEC="0", **listen):
+        environment = clean_environment(NOTIFY_SOCKET=NOTIFY_SOCKET, WATCHDOG_USEC=WATCHDOG_USEC)
         self.path = str(folder / "audio.sock")
         config = folder / "kwsd.yaml"
         settings = {
@@ -86,7 +87,7 @@ class Daemon(Running):
             "sinks": {"socket": {"enabled": False}},
         }
         config.write_text(json.dumps(settings))
-        super().__init__("--config", str(config))
+        super().__init__("--config", str(config), environment=environment)
         deadline = time.monotonic() + PATIENCE_S
         while not self._announced():
             assert time.monotonic() < deadline and self.process.poll() is None, self.errors
@@ -394,6 +395,19 @@ def test_a_reload_that_changes_no_stream_keeps_the_satellites(tmp_path):
         assert daemon.wait_for("reload")["ok"]
         satellite.send(pcm(FIRST_WORD))
         assert satellite.line()["keyword"] == "stop"
+
+
+def test_a_daemon_for_satellites_only_is_ready_and_alive_while_nobody_speaks(tmp_path):
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.settimeout(PATIENCE_S)
+    manager.bind(str(tmp_path / "notify"))
+    with manager, Daemon(tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000") as daemon:
+        assert daemon.wait_for("ready")["streams"] == []
+        with Satellite(daemon.tcp, {"name": "mute"}) as satellite:
+            assert satellite.line()["type"] == "hello"
+            notices = [manager.recv(4096).decode() for _ in range(8)]
+        assert any(notice.startswith("READY=1") for notice in notices)
+        assert notices[-3:] == ["WATCHDOG=1"] * 3
 
 
 def test_heartbeats_tell_of_the_satellites_that_are_here(tmp_path):
