@@ -33,6 +33,7 @@ from kwsd.spotter import Spotter
 
 CALLBACK_S = 10.0  # of audio the callback is timed over
 STAGE_HOPS = 200  # hops every stage is timed over
+RESTED_HOPS = 40  # the same with a pause before each
 FEED_S = 0.05  # of audio written to the daemon at once: as much as a microphone delivers
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 SETTLED_S = 5.0  # after READY: memory is compared from here on
@@ -46,6 +47,7 @@ def measure(config: Config, streams: int, seconds: float) -> Figures:
     Raises KwsdError if the daemon does not come up.
     """
     spotter = load_spotter(config.model_path, config.device)
+    hop_s = config.window.hop_ms / 1000
     return {
         "model": spotter.info.id,
         "architecture": spotter.info.architecture,
@@ -53,6 +55,10 @@ def measure(config: Config, streams: int, seconds: float) -> Figures:
         "streams": streams,
         "callback": measure_callback(config, spotter),
         "stages": measure_stages(config, spotter, streams),
+        "stages_rested": measure_stages(
+            config, spotter, streams, hops=RESTED_HOPS, pause_s=config.window.hop_ms / 1000
+        ),
+        "bound": measure_bound(config, spotter, streams),
         "daemon": measure_daemon(config, streams, seconds),
     }
 
@@ -95,9 +101,12 @@ def measure_callback(config: Config, spotter: Spotter) -> Figures:
 # --- stages -------------------------------------------------------------------------------------------------
 
 
-def measure_stages(config: Config, spotter: Spotter, streams: int) -> Figures:
-    """Time per hop of each stage for so many streams, one after the other, as fast as they go."""
-    speech = np.resize(read_recording(DEMO), WINDOW + STAGE_HOPS * samples(config.window.hop_ms / 1000))
+def measure_stages(
+    config: Config, spotter: Spotter, streams: int, *, hops: int = STAGE_HOPS, pause_s: float = 0.0
+) -> Figures:
+    """Time per hop of each stage for so many streams, one after the other, as fast as they go or with a pause before
+    each hop, after which nothing is in the caches any more."""
+    speech = np.resize(read_recording(DEMO), WINDOW + hops * samples(config.window.hop_ms / 1000))
     ring = make_ring(config, streams)
     inlets = [Inlet(ring, i, SAMPLE_RATE, 1, None) for i in range(streams)]
     pipeline = Pipeline(config, spotter, ring, inlets, [StreamInfo(f"s{i}", False, False) for i in range(streams)])
@@ -105,6 +114,8 @@ def measure_stages(config: Config, spotter: Spotter, streams: int) -> Figures:
     hop = pipeline.schedule.hop
     times: dict[str, list[float]] = {"convert": [], "window": [], "inference": [], "debouncer": [], "event": []}
     for start in range(0, speech.size - hop, hop):
+        if pause_s and start >= WINDOW:
+            time.sleep(pause_s)
         for inlet in inlets:
             inlet.write(speech[start : start + hop, None])
         clock = _Laps()
@@ -130,6 +141,24 @@ def measure_stages(config: Config, spotter: Spotter, streams: int) -> Figures:
         **{f"{stage}_us": spread(values) for stage, values in times.items()},
         "windows_per_second": round(streams / per_hop * 1e6),
         "core_share_per_stream_percent": round(per_hop / (config.window.hop_ms * 1000) / streams * 100, 3),
+    }
+
+
+def measure_bound(config: Config, spotter: Spotter, streams: int) -> Figures | None:
+    """The least a hop of one stream can cost on this core; None where the model cannot be counted."""
+    from kwsd.bound import peak, work
+
+    counted = work(config.model_path, spotter, samples(config.window.hop_ms / 1000))
+    if counted is None:
+        return None
+    most = peak()
+    return {
+        "macs": counted.macs,
+        "weight_bytes": counted.weight_bytes,
+        "state_bytes": counted.state_bytes,
+        "peak_gmacs_per_s": round(most.macs_per_s / 1e9, 1),
+        "peak_gb_per_s": round(most.bytes_per_s / 1e9, 1),
+        "us_per_hop": round(streams * most.least_us(counted, streams), 1),
     }
 
 
@@ -301,6 +330,13 @@ def report(figures: Figures) -> str:
     rows += [
         (name, _spread(stages[f"{name}_us"], "µs per hop")) for name in ("convert", "window", "inference", "debouncer")
     ]
+    if figures["bound"]:
+        rows.append(("inference at least", _bound(figures["bound"], stages["inference_us"]["p50"])))
+    rested = figures["stages_rested"]
+    rows += [
+        (f"{name}, rested", _spread(rested[f"{name}_us"], "µs per hop"))
+        for name in ("convert", "window", "inference", "debouncer")
+    ]
     rows += [
         ("event", _spread(stages["event_us"], "µs each")),
         ("windows per second", f"{stages['windows_per_second']}"),
@@ -314,6 +350,12 @@ def report(figures: Figures) -> str:
         ("  end of word → event", _spread(daemon["word_end_to_event_ms"], "ms")),
     ]
     return "\n".join(f"{name:28s} {value}" for name, value in rows)
+
+
+def _bound(bound: Figures, took_us: float) -> str:
+    least, macs, megabytes = bound["us_per_hop"], bound["macs"] / 1e6, bound["weight_bytes"] / 1e6
+    at = f"{bound['peak_gmacs_per_s']:g} GMAC/s and {bound['peak_gb_per_s']:g} GB/s"
+    return f"{least:g} µs: {macs:.2f} M MACs and {megabytes:.2f} MB at {at}; it takes {took_us / least:.1f} times that"
 
 
 def _spread(values: Figures, unit: str) -> str:
