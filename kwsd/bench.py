@@ -55,9 +55,7 @@ def measure(config: Config, streams: int, seconds: float) -> Figures:
         "streams": streams,
         "callback": measure_callback(config, spotter),
         "stages": measure_stages(config, spotter, streams),
-        "stages_rested": measure_stages(
-            config, spotter, streams, hops=RESTED_HOPS, pause_s=config.window.hop_ms / 1000
-        ),
+        "stages_rested": measure_stages(config, spotter, streams, hops=RESTED_HOPS, pause_s=hop_s),
         "bound": measure_bound(config, spotter, streams),
         "daemon": measure_daemon(config, streams, seconds),
     }
