@@ -1,0 +1,54 @@
+"""Whatever engine runs it, a shipped model says the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kwsd.artefact import read_info
+from kwsd.audio_format import WINDOW
+from kwsd.engines import load_spotter
+from kwsd.recording import DEMO, read_recording
+
+MODELS = Path(__file__).parent.parent / "models"
+BOTH = [path.stem for path in sorted(MODELS.glob("*.onnx")) if path.with_suffix(".pt").exists()]
+HOP = 1600
+TOLERANCE = 1e-4  # in log-probability
+LEAST = 1e-6  # below, a logarithm only magnifies rounding
+
+
+def by_windows(spotter, speech, starts):
+    return spotter.score(np.stack([speech[start : start + WINDOW] for start in starts]))
+
+
+def by_hops(spotter, speech, streams):
+    """Every stream from another place: (streams, hops, labels)."""
+    rooms = np.stack([speech[n * 21_000 : n * 21_000 + WINDOW + 30 * HOP] for n in range(streams)])
+    states, ids = spotter.states(streams), np.arange(streams)
+    said = [spotter.begin(np.ascontiguousarray(rooms[:, :WINDOW]), states, ids)]
+    for at in range(WINDOW, rooms.shape[1], HOP):
+        said.append(spotter.advance(np.ascontiguousarray(rooms[:, at : at + HOP]), states, ids, 1)[:, 0])
+    return np.stack(said, 1)
+
+
+def test_there_is_a_model_in_both_forms():
+    assert "commands" in BOTH
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_both_forms_of_a_model_are_the_same_weights_and_say_the_same(name):
+    paths = [MODELS / f"{name}.onnx", MODELS / f"{name}.pt"]
+    one, other = (read_info(path) for path in paths)
+    assert (one.weights_sha256, one.labels, one.thresholds, one.step) == (
+        other.weights_sha256, other.labels, other.thresholds, other.step
+    )  # fmt: skip
+    speech = read_recording(DEMO)
+    onnx, torchscript = (load_spotter(path, "cpu") for path in paths)
+    for what in (
+        lambda spotter: by_windows(spotter, speech, range(0, len(speech) - WINDOW, 5_000)),
+        lambda spotter: by_hops(spotter, speech, 1),
+        lambda spotter: by_hops(spotter, speech, 9),
+    ):
+        one, other = (np.log(np.maximum(what(spotter), LEAST)) for spotter in (onnx, torchscript))
+        assert np.ptp(one) > 5, "it must say something"
+        np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
