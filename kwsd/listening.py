@@ -21,7 +21,7 @@ from kwsd.listener import Left, Listener
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
 from kwsd.ring import Indices
 from kwsd.scoring import Scored
-from kwsd.source import AudioFile, Microphone, RawPcm, Source
+from kwsd.source import AudioFile, Microphone, OtherChannel, RawPcm, Source, find_device
 from kwsd.span import level_dbfs
 from kwsd.spotter import Spotter
 
@@ -37,11 +37,23 @@ FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
 
-def make_source(stream: StreamConfig, config: Config) -> Source:
-    """The source a stream of the config describes. Raises KwsdError if it cannot be had."""
+def make_sources(config: Config) -> list[Source]:
+    """The sources the streams of the config describe; those of one microphone share it.
+
+    Raises KwsdError if one cannot be had."""
+    microphones: dict[int, Microphone] = {}  # by device
+    return [make_source(stream, config, microphones) for stream in config.streams]
+
+
+def make_source(stream: StreamConfig, config: Config, microphones: dict[int, Microphone]) -> Source:
+    """The source of one stream. Raises KwsdError if it cannot be had."""
     channel = None if stream.channel == "mix" else stream.channel - 1
     if isinstance(stream, MicrophoneConfig):
-        return Microphone(stream.device, channel, stream.block_ms)
+        device = find_device(stream.device)
+        if device["index"] in microphones:
+            return OtherChannel(microphones[device["index"]], channel)
+        microphones[device["index"]] = microphone = Microphone(device, channel, stream.block_ms)
+        return microphone
     if isinstance(stream, FileConfig):
         return AudioFile(config.resolve(stream.path), channel, realtime=stream.realtime)
     path = stream.path if stream.path == "-" else str(config.resolve(stream.path))
@@ -82,7 +94,7 @@ class Listening:
         """Raises KwsdError if a source cannot be had."""
         self.config = config
         self._reports = reports
-        self.sources: Sequence[Source] = [make_source(stream, config) for stream in config.streams]
+        self.sources: Sequence[Source] = make_sources(config)
         self.streams = [
             StreamInfo(stream.name, source.live, source.lead_in)
             for stream, source in zip(config.streams, self.sources, strict=True)

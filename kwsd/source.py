@@ -34,12 +34,24 @@ PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd r
 class Source(Protocol):
     """One stream of audio. `start` returns at once; blocks then arrive in the inlet from another thread."""
 
-    rate: int  # Hz
-    channels: int  # in every block
     channel: int | None  # which to listen to, from 0; None: the mean of all
     live: bool  # real time: what is not taken in time is lost. Else it can be made to wait
     lead_in: bool  # counts as preceded by silence
-    block_s: float | None  # delivers every so many seconds and wakes nobody; None: wakes whoever waits for a block
+
+    @property
+    def rate(self) -> int:
+        """Hz."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """In every block."""
+        ...
+
+    @property
+    def block_s(self) -> float | None:
+        """It delivers every so many seconds and wakes nobody; None: it wakes whoever waits for a block."""
+        ...
 
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None: ...
 
@@ -126,23 +138,48 @@ class Microphone:
     live = True
     lead_in = False
 
-    def __init__(self, device: str | int, channel: int | None, block_ms: float) -> None:
-        """Raises AudioError if the device is not there or refuses every usual rate."""
+    def __init__(self, device: dict[str, Any], channel: int | None, block_ms: float) -> None:
+        """`device` is as `find_device` gives it.
+
+        Raises AudioError if it has no such channel or refuses every usual rate."""
+        self._device = device
         self.channel = channel
-        self._device = find_device(device)
+        self.channels = self._channels_for(channel)
+        self.rate = self._supported_rate()
+        self._inlets: list[Inlet] = []
+        self._block_ms = block_ms
+        self._stream: sounddevice.RawInputStream | None = None
+        self._stopping = False
+        self._failure: AudioError | None = None
+
+    @property
+    def block_s(self) -> float | None:
+        """Seconds in a block, a whole number of frames."""
+        return self._frames / self.rate
+
+    @property
+    def _frames(self) -> int:
+        return round(self.rate * self._block_ms / 1000)
+
+    def _channels_for(self, channel: int | None) -> int:
         most = int(self._device["max_input_channels"])
         if channel is not None and channel >= most:
             raise AudioError(
                 f"microphone {self._device['name']!r}: has {most} channels, no channel {channel + 1}; choose another"
             )
         # More channels than any microphone has are those of a sound server, which makes them up from one or two.
-        self.channels = channel + 1 if channel is not None else most if most <= MOST_CHANNELS else 2
-        self.rate = self._supported_rate()
-        self._frames = round(self.rate * block_ms / 1000)  # per block
-        self.block_s: float | None = self._frames / self.rate
-        self._stream: sounddevice.RawInputStream | None = None
-        self._stopping = False
-        self._failure: AudioError | None = None
+        return channel + 1 if channel is not None else most if most <= MOST_CHANNELS else 2
+
+    def open_for(self, channel: int | None) -> None:
+        """Before `start`: another stream listens to this channel. Raises AudioError if there is none."""
+        channels = self._channels_for(channel)
+        if channels > self.channels:
+            self.channels = channels
+            self.rate = self._supported_rate()
+
+    def deliver_to(self, inlet: Inlet) -> None:
+        """Every block from now on goes to this inlet, too."""
+        self._inlets.append(inlet)
 
     def _supported_rate(self) -> int:
         sounddevice = portaudio()
@@ -164,12 +201,15 @@ class Microphone:
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Open the device. Raises AudioError if it refuses."""
         sounddevice = portaudio()
+        self.deliver_to(inlet)
+        inlets = self._inlets
 
         def callback(block: bytes, count: int, time: object, status: Any) -> None:
             """Waking the inference thread from here would double what it costs: it knows when a block is due."""
-            if status.input_overflow:
-                inlet.overflow()
-            inlet.append(block)
+            for each in inlets:
+                if status.input_overflow:
+                    each.overflow()
+                each.append(block)
 
         def finished() -> None:
             if not self._stopping:
@@ -206,6 +246,46 @@ class Microphone:
     def failure(self) -> KwsdError | None:
         """Set when the device stopped by itself."""
         return self._failure
+
+
+class OtherChannel:
+    """One more stream from a microphone that another stream opens: many a device can be opened but once."""
+
+    live = True
+    lead_in = False
+
+    def __init__(self, microphone: Microphone, channel: int | None) -> None:
+        """Raises AudioError if it has no such channel."""
+        microphone.open_for(channel)
+        self.channel = channel
+        self._microphone = microphone
+
+    @property
+    def rate(self) -> int:
+        """The microphone's, in Hz."""
+        return self._microphone.rate
+
+    @property
+    def channels(self) -> int:
+        """In every block, as many as the streams need together."""
+        return self._microphone.channels
+
+    @property
+    def block_s(self) -> float | None:
+        """The microphone's."""
+        return self._microphone.block_s
+
+    def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
+        """Begin to deliver."""
+        self._microphone.deliver_to(inlet)
+
+    def stop(self) -> None:
+        """The stream that opened the microphone closes it."""
+
+    @property
+    def failure(self) -> KwsdError | None:
+        """Set when the device stopped by itself."""
+        return self._microphone.failure
 
 
 # --- recordings and pipes -----------------------------------------------------------------------------------

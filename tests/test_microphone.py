@@ -4,7 +4,9 @@ import json
 import socket
 import subprocess
 
+import numpy as np
 import pytest
+import soundfile
 from running import KWSD, Running
 from sound_server import SoundServer, missing
 
@@ -56,6 +58,28 @@ def test_words_spoken_into_the_microphone_arrive_on_the_socket(server, tmp_path)
     assert json.loads(received[-1])["type"] == "shutdown"
     assert all(event["latency_ms"] < 1000 for event in daemon.detections)
     assert not [event for event in daemon.events if event["type"] == "overrun"]
+
+
+def test_streams_share_a_microphone_and_each_hears_its_own_channel(server, tmp_path):
+    """Speech on the right, silence on the left; the device is opened once."""
+    speech, rate = soundfile.read(DEMO, dtype="float32")
+    tape = tmp_path / "right.wav"
+    soundfile.write(tape, np.stack([np.zeros_like(speech), speech], 1), rate)
+    rooms = [
+        {"source": "microphone", "name": name, "channel": n} for name, n in (("left", 1), ("right", 2), ("both", "mix"))
+    ]
+    with Running("--set", f"streams={json.dumps(rooms)}", environment=server.environment) as daemon:
+        daemon.wait_for("ready")
+        recording = ["pactl", "list", "short", "source-outputs"]
+        opened = subprocess.run(recording, env=server.environment, capture_output=True, check=True, text=True)
+        assert len(opened.stdout.splitlines()) == 1
+        server.speak(tape)
+        daemon.stop()
+    heard = {room["name"]: [e["keyword"] for e in daemon.detections if e["stream"] == room["name"]] for room in rooms}
+    expected = replayed_words()
+    assert heard["left"] == []
+    for name in ("right", "both"):
+        assert len(set(heard[name]) & set(expected)) >= len(expected) - 2, heard
 
 
 def test_unplugging_the_microphone_is_announced_and_ends_the_daemon(server):
