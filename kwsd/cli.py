@@ -139,7 +139,7 @@ def _add(commands: "Commands", name: str, command: Command, about: str) -> argpa
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: the one kwsd comes with)")
     parser.add_argument(
-        "--model", type=Path, metavar="FILE", help="artefact, or commands or commands-small, instead of the config's"
+        "--model", type=Path, metavar="FILE", help="artefact, or commands or commands-fast, instead of the config's"
     )
     parser.add_argument(
         "--set",

@@ -156,7 +156,7 @@ class Config(_Section, frozen=True, kw_only=True):
 
 
 def shipped_model(name: str) -> Path | None:
-    """The artefact of a model that kwsd comes with, `commands` or `commands-small`; None if it is none of their
+    """The artefact of a model that kwsd comes with, `commands` or `commands-fast`; None if it is none of their
     names."""
     path = MODELS / f"{name}.onnx"
     return path if Path(name).name == name and path.exists() else None

@@ -266,7 +266,12 @@ class Daemon:
         failure = None
         if not isinstance(error, BrokenPipeError):
             failure = KwsdError(f"stdout: cannot be written ({error.strerror})", exit_code=IO)
-        self._loop.call_soon_threadsafe(self._end, str(failure or "stdout closed"), failure)
+        self._loop.call_soon_threadsafe(self._on_stdout_broken, failure)
+
+    def _on_stdout_broken(self, failure: KwsdError | None) -> None:
+        if self._stop.is_set():  # its last lines could not be written: worth an exit code nevertheless
+            self._failure = self._failure or failure
+        self._end(str(failure or "stdout closed"), failure)
 
     def _end(self, reason: str, failure: KwsdError | None = None) -> None:
         if not self._stop.is_set():
@@ -369,6 +374,7 @@ class Daemon:
         if self._sinks:
             self._emit(Shutdown(reason=self._reason, detections=self._detections))
         await asyncio.gather(*(sink.close() for sink in self._sinks.values()))
+        await asyncio.sleep(0)  # what stdout's thread reported last
         if self._failure is None:  # else it is the last line, which the caller writes
             log.info("stopped: %s", self._reason)
 

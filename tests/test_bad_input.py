@@ -101,9 +101,9 @@ CONFIGS = {
     "an address twice": ("listen: {on: ['unix:a', 'unix:a']}\n", "listen.on.1: unix:a is there twice"),
     "every machine, and no secret": (
         "listen: {on: ['tcp://0.0.0.0:7355']}\n",
-        "kwsd.yaml:1: listen.on.0: tcp://0.0.0.0:7355 is open to other machines; name a listen.token_file",
+        "kwsd.yaml:1: listen.on.0: tcp://0.0.0.0:7355 can be reached from other machines; name a listen.token_file",
     ),
-    "every machine by IPv6, and no secret": ("listen: {on: ['tcp://[::]:7355']}\n", "is open to other machines"),
+    "every machine by IPv6, and no secret": ("listen: {on: ['tcp://[::]:7355']}\n", "be reached from other machines"),
     "no satellites": ("listen: {on: ['unix:a'], streams: 0}\n", "listen.streams: expected int >= 1"),
     "an unknown source": ("streams:\n  - source: mikrophone\n", "kwsd.yaml:2: streams.0.source", "mean microphone?"),
     "a stream without a source": ("streams:\n  - name: den\n", "kwsd.yaml:2: streams.0: ", "missing", "source"),
@@ -244,11 +244,11 @@ def test_a_model_that_belies_its_labels_or_window_is_refused_at_start(model, wor
 
 
 def test_a_model_that_kwsd_comes_with_goes_by_its_name_and_a_file_of_that_name_before_it(kwsd, models, tmp_path):
-    for named in (("--model", "commands-small"), ("--set", "model=commands-small")):
-        assert re.search(r"^model: .*/models/commands-small\.onnx$", kwsd("check", *named).out, re.MULTILINE), named
-    shutil.copy(models / "good.pt", tmp_path / "commands-small")
-    assert f"model: {tmp_path}/commands-small\n" in kwsd("check", "--model", "commands-small").out
-    kwsd("check", "--set", "model=../models/commands-small").refused(NO_INPUT, "no such model")
+    for named in (("--model", "commands-fast"), ("--set", "model=commands-fast")):
+        assert re.search(r"^model: .*/models/commands-fast\.onnx$", kwsd("check", *named).out, re.MULTILINE), named
+    shutil.copy(models / "good.pt", tmp_path / "commands-fast")
+    assert f"model: {tmp_path}/commands-fast\n" in kwsd("check", "--model", "commands-fast").out
+    kwsd("check", "--set", "model=../models/commands-fast").refused(NO_INPUT, "no such model")
 
 
 def test_a_missing_model_is_named_with_what_to_do(kwsd, tmp_path):

@@ -12,13 +12,13 @@ MODELS = Path(__file__).parent.parent / "models"
 
 def test_work_grows_with_the_hop_and_the_network():
     counted = {}
-    for name in ("commands", "commands-small"):
+    for name in ("commands", "commands-fast"):
         path = MODELS / f"{name}.onnx"
         spotter = load_spotter(path, "cpu")
         counted[name] = [work(path, spotter, hop) for hop in (1600, 3200)]
         assert counted[name][0].macs < counted[name][1].macs
         assert counted[name][0].weight_bytes == counted[name][1].weight_bytes < path.stat().st_size
-    assert counted["commands"][0].macs != counted["commands-small"][0].macs
+    assert counted["commands"][0].macs != counted["commands-fast"][0].macs
 
 
 def test_torchscript_is_not_counted():
