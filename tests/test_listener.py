@@ -303,6 +303,7 @@ def test_rude_neighbours_change_nothing_for_others(daemon, alone):
             turn += 1
             with contextlib.suppress(OSError):
                 vanishing = Satellite(daemon.tcp, {"name": f"vanishing {turn}"})
+                vanishing.line()
                 vanishing.send(pcm(FIRST_WORD)[: 1001 + turn])
                 hang_up_rudely(vanishing)
             with contextlib.suppress(OSError), Satellite(daemon.tcp, {"name": f"odd {turn}", "format": "f32le"}) as odd:
