@@ -19,8 +19,7 @@ commands)
     train first
     train commands --init "$work/first.ckpt" --epochs 12 --learning-rate 0.0006 ;;
 *)
-    train first --teacher "$here/commands.onnx"
-    train "$name" --teacher "$here/commands.onnx" --init "$work/first.ckpt" --epochs 24 --learning-rate 0.001 ;;
+    train "$name" --teacher "$here/commands.onnx" ;;
 esac
 kwsd export "$work/$name.ckpt" -o "$here/$name.onnx" --data "$data"
 [ ! -f "$here/$name.pt" ] || kwsd export "$work/$name.ckpt" -o "$here/$name.pt" --data "$data"
