@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 LONGEST_MS = 10_000  # later than this counts as this
 STRETCHES = (1, 2, 4)  # times the hop
 FULL_SHARE = 0.9  # of the time spent on scoring: more cannot be done
-FREE_SHARE = 0.35  # so little that twice as much would still leave time
+FREE_SHARE = 0.75  # so little that a shorter hop may be tried: what it costs, only trying tells
 LATE_HOPS = 2.0  # p99 of the lag
 CALM_LOOKS = 5  # in a row, before the hop becomes shorter again
+LONGEST_CALM = 160  # looks: so long after tries that failed
+SOON = 10  # looks: a try has failed if the hop must be stretched again within so many
 
 
 class LagMeter:
@@ -44,6 +46,8 @@ class Overload:
         self.hop_ms = hop_ms
         self.stretch = 1
         self._calm = 0
+        self._wanted_calm = CALM_LOOKS
+        self._since_shorter = SOON  # looks
 
     def look(self, share: float, lag_ms: float | None) -> int:
         """The stretch from now on, after a second in which a share of the time went into scoring and `lag_ms` was the
@@ -51,8 +55,11 @@ class Overload:
         step = STRETCHES.index(self.stretch)
         late = lag_ms is not None and lag_ms > LATE_HOPS * self.hop_ms * self.stretch
         self._calm = self._calm + 1 if share < FREE_SHARE and not late else 0
+        self._since_shorter += 1
         if late and share > FULL_SHARE and step + 1 < len(STRETCHES):
+            failed = self._since_shorter <= SOON
+            self._wanted_calm = min(2 * self._wanted_calm, LONGEST_CALM) if failed else CALM_LOOKS
             self.stretch = STRETCHES[step + 1]
-        elif self._calm >= CALM_LOOKS and step:
-            self.stretch, self._calm = STRETCHES[step - 1], 0
+        elif step and self._calm >= self._wanted_calm:
+            self.stretch, self._calm, self._since_shorter = STRETCHES[step - 1], 0, 0
         return self.stretch

@@ -36,6 +36,7 @@ GROUPS = 20  # streams of a group deliver together; the groups one after the oth
 FIRST = 50  # streams to begin with
 NEAR = 0.04  # how near the largest number is told
 MOST = 20_000  # streams
+JOIN_PER_S = 100  # streams: their first windows are whole ones
 SETTLE_S = 2.0  # until the daemon is measured
 SPREAD = 977  # samples from one stream's place in the recording to the next one's
 
@@ -255,23 +256,29 @@ def _speak(path: str, share: list[int], hop_ms: float, core: int, stop: Any) -> 
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, len(share) + 100)), hard))
     hop, speech = samples(hop_ms / 1000), _speech()
     length, pcm = len(speech) // 2, memoryview((speech * 32767.0).astype("<i2").tobytes())
-    satellites = []
-    for stream in share:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(path)
-        connection.sendall(b'{"name": "satellite %d"}\n' % stream)
-        connection.setblocking(False)
-        satellites.append(connection)
-    groups = [list(zip(satellites, share, strict=True))[group::GROUPS] for group in range(GROUPS)]
+    groups: list[list[tuple[socket.socket, int]]] = [[] for _ in range(GROUPS)]
+    coming = iter(share)
     tick_s, turn, begun = hop / SAMPLE_RATE / GROUPS, 0, time.monotonic()
+    joined = 0
     with contextlib.suppress(OSError):  # the daemon hangs up in the end
         while not stop.is_set():
             time.sleep(max(0.0, begun + turn * tick_s - time.monotonic()))
+            while joined < JOIN_PER_S * turn * tick_s and (stream := next(coming, None)) is not None:
+                groups[joined % GROUPS].append((_connect(path, stream), stream))
+                joined += 1
             for connection, stream in groups[turn % GROUPS]:
                 start = (stream * SPREAD + turn // GROUPS * hop) % length
                 with contextlib.suppress(BlockingIOError):  # it takes no more: what is late shows in its windows
                     connection.send(pcm[2 * start : 2 * (start + hop)])
             turn += 1
+
+
+def _connect(path: str, stream: int) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(path)
+    connection.sendall(b'{"name": "satellite %d"}\n' % stream)
+    connection.setblocking(False)
+    return connection
 
 
 # --- figures ------------------------------------------------------------------------------------------------

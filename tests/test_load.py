@@ -1,5 +1,6 @@
 """Lags are counted to the millisecond, and the hop follows the load without swinging."""
 
+import itertools
 import time
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from kwsd.config import FileConfig, load_config
 from kwsd.engines import load_spotter
 from kwsd.listening import Listening, Reports
-from kwsd.load import CALM_LOOKS, LONGEST_MS, LagMeter, Overload
+from kwsd.load import CALM_LOOKS, LONGEST_CALM, LONGEST_MS, LagMeter, Overload
 from kwsd.recording import DEMO, read_recording
 
 
@@ -73,8 +74,27 @@ def test_after_calm_seconds_the_hop_is_shortened_step_by_step():
 
 
 def test_calm_must_last():
-    nearly = [(0.2, 50.0)] * (CALM_LOOKS - 1) + [(0.6, 50.0)]
+    nearly = [(0.2, 50.0)] * (CALM_LOOKS - 1) + [(0.8, 50.0)]
     assert stretches([(0.99, 900.0)] + nearly * 4)[1:] == [2] * 4 * CALM_LOOKS
+
+
+def test_a_shorter_hop_that_proves_too_short_is_tried_again_less_and_less_often():
+    overload, tries, shorter = Overload(100.0), [], 0
+    overload.look(0.99, 900.0)
+    for look in range(1000):
+        before = overload.stretch
+        share, lag = (0.5, 50.0) if before == 2 else (0.99, 900.0)  # twice the hop is enough, the hop itself never
+        if overload.look(share, lag) < before:
+            tries.append(look - shorter)
+            shorter = look
+    assert tries[0] == CALM_LOOKS - 1
+    assert all(later >= sooner for sooner, later in itertools.pairwise(tries))
+    assert tries[-1] > LONGEST_CALM and len(tries) < 12
+
+
+def test_after_a_try_that_lasted_the_next_one_comes_as_soon_as_the_first():
+    looks = [(0.99, 900.0)] + [(0.5, 50.0)] * (CALM_LOOKS + 60) + [(0.99, 900.0)] + [(0.5, 50.0)] * CALM_LOOKS
+    assert stretches(looks)[-CALM_LOOKS - 1 :] == [2] * CALM_LOOKS + [1]
 
 
 def test_where_no_audio_comes_the_hop_is_shortened_again():
