@@ -43,6 +43,7 @@ CHUNK_S = 0.25  # of audio read from a satellite at once
 OUTBOX = 1 << 16  # bytes a satellite may leave unread before it is sent no more
 MOST_UNREAD = 100  # chunks thrown away when a connection is closed
 SPARE_DESCRIPTORS = 200  # for all else that is open
+PAUSE_S = 0.005  # before the next try to let somebody in
 LOOK_ROUND_S = 0.5  # how often those are looked for that send nothing
 
 
@@ -143,6 +144,7 @@ class Listener:
                 self._open(address)
         except KwsdError:
             self._close_doors()
+            self._close_bell()
             raise
         self._thread = Thread(target=self._guarded, name="listener", daemon=True)
 
@@ -166,6 +168,8 @@ class Listener:
         if self._thread.is_alive():
             self._thread.join(timeout=1.0)
         self._close_doors()
+        if not self._thread.is_alive():
+            self._close_bell()
 
     def expect(self, next_ends: "np.ndarray[tuple[int], np.dtype[np.int64]]", wanted: int) -> None:
         """The inference thread is about to wait: it wants to be woken when so many windows are due."""
@@ -285,6 +289,7 @@ class Listener:
         try:
             connection, _ = door.accept()
         except OSError:  # gone already, or no descriptor is free: whoever is there is served on
+            time.sleep(PAUSE_S)
             return
         connection.setblocking(False)
         satellite = Satellite(connection, now, bool(self._token) and address.path is None, now)
@@ -443,6 +448,12 @@ class Listener:
         door.setblocking(False)
         self._doors[door.fileno()] = (door, address)
         self._epoll.register(door, select.EPOLLIN)
+
+    def _close_bell(self) -> None:
+        self._epoll.close()
+        for descriptor in (self._bell, self._rope):
+            os.close(descriptor)
+        self._bell = self._rope = -1  # another file may have these numbers next
 
     def _close_doors(self) -> None:
         for door, _ in self._doors.values():
