@@ -48,7 +48,7 @@ class Rejected(_Event, frozen=True, kw_only=True, tag="rejected"):
 
 
 class Ready(_Event, frozen=True, kw_only=True, tag="ready"):
-    """Audio reached the model; from now on words are heard."""
+    """Audio reached the model, or satellites may come; from now on words are heard."""
 
     model: str
     keywords: tuple[str, ...]
