@@ -5,7 +5,6 @@ The words come from the recording kwsd ships (`demo.flac`, synthetic speech) and
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from kwsd.event import Stamp
 from kwsd.inlet import Inlet
 from kwsd.listening import Listening, Reports
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
+from kwsd.proc import cpu_s, rss_mib
 from kwsd.recording import DEMO, read_recording
 from kwsd.ring import Samples
 from kwsd.spotter import Spotter
@@ -241,12 +241,12 @@ class _Watch:
         stdin.write(_silence(WINDOW))  # fills the first window, so that READY measures kwsd and not the clock
         stdin.flush()
         self._wait_for_ready()
-        cpu = self._cpu_s()
+        cpu = cpu_s(self._daemon.pid)
         self._begun = time.monotonic()
         for _ in self._feed(tape):
             pass
-        elapsed, cpu = time.monotonic() - self._begun, self._cpu_s() - cpu
-        memory = self._memory or [self._memory_mib()]
+        elapsed, cpu = time.monotonic() - self._begun, cpu_s(self._daemon.pid) - cpu
+        memory = self._memory or [rss_mib(self._daemon.pid)]
         stdin.close()
         listening.join(timeout=10)
         return {
@@ -283,7 +283,7 @@ class _Watch:
             self._daemon.stdin.write(piece.tobytes())
             self._daemon.stdin.flush()
             if start / SAMPLE_RATE >= next_look:
-                self._memory.append(self._memory_mib())
+                self._memory.append(rss_mib(self._daemon.pid))
                 next_look += 1.0
             yield
 
@@ -299,14 +299,6 @@ class _Watch:
                 hits = [at for at, e in heard if e["keyword"] == keyword and begin <= at <= over + HIT_S]
                 latencies += [(hits[0] - over) * 1000] if hits else []
         return {"words": said, "words_heard": len(latencies), "word_end_to_event_ms": spread(latencies, 0)}
-
-    def _cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._daemon.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def _memory_mib(self) -> float:
-        status = Path(f"/proc/{self._daemon.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
 
 def _silence(size: int) -> bytes:

@@ -257,7 +257,6 @@ def _add_eval(commands: "Commands") -> None:
     parser.add_argument(
         "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of silence and noise"
     )
-    parser.add_argument("--peers", action="store_true", help="measure other spotters that are installed beside kwsd")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="confusion matrix (default: beside the model)")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
@@ -591,9 +590,12 @@ def _bench_scale(options: argparse.Namespace, config: "Config") -> int:
 
     spotter = load_spotter(config.model_path, config.device)
     figures = measure_scale(config, spotter, options.seconds or SCALE_S, say)
-    if options.picture:
-        draw(figures, options.picture)
     print(json.dumps(figures, indent=1) if options.json else report(figures))
+    if options.picture:
+        try:
+            draw(figures, options.picture)
+        except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
+            raise KwsdError(f"{options.picture}: cannot be written ({error})", exit_code=IO) from None
     return OK
 
 
@@ -617,6 +619,8 @@ def bench(options: argparse.Namespace) -> int:
 
     if options.streams < 1:
         raise ConfigError(f"--streams {options.streams}: at least 1", exit_code=USAGE)
+    if options.seconds is not None and not options.seconds > 0:
+        raise ConfigError(f"--seconds {options.seconds:g}: more than 0", exit_code=USAGE)
     if options.picture and not options.scale:
         raise ConfigError("--picture: only --scale has something to draw", exit_code=USAGE)
     config = load_config(options.config, _settings(options))

@@ -444,8 +444,6 @@ class Listener:
             self._paths.append((address.path, address.path.stat().st_ino))
         else:
             door = _bind_tcp(address)
-        door.listen(128)
-        door.setblocking(False)
         self._doors[door.fileno()] = (door, address)
         self._epoll.register(door, select.EPOLLIN)
 
@@ -483,6 +481,8 @@ def _bind_tcp(address: Address) -> socket.socket:
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind((address.host, address.port))
+        door.listen()
+        door.setblocking(False)
     except OSError as error:
         door.close()
         raise ConfigError(

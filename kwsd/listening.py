@@ -30,8 +30,6 @@ SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpre
 SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
 LATE_S = 0.003  # how soon to look again for a block that is late
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
-
-
 LOOK_EVERY_S = 1.0  # how often load is looked at
 FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite

@@ -8,6 +8,7 @@ is such a process: it takes 16 kHz 16-bit mono from the file PCM, a tenth of a s
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import numpy as np
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.config import Config, load_config
 from kwsd.errors import UNAVAILABLE, KwsdError
+from kwsd.proc import rss_mib
 from kwsd.ring import Samples
 
 CHUNK = SAMPLE_RATE // 10  # samples
@@ -164,9 +166,7 @@ def _be(name: str, pcm: Path, pace: str, started: float) -> Spent:
             time.sleep(max(0.0, begun + n * CHUNK / SAMPLE_RATE - time.monotonic()))
         take(chunk)
     cpu = time.process_time() - cpu
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    rss_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-    return Spent(round(start_s, 2), round(100 * cpu / (n * CHUNK / SAMPLE_RATE), 3), round(rss_kib / 1024, 1))
+    return Spent(round(start_s, 2), round(100 * cpu / (n * CHUNK / SAMPLE_RATE), 3), round(rss_mib(os.getpid()), 1))
 
 
 def _chunks(pcm: bytes, seconds: float) -> Iterator[bytes]:

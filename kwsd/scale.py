@@ -29,6 +29,7 @@ from kwsd.config import Config, ListenConfig
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.load import LagMeter
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
+from kwsd.proc import cpu_s
 from kwsd.recording import DEMO, read_recording
 from kwsd.spotter import Spotter
 
@@ -230,7 +231,7 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
             if begun:
                 windows += event["windows"]
                 lags.append(event["lag_p99_ms"] or 0)
-            begun, cpu = begun or time.monotonic(), cpu or _cpu_s(daemon.pid)
+            begun, cpu = begun or time.monotonic(), cpu or cpu_s(daemon.pid)
             if time.monotonic() - begun >= seconds:
                 break
     elapsed = max(1e-3, time.monotonic() - begun)
@@ -238,15 +239,10 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
         streams=streams,
         lag_p50_ms=int(np.median(lags or [0])),  # of the p99 of every second
         lag_p99_ms=max(lags, default=0),
-        core_percent=round(100 * (_cpu_s(daemon.pid) - cpu) / elapsed, 1),
+        core_percent=round(100 * (cpu_s(daemon.pid) - cpu) / elapsed, 1),
         windows_per_s=round(windows / elapsed, 1),
         skipped=skipped,
     )
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _speak(path: str, share: list[int], hop_ms: float, core: int, stop: Any) -> None:

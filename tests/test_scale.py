@@ -84,6 +84,11 @@ def test_a_picture_of_nothing_is_refused(kwsd, tmp_path):
     kwsd("bench", "--picture", tmp_path / "x.png").refused(USAGE, "--picture: only --scale has something to draw")
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_no_time_at_all_is_refused(kwsd, seconds):
+    kwsd("bench", f"--seconds={seconds}").refused(USAGE, "--seconds", "more than 0")
+
+
 # --- peers ---
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kwsd.features import FRAME_HOP, MELS, LogMel
-from kwsd.networks.incremental import FEW, Body, Incremental, IncrementalOnnx
+from kwsd.networks.incremental import FEW, Body, Incremental, IncrementalOnnx, as_gain
 
 STEM_KERNEL, STEM_STRIDE = 5, 2  # log-mel frames; 98 of them make 49 columns of 20 ms
 KERNELS = (7, 9, 11, 13, 15, 15)  # columns
@@ -109,7 +109,7 @@ class FoldedDsTcn(nn.Module):
         super().__init__()
         # TorchScript knows attributes, not a module's constants.
         self.stem_kernel, self.stem_stride, self.few = STEM_KERNEL, STEM_STRIDE, FEW
-        gain, offset = _as_gain(network.normalise)
+        gain, offset = as_gain(network.normalise)
         self.register_buffer("gain", gain[:, None].detach().clone())
         self.register_buffer("offset", offset[:, None].detach().clone())
         stem, stem_norm = cast(nn.Conv2d, network.stem[0]), cast(nn.BatchNorm2d, network.stem[1])
@@ -154,16 +154,9 @@ class FoldedDsTcn(nn.Module):
         return out.squeeze(2).transpose(1, 2)
 
 
-def _as_gain(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Batch normalisation as x * gain + offset, each (channels,)."""
-    assert norm.running_var is not None and norm.running_mean is not None
-    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return gain, norm.bias - norm.running_mean * gain
-
-
 def _fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The weight (outputs, …) and bias (outputs,) of a convolution and the batch normalisation behind it."""
-    gain, offset = _as_gain(norm)
+    gain, offset = as_gain(norm)
     return weight * gain.view(-1, *[1] * (weight.dim() - 1)), offset
 
 

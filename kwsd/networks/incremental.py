@@ -102,3 +102,10 @@ class IncrementalOnnx(nn.Module):
         samples = torch.cat([state[:, :past], samples], 1)
         frames = torch.cat([state[:, past:].reshape(-1, MELS, FRAMES), self.features(samples)], 2)[:, :, -FRAMES:]
         return self.body(frames), torch.cat([samples[:, -past:], frames.flatten(1)], 1)
+
+
+def as_gain(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Batch normalisation as x * gain + offset, each (channels,)."""
+    assert norm.running_var is not None and norm.running_mean is not None
+    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return gain, norm.bias - norm.running_mean * gain

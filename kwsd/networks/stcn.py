@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kwsd.features import FRAME, FRAME_HOP, MELS, DftLogMel, LogMel
-from kwsd.networks.incremental import FEW, FRAMES
+from kwsd.networks.incremental import FEW, FRAMES, as_gain
 
 STEM_KERNEL, STEM_STRIDE = 5, 2  # log-mel frames; a column is 20 ms
 KERNELS = (3, 3, 5, 5, 7, 7)  # columns
@@ -153,7 +153,7 @@ class StreamingSTcn(nn.Module):
         network = network.eval()
         self.features = features
         # TorchScript knows attributes, not a module's constants.
-        self.past, self.mels, self.pooled, self.frames_per_column = FRAME - FRAME_HOP, MELS, POOLED, STEM_STRIDE
+        self.past, self.mels, self.pooled = FRAME - FRAME_HOP, MELS, POOLED
         self.step = network.step
         stem = fuse(network.stem)
         _normalised_before(stem, network.normalise)
@@ -243,10 +243,9 @@ def fuse(layers: nn.Module) -> nn.Conv2d:
 
 def _normalised_before(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Folds the normalisation in front of an unpadded convolution into it."""
-    assert norm.running_var is not None and norm.running_mean is not None and convolution.bias is not None
+    assert convolution.bias is not None
     with torch.no_grad():
-        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        offset = norm.bias - norm.running_mean * gain
+        gain, offset = as_gain(norm)
         convolution.bias += (convolution.weight.sum((2, 3)) * offset).sum(1)
         convolution.weight *= gain[None, :, None, None]
 
