@@ -74,10 +74,10 @@ def spread(values: list[float], digits: int = 1) -> Figures:
 
 def measure_callback(config: Config, spotter: Spotter) -> Figures:
     """How long the audio thread is held up per block, while inference runs beside it."""
-    from kwsd.source import input_devices
+    from kwsd.portaudio import portaudio
 
     try:
-        microphone = bool(input_devices())
+        microphone = bool(portaudio().devices())
     except KwsdError:
         microphone = False
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """The `kwsd` command. The only module that ends the process."""
 
 import argparse
+import faulthandler
 import logging
 import os
 import signal
@@ -39,7 +40,9 @@ def main() -> NoReturn:
         say(f"internal error: {error!r}; run it with --debug for details, and please report it")
         code = INTERNAL
     code = finish(code)
-    if "torch" in sys.modules:  # all is said and closed, and to take torch apart keeps Python busy for a second or more
+    # All is said and closed. To take torch apart keeps Python busy for a second or more, and PortAudio's own way out
+    # waits for ever for a sound server that hangs.
+    if "torch" in sys.modules or "sounddevice" in sys.modules:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -54,7 +57,10 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    # A duplicate, which is heard even while what C libraries write to 2 is kept out (portaudio.py).
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    if faulthandler.is_enabled():
+        faulthandler.enable(sys.stderr)
 
 
 def finish(code: int) -> int:
@@ -385,10 +391,11 @@ def devices(options: argparse.Namespace) -> int:
     """`kwsd devices`"""
     import json
 
-    from kwsd.source import find_device, input_devices
+    from kwsd.portaudio import portaudio
 
-    found = input_devices()
-    default = find_device("default")["index"]
+    audio = portaudio()
+    found = audio.devices()
+    default = audio.find("default")["index"]
     if options.json:
         show(f"{json.dumps(found, indent=1)}\n")
         return OK

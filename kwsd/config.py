@@ -72,6 +72,13 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
     silent_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 30.0
 
 
+class CaptureConfig(_Section, frozen=True, kw_only=True):
+    """When a microphone counts as deaf."""
+
+    dead_after_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 30.0
+    floor_dbfs: Annotated[float, Meta(ge=-120.0, le=0.0)] = -85.0
+
+
 class WindowConfig(_Section, frozen=True, kw_only=True):
     """How often a window is scored."""
 
@@ -134,6 +141,7 @@ class Config(_Section, frozen=True, kw_only=True):
     keywords: Literal["all"] | dict[str, KeywordConfig] = "all"
     streams: tuple[StreamConfig, ...] = (MicrophoneConfig(),)
     listen: ListenConfig = ListenConfig()
+    capture: CaptureConfig = CaptureConfig()
     window: WindowConfig = WindowConfig()
     debouncer: DebouncerConfig = DebouncerConfig()
     events: EventsConfig = EventsConfig()

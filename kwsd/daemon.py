@@ -15,10 +15,14 @@ from kwsd import __version__
 from kwsd.artefact import read_info
 from kwsd.config import Config
 from kwsd.engines import load_spotter
-from kwsd.errors import IO, OK, KwsdError
+from kwsd.errors import INTERNAL, IO, OK, KwsdError
 from kwsd.event import (
     VERSION,
+    AudioEvent,
+    AudioFault,
+    AudioHealed,
     AudioLost,
+    AudioRestored,
     Event,
     Heard,
     Heartbeat,
@@ -89,6 +93,7 @@ class Daemon:
         """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
         self._loop = asyncio.get_running_loop()
         self._capture_signals()
+        self._capture_faults()
         try:
             await self._start_up()
             await self._stop.wait()
@@ -143,8 +148,8 @@ class Daemon:
             if progress.heard or progress.overruns or not self._ready:
                 self._loop.call_soon_threadsafe(self._on_progress, progress)
 
-        def audio_lost(event: AudioLost, failure: KwsdError) -> None:
-            self._loop.call_soon_threadsafe(self._on_audio_lost, event, failure)
+        def audio(event: AudioEvent, failure: KwsdError | None) -> None:
+            self._loop.call_soon_threadsafe(self._on_audio, event, failure)
 
         def over(failure: KwsdError | None) -> None:
             self._loop.call_soon_threadsafe(self._on_over, failure)
@@ -160,7 +165,7 @@ class Daemon:
             if not self._ready:
                 self._loop.call_soon_threadsafe(self._now_ready)
 
-        return Reports(progress, audio_lost, over, satellite, overload, idle)
+        return Reports(progress, audio, over, satellite, overload, idle)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run slow work aside. Raises what it raises, or Stopped if a signal came first."""
@@ -235,21 +240,29 @@ class Daemon:
             )
             self._next_beat = self._loop.call_later(self._config.events.heartbeat_s, self._beat)
 
-    def _on_audio_lost(self, event: AudioLost, failure: KwsdError) -> None:
+    def _on_audio(self, event: AudioEvent, failure: KwsdError | None) -> None:
         if self._stop.is_set():  # a source that ends while it is being stopped has lost nothing
             return
-        if failure.exit_code == OK:  # worth a word, but everything there was has been heard
+        if failure is not None and failure.exit_code == OK:  # worth a word, but everything there was has been heard
             log.warning("%s", failure)
             return
+        match event:
+            case AudioLost():
+                log.warning("no audio from %s: %s", event.stream, event.reason)
+            case AudioRestored():
+                log.info("audio from %s again, after %.1f s", event.stream, event.gap_s)
+            case AudioFault():
+                log.warning("%s is deaf: %s; %s", event.stream, event.fault, event.meaning)
+            case AudioHealed():
+                log.info("%s hears again; %s for %.0f s", event.stream, event.fault, event.lasted_s)
         self._emit(event)
-        if any(s.name == event.stream and s.live and not s.lead_in for s in self._running().streams):
-            self._end(event.reason, failure)  # a microphone: systemd starts us anew
+        self._notifier.status(self._status())
 
     def _on_satellite(self, event: StreamJoined | StreamLeft) -> None:
         if isinstance(event, StreamJoined):
             log.info("satellite %s: %d Hz, %d channels", event.stream, event.rate, event.channels)
         else:
-            log.info("satellite %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
+            log.info("stream %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
         self._emit(event)
         self._notifier.status(self._status())
 
@@ -291,6 +304,29 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+
+    def _capture_faults(self) -> None:
+        """An exception nobody expected, in whichever thread or task, ends the daemon: half of one hears nothing."""
+
+        def in_thread(unhandled: threading.ExceptHookArgs) -> None:
+            if isinstance(unhandled.exc_value, Exception) and not self._loop.is_closed():
+                name = unhandled.thread.name if unhandled.thread else "a"
+                self._loop.call_soon_threadsafe(self._on_fault, f"{name} thread", unhandled.exc_value)
+
+        def in_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            if isinstance(error, Exception):
+                self._on_fault("main thread", error)
+            else:
+                log.warning("%s", context["message"])
+
+        threading.excepthook = in_thread
+        self._loop.set_exception_handler(in_loop)
+
+    def _on_fault(self, where: str, error: Exception) -> None:
+        failure = KwsdError(f"{where}: {error!r}; please report this", exit_code=INTERNAL)
+        failure.__cause__ = error
+        self._end(str(failure), failure)
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set():  # the second one forces
@@ -357,7 +393,8 @@ class Daemon:
         except KwsdError:
             if self._listening is not old and self._listening is not None:
                 self._listening.stop()
-            self._listening = Listening(old.config, self._reports())
+            # What is kept must go on, even if its microphone went just now: then it is opened when it comes back.
+            self._listening = Listening(old.config, self._reports(), patient=True)
             self._listening.start(self._spotter, self._welcome)
             raise
 
@@ -413,7 +450,12 @@ class Daemon:
 
     def _status(self) -> str:
         heard = f"{self._detections} words heard{self._last_heard}"
-        return f"listening on {self._where()}; {heard}{self._refused}"
+        return f"{self._ailments()}listening on {self._where()}; {heard}{self._refused}"
+
+    def _ailments(self) -> str:
+        """What is wrong with which stream, first of all."""
+        ill = [f"{stream}: {ailment}" for stream, ailment in self._running().ailments().items()]
+        return f"NOT HEARING {', '.join(ill[:NAMED])}; " if ill else ""
 
 
 def _same_streams(one: Config, other: Config) -> bool:

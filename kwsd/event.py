@@ -72,10 +72,35 @@ class Overload(_Event, frozen=True, kw_only=True, tag="overload"):
 
 
 class AudioLost(_Event, frozen=True, kw_only=True, tag="audio_lost"):
-    """A stream will deliver no more audio though it should."""
+    """A stream delivers no more audio though it should. A microphone is opened again until it does."""
 
     stream: str
     reason: str
+
+
+class AudioRestored(_Event, frozen=True, kw_only=True, tag="audio_restored"):
+    """A microphone delivers again."""
+
+    stream: str
+    gap_s: float  # in which nothing was heard; the stream's time axis has it, too
+
+
+class AudioFault(_Event, frozen=True, kw_only=True, tag="audio_fault"):
+    """A microphone delivers, but nothing that can be understood."""
+
+    stream: str
+    fault: str  # digital silence, constant, stuck, clipping, or quiet
+    meaning: str
+    lasted_s: float  # so far
+    level_dbfs: float  # of the last second, without its mean
+
+
+class AudioHealed(_Event, frozen=True, kw_only=True, tag="audio_healed"):
+    """A fault is over."""
+
+    stream: str
+    fault: str
+    lasted_s: float
 
 
 class StreamJoined(_Event, frozen=True, kw_only=True, tag="stream_joined"):
@@ -101,6 +126,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     heard_s: float  # audio so far
     lag_ms: int  # since the last of it came
     level_dbfs: float | None  # of the last second; null: digital silence, or too little came
+    ailment: str | None = None  # lost, or the fault that was told; not there: none
 
 
 class Heartbeat(_Event, frozen=True, kw_only=True, tag="heartbeat"):
@@ -150,7 +176,8 @@ class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
 
 
 Verdict = Heard | Rejected
-Event = Verdict | Ready | Overrun | Overload | AudioLost | Heartbeat | Reload | Shutdown | StreamJoined | StreamLeft
+AudioEvent = AudioLost | AudioRestored | AudioFault | AudioHealed
+Event = Verdict | Ready | Overrun | Overload | AudioEvent | Heartbeat | Reload | Shutdown | StreamJoined | StreamLeft
 Line = bytes
 
 _encoder = msgspec.json.Encoder()

@@ -42,17 +42,26 @@ class Inlet:
 
     def __init__(self, ring: RingBuffer, stream: int, rate: int, channels: int, channel: int | None) -> None:
         """`channel` counts from 0; None mixes all of them."""
-        self.stream, self.rate, self.channel = stream, rate, channel
+        self.stream, self.channel = stream, channel
         self.overflows = 0  # how often the sound system dropped audio
         self.lost = 0  # samples at 16 kHz that came and were not listened to
         self.ended = False  # nothing will be written any more
         self.drained = False  # and all of it is in the ring
         self.wrote_at = time.monotonic()  # when the last block came, for latency
+        self.silences: list[float] = []  # seconds, one for each time the source was opened again and delivered
         self._ring = ring
-        self._native = RingBuffer(1, int(SECONDS * rate), channels)
-        self._append = self._native.appender(0)
-        self._piece = np.zeros((int(PIECE_S * rate), channels), np.float32)
+        self._silent_since = 0.0  # monotonic s
+        self._reopened: tuple[RingBuffer, int] | None = None  # what is written since, and its rate
+        native = RingBuffer(1, int(SECONDS * rate), channels)
+        self._append = native.appender(0)
+        self._begin(native, rate)
+
+    def _begin(self, native: RingBuffer, rate: int) -> None:
+        """From here on the stream is what is in this ring."""
+        self.rate, self._native = rate, native
+        self._piece = np.zeros((int(PIECE_S * rate), native.channels), np.float32)
         self._resampler = resampler(rate)
+        self._origin = self._ring.ends[self.stream]  # index of its first sample in the 16 kHz ring
         self._read = 0  # native samples converted so far
         self._wake_at = 0  # native index the inference thread waits for
         self._gap = 0  # native index of the last gap crossed
@@ -70,7 +79,16 @@ class Inlet:
     def overflow(self) -> None:
         """The sound system dropped audio before the block that is written next."""
         self.overflows += 1
-        self._native.skip(0)
+        (self._reopened[0] if self._reopened else self._native).skip(0)
+
+    def reopen(self, rate: int, channels: int) -> None:
+        """The source will begin anew, maybe at another rate. What is written from now on comes after a gap, as long as
+        nothing was written. To be called while nothing is."""
+        if self._reopened is None:
+            self._silent_since = self.wrote_at
+        native = RingBuffer(1, int(SECONDS * rate), channels)
+        self._reopened = native, rate
+        self._append = native.appender(0)
 
     def end(self) -> None:
         """No more blocks will come."""
@@ -87,13 +105,24 @@ class Inlet:
     @property
     def wanted(self) -> bool:
         """Whether there is audio that the inference thread waits for."""
-        return not self.drained and (self.ended or self._native.ends[0] >= self._wake_at)
+        return not self.drained and (self.ended or self._native.ends[0] >= self._wake_at or self._is_back)
+
+    @property
+    def _is_back(self) -> bool:
+        return self._reopened is not None and self._reopened[0].ends[0] > 0
 
     def due_in(self, block_s: float) -> float:
         """Seconds until what is waited for should have come, from a source that delivers every `block_s` seconds."""
         missing = (self._wake_at - self._native.ends[0]) / self.rate  # seconds of audio
         blocks = max(1, math.ceil(missing / block_s - 1e-6))
         return self.wrote_at + blocks * block_s - time.monotonic()
+
+    def last(self, seconds: float) -> Samples | None:
+        """The last seconds as they came, at the source's own rate, of the channel that is listened to: (n,); None if
+        so much did not come without a gap."""
+        frames = np.zeros((int(seconds * self.rate), self._native.channels), np.float32)
+        whole = self._native.read(0, self._native.ends[0] - len(frames), frames)
+        return mono(frames, self.channel) if whole else None
 
     @property
     def backlog(self) -> float:
@@ -107,9 +136,19 @@ class Inlet:
 
     def pump(self, most_s: float = SECONDS) -> None:
         """Convert what came, at most `most_s` seconds of it, into the 16 kHz ring."""
+        if self._is_back:
+            self._convert(self._native.ends[0])
+            self._come_back()
         ended = self.ended  # looked at first: what was written before is then certainly in sight
         available = self._native.ends[0]
-        goal = min(available, self._read + int(most_s * self.rate))
+        self._convert(min(available, self._read + int(most_s * self.rate)))
+        if ended and self._read >= available and not self.drained:
+            if self.rate != SAMPLE_RATE:
+                self._ring.write(self.stream, self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            self.drained = True
+
+    def _convert(self, goal: int) -> None:
+        """Native samples up to an index."""
         while self._read < goal:
             piece = self._piece[: min(goal - self._read, len(self._piece))]
             if self._native.unbroken_from[0] <= self._gap and self._native.read(0, self._read, piece):
@@ -117,10 +156,6 @@ class Inlet:
                 self._ring.write(self.stream, self._resampler.resample_chunk(mono(piece, self.channel)))
             else:
                 self._cross_gap()
-        if ended and self._read >= available and not self.drained:
-            if self.rate != SAMPLE_RATE:
-                self._ring.write(self.stream, self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-            self.drained = True
 
     def _cross_gap(self) -> None:
         """Go on behind a gap with a new resampler: count what was not converted as lost, keep the clock."""
@@ -129,5 +164,25 @@ class Inlet:
         self._read += lost
         self._resampler = resampler(self.rate)
         self.lost += round(lost * SAMPLE_RATE / self.rate)
-        due = round(self._read * SAMPLE_RATE / self.rate)  # what the old resampler still held is gone, too
-        self._ring.skip(self.stream, max(0, due - self._ring.ends[self.stream]))
+        self._skip_to(self._due)
+
+    @property
+    def _due(self) -> int:
+        """Where the 16 kHz ring would end if the resampler held nothing back."""
+        return self._origin + round(self._read * SAMPLE_RATE / self.rate)
+
+    def _skip_to(self, sample: int) -> None:
+        self._ring.skip(self.stream, max(0, sample - self._ring.ends[self.stream]))
+
+    def _come_back(self) -> None:
+        """Go on with what the source writes since it was opened again, after a gap as long as it was silent."""
+        assert self._reopened is not None
+        native, rate = self._reopened
+        written, wrote_at = native.ends[0], self.wrote_at
+        while written != native.ends[0]:  # a block came in between
+            written, wrote_at = native.ends[0], self.wrote_at
+        silence = max(0.0, wrote_at - written / rate - self._silent_since)
+        self._skip_to(self._due + round(silence * SAMPLE_RATE))
+        self._reopened = None
+        self._begin(native, rate)
+        self.silences.append(silence)

@@ -14,44 +14,53 @@ import numpy as np
 from kwsd import load
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
-from kwsd.errors import INTERNAL, IO, NO_PERMISSION, AudioError, ConfigError, KwsdError
-from kwsd.event import AudioLost, Line, Overload, StreamJoined, StreamLeft, StreamState
+from kwsd.errors import INTERNAL, NO_PERMISSION, ConfigError, KwsdError
+from kwsd.event import AudioEvent, Line, Overload, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
+from kwsd.microphone import Microphone, OtherChannel
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
 from kwsd.ring import Indices
 from kwsd.scoring import Scored
-from kwsd.source import AudioFile, Microphone, OtherChannel, RawPcm, Source, find_device
+from kwsd.source import AudioFile, RawPcm, Source
 from kwsd.span import level_dbfs
 from kwsd.spotter import Spotter
+from kwsd.supervisor import Supervisor
 
-DEAF_AFTER_S = 2.0  # a live source that delivered nothing for this long is lost
 SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpreter lock; Python has 5 ms
 SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
 LATE_S = 0.003  # how soon to look again for a block that is late
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
+LOST_LOOK_S = 0.1  # the same, while a microphone is lost
 LOOK_EVERY_S = 1.0  # how often load is looked at
 FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
 
-def make_sources(config: Config) -> list[Source]:
-    """The sources the streams of the config describe; those of one microphone share it.
+def make_sources(config: Config, *, patient: bool) -> list[Source]:
+    """The sources the streams of the config describe; those of one microphone share it. Who is patient waits for
+    microphones that are not there.
 
     Raises KwsdError if one cannot be had."""
-    microphones: dict[int, Microphone] = {}  # by device
-    return [make_source(stream, config, microphones) for stream in config.streams]
+    made: list[Source] = []
+    try:
+        for stream in config.streams:
+            made.append(make_source(stream, config, [m for m in made if isinstance(m, Microphone)], patient=patient))
+    except KwsdError:
+        for source in made:
+            source.stop()
+        raise
+    return made
 
 
-def make_source(stream: StreamConfig, config: Config, microphones: dict[int, Microphone]) -> Source:
+def make_source(stream: StreamConfig, config: Config, microphones: Sequence[Microphone], *, patient: bool) -> Source:
     """The source of one stream. Raises KwsdError if it cannot be had."""
     channel = None if stream.channel == "mix" else stream.channel - 1
     if isinstance(stream, MicrophoneConfig):
-        device = find_device(stream.device)
-        if device["index"] in microphones:
-            return OtherChannel(microphones[device["index"]], channel)
-        microphones[device["index"]] = microphone = Microphone(device, channel, stream.block_ms)
-        return microphone
+        for microphone in microphones:
+            if microphone.is_the_one(stream.device):
+                return OtherChannel(microphone, channel)
+        return Microphone(stream.device, channel, stream.block_ms, patient=patient)
     if isinstance(stream, FileConfig):
         return AudioFile(config.resolve(stream.path), channel, realtime=stream.realtime)
     path = stream.path if stream.path == "-" else str(config.resolve(stream.path))
@@ -78,7 +87,7 @@ class Reports:
     """What the inference thread has to say. All are called from that thread."""
 
     progress: Callable[[Progress], None]  # windows were scored, or audio was lost
-    audio_lost: Callable[[AudioLost, KwsdError], None]  # a stream broke
+    audio: Callable[[AudioEvent, KwsdError | None], None]  # a stream broke, and why; or came back; or is deaf
     over: Callable[[KwsdError | None], None]  # nothing more will come, and why if that is wrong
     satellite: Callable[[StreamJoined | StreamLeft], None] = lambda _: None  # one came or went
     overload: Callable[[Overload], None] = lambda _: None  # the hop became longer, or shorter again
@@ -88,11 +97,11 @@ class Reports:
 class Listening:
     """Runs from `start` to `stop`. One thread scores windows whenever a source wakes it."""
 
-    def __init__(self, config: Config, reports: Reports) -> None:
-        """Raises KwsdError if a source cannot be had."""
+    def __init__(self, config: Config, reports: Reports, *, patient: bool = False) -> None:
+        """Who is patient waits for microphones that are not there. Raises KwsdError if a source cannot be had."""
         self.config = config
         self._reports = reports
-        self.sources: Sequence[Source] = make_sources(config)
+        self.sources: Sequence[Source] = make_sources(config, patient=patient)
         self.streams = [
             StreamInfo(stream.name, source.live, source.lead_in)
             for stream, source in zip(config.streams, self.sources, strict=True)
@@ -111,8 +120,8 @@ class Listening:
         self._stopping = False
         self._pipeline: Pipeline | None = None
         self._successor: Pipeline | None = None
-        self._broken: set[int] = set()
-        self._failure: KwsdError | None = None
+        self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, reports.audio)
+        self._left: set[int] = set()  # sources that ended, and were told
         self.listener = self._make_listener() if config.listen.on else None
         self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
 
@@ -131,8 +140,8 @@ class Listening:
     def start(self, spotter: Spotter, hello: Callable[[str], Line] = lambda _: b"") -> None:
         """`hello` makes the first line for a satellite of a name. Raises KwsdError if a source refuses to start."""
         self._pipeline = self.pipeline(self.config, spotter)
+        self._supervisor.start()
         for source, inlet in zip(self.sources, self._inlets, strict=True):
-            inlet.wrote_at = time.monotonic()
             source.start(inlet, self._waker(inlet))
         sys.setswitchinterval(SWITCH_S)
         self._thread.start()
@@ -202,14 +211,21 @@ class Listening:
         """How the streams are. May be asked from any thread."""
         return tuple(self._state(i) for i in (*range(len(self.sources)), *self._slots.values()))
 
+    def ailments(self) -> dict[str, str]:
+        """What is wrong with the streams that do not hear, by name. May be asked from any thread."""
+        found = {name: self._supervisor.ailment(i) for i, name in enumerate(self._names)}
+        return {name: ailment for name, ailment in found.items() if ailment}
+
     def _state(self, stream: int) -> StreamState:
         end, second = self._ring.ends[stream], np.zeros(WINDOW, np.float32)
         whole = self._ring.read(stream, end - WINDOW, second)
+        ailment = self._supervisor.ailment(stream) if stream < len(self.sources) else None
         return StreamState(
             stream=self.streams[stream].name,
             heard_s=seconds(end - self.streams[stream].origin),
             lag_ms=round((time.monotonic() - self._wrote_at(stream)) * 1000),
-            level_dbfs=round(level_dbfs(second), 1) if whole and second.any() else None,
+            level_dbfs=round(level_dbfs(second), 1) if whole and second.any() and ailment != "lost" else None,
+            ailment=ailment,
         )
 
     def _wake(self) -> None:
@@ -270,14 +286,15 @@ class Listening:
 
     def _patience(self) -> float:
         """Seconds to wait at most: until the next block that completes a window should be here, or a little longer if
-        it should have been."""
+        it should have been. One that was lost may be here any time."""
         expected = [
             inlet.due_in(source.block_s)
             for source, inlet in zip(self.sources, self._inlets, strict=True)
-            if source.block_s is not None and not inlet.ended
+            if source.block_s is not None and not inlet.ended and not self._supervisor.is_lost(inlet.stream)
         ]
-        soonest = min(expected, default=WAKE_AT_LEAST_S)
-        return min(max(soonest + SLACK_S, LATE_S), WAKE_AT_LEAST_S)
+        longest = LOST_LOOK_S if self._supervisor.waits else WAKE_AT_LEAST_S
+        soonest = min(expected, default=longest)
+        return min(max(soonest + SLACK_S, LATE_S), longest)
 
     def _guarded(self) -> None:
         """The thread's top: whatever happens here ends the daemon, never just the thread."""
@@ -306,10 +323,11 @@ class Listening:
             self._part_with_satellites()
             if not self.sources:
                 self._reports.idle()
-            self._look_for_losses()
+            self._look_round()
             if self.listener is None and self._pipeline.finished:
-                self._reports.over(self._failure)
+                self._reports.over(self._supervisor.failure)
                 return
+            self._part_with_sources()
             self._wait()
 
     def _weigh(self, scored: Scored, begun: float, now: float) -> None:
@@ -364,19 +382,17 @@ class Listening:
                 self.streams[slot] = FREE
                 self.listener.release(slot, name)
 
-    def _look_for_losses(self) -> None:
+    def _part_with_sources(self) -> None:
+        """Those that ended by themselves, while others go on."""
+        assert self._pipeline is not None
+        for i, inlet in enumerate(self._inlets):
+            if inlet.drained and i not in self._left and self._pipeline.scored_all_of(i):
+                self._left.add(i)
+                if not self._supervisor.is_lost(i):
+                    heard = seconds(self._ring.ends[i] - self.streams[i].origin)
+                    self._reports.satellite(StreamLeft(stream=self._names[i], reason="end of audio", heard_s=heard))
+
+    def _look_round(self) -> None:
         if self.listener is not None and self.listener.failure is not None:
             raise self.listener.failure
-        for i, (source, inlet) in enumerate(zip(self.sources, self._inlets, strict=True)):
-            failure = source.failure
-            if source.live and not inlet.ended and time.monotonic() - inlet.wrote_at > DEAF_AFTER_S:
-                failure = failure or AudioError(
-                    f"stream {self.streams[i].name}: no audio for {DEAF_AFTER_S:g} s; "
-                    "check the device and the sound server",
-                    exit_code=IO,
-                )
-            if failure is not None and i not in self._broken:
-                self._broken.add(i)
-                self._failure = self._failure or failure
-                self._reports.audio_lost(AudioLost(stream=self.streams[i].name, reason=str(failure)), failure)
-                inlet.end()
+        self._supervisor.look(time.monotonic())

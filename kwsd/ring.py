@@ -31,7 +31,7 @@ class RingBuffer:
         The memory of the first `touched` streams, or of all, is there from the start: an audio callback must not wait
         for it. That of the others comes as they write.
         """
-        self.streams, self.capacity, self.hop = streams, capacity, hop
+        self.streams, self.capacity, self.channels, self.hop = streams, capacity, channels or 1, hop
         # Arrays of Python's own: to read or write one number in them takes a third of the time numpy needs.
         self.ends = array("q", bytes(8 * streams))  # samples [.., ends) are in place
         self._claimed = array("q", bytes(8 * streams))  # the writer may be overwriting [.., _claimed - capacity)

@@ -53,6 +53,11 @@ class SoundServer:
             self._process.wait()
             self._process = None
 
+    def signal(self, number: int) -> None:
+        """Stop it, so that it hangs, or let it go on."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def speak(self, recording: Path) -> None:
         """Play a recording into the microphone; returns when it is over."""
         subprocess.run(["paplay", f"--device={self.sink}", str(recording)], env=self.environment, check=True)

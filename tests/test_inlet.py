@@ -13,6 +13,7 @@ from kwsd.inlet import SECONDS, Inlet
 from kwsd.ring import RingBuffer
 
 RATES = [8_000, 11_025, 16_000, 44_100, 48_000, 96_000]
+HELD = 2_000  # samples a resampler may hold back
 HALF_FILTER = 0.1  # seconds around an edge in which a resampler rings
 
 
@@ -314,3 +315,92 @@ def test_an_inlet_knows_when_the_block_it_waits_for_is_due():
     assert stream.inlet.due_in(0.02) == pytest.approx(0.02, abs=0.005)
     time.sleep(0.03)
     assert stream.inlet.due_in(0.02) < 0  # late
+
+
+# --- the source is lost and opened again ---
+
+
+class Clock:
+    """Stands still until it is told."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000, 44_100])
+@pytest.mark.parametrize("rate_after", [16_000, 48_000])
+def test_what_comes_after_a_source_was_opened_again_is_as_much_later_as_it_was_silent(rate, rate_after, monkeypatch):
+    clock = Clock(monkeypatch)
+    stream = Stream(rate).write(tone(rate, 0, 1)).pump()
+    stream.inlet.reopen(rate_after, 1)
+    clock.now += 7.5
+    stream.write(tone(rate_after, 8, 8.5))
+    assert stream.inlet.wanted
+    stream.end()
+    assert stream.inlet.silences == [pytest.approx(7.0)]
+    assert stream.whole_from == pytest.approx(8 * SAMPLE_RATE, abs=1)
+    assert stream.written == pytest.approx(8.5 * SAMPLE_RATE, abs=2)
+    edge = round(HALF_FILTER * SAMPLE_RATE)
+    expected = tone(SAMPLE_RATE, 8, 8.5)[:, 0]
+    heard = stream.samples()[: len(expected)]
+    assert np.abs(heard - expected[: len(heard)])[edge:-edge].max() < 0.002
+    assert stream.inlet.lost == 0 and stream.inlet.rate == rate_after
+
+
+def test_what_came_before_it_was_lost_is_still_heard(monkeypatch):
+    clock = Clock(monkeypatch)
+    stream = Stream().write(ramp(0, 8_000)).pump().write(ramp(8_000, 16_000))
+    stream.inlet.reopen(SAMPLE_RATE, 1)
+    assert stream.pump().written == 16_000
+    clock.now += 2.0
+    stream.write(ramp(0, 16_000)).pump()
+    assert stream.whole_from == 16_000 + SAMPLE_RATE
+    assert np.array_equal(stream.samples(), ramp(0, 16_000)[:, 0])
+
+
+def test_openings_that_brought_nothing_count_as_silence(monkeypatch):
+    clock = Clock(monkeypatch)
+    stream = Stream().write(ramp(0, 16_000)).pump()
+    for _ in range(3):
+        stream.inlet.reopen(48_000, 2)
+        clock.now += 1.0
+        stream.pump()
+    stream.inlet.reopen(SAMPLE_RATE, 1)
+    stream.write(ramp(0, 1_600)).pump()
+    assert stream.inlet.silences == [pytest.approx(2.9)]
+    assert stream.written == round(3.9 * SAMPLE_RATE) + 1_600
+
+
+def test_a_day_of_silence_is_a_day_on_the_time_axis(monkeypatch):
+    clock = Clock(monkeypatch)
+    stream = Stream().write(ramp(0, 16_000)).pump()
+    stream.inlet.reopen(SAMPLE_RATE, 1)
+    clock.now += 86_400.0
+    stream.write(ramp(0, 16_000)).pump()
+    assert stream.whole_from == 86_400 * SAMPLE_RATE
+    assert np.array_equal(stream.samples(), ramp(0, 16_000)[:, 0])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(1, 30_000), st.floats(0, 10), st.sampled_from([8_000, 16_000, 44_100])), max_size=6)
+)
+def test_the_clock_is_right_after_any_number_of_losses(losses):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        clock = Clock(monkeypatch)
+        stream, begun = Stream(capacity=80 * SAMPLE_RATE), clock.now
+        for frames, silence, rate in losses:
+            clock.now += frames / stream.inlet.rate
+            stream.write(ramp(0, frames)).pump()
+            assert stream.written == pytest.approx((clock.now - begun) * SAMPLE_RATE, abs=HELD)
+            stream.inlet.reopen(rate, 1)
+            clock.now += silence + 1 / rate
+            stream.write(ramp(0, 1)).pump()
+        assert stream.written == pytest.approx((clock.now - begun) * SAMPLE_RATE, abs=HELD)
+
+
+def test_the_last_seconds_can_be_looked_at_as_they_came():
+    stream = Stream(48_000, channels=2, channel=1).write(np.hstack([ramp(0, 96_000), -ramp(0, 96_000)]))
+    assert np.array_equal(stream.inlet.last(0.5), -ramp(72_000, 96_000)[:, 0])
+    assert Stream().write(ramp(0, 100)).inlet.last(0.5) is None

@@ -1,8 +1,11 @@
 """The whole daemon on a real PortAudio device: somebody speaks, and the event arrives on the UNIX socket."""
 
 import json
+import signal
 import socket
 import subprocess
+import time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -15,12 +18,38 @@ from kwsd.recording import DEMO
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; make test installs it")
 
 
+THREE_WORDS_S = 8.5
+
+TWO_SERVERS = """
+pcm.mouth {{
+    type pulse server "unix:{one.folder}/pulse.sock" device mouth.monitor hint {{ show on description "mouth" }}
+}}
+pcm.ear {{
+    type pulse server "unix:{other.folder}/pulse.sock" device ear.monitor hint {{ show on description "ear" }}
+}}
+"""
+
+
+def when(event):
+    """Seconds since the epoch."""
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
 @pytest.fixture
 def server(tmp_path):
     server = SoundServer(tmp_path)
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def three_words(tmp_path):
+    """The beginning of the demo recording."""
+    speech, rate = soundfile.read(DEMO)
+    path = tmp_path / "three_words.wav"
+    soundfile.write(path, speech[: round(THREE_WORDS_S * rate)], rate)
+    return path
 
 
 def words(lines):
@@ -82,15 +111,115 @@ def test_streams_share_a_microphone_and_each_hears_its_own_channel(server, tmp_p
         assert len(set(heard[name]) & set(expected)) >= len(expected) - 2, heard
 
 
-def test_unplugging_the_microphone_is_announced_and_ends_the_daemon(server):
+def test_a_sound_server_that_dies_is_announced_and_its_return_is_heard(server, three_words):
     with Running(environment=server.environment) as daemon:
         daemon.wait_for("ready")
+        gone = time.time()
         server.kill()
         lost = daemon.wait_for("audio_lost", timeout=10)
-        assert lost["stream"] == "mic" and lost["reason"]
-        assert daemon.finish(timeout=10) == 74
-        assert daemon.events[-1]["type"] == "shutdown"
-        assert not any("Traceback" in line for line in daemon.errors)
+        assert lost["stream"] == "mic" and "unplugged" in lost["reason"]
+        assert when(lost) - gone < 1.0
+        time.sleep(1.0)
+        server.start()
+        restored = daemon.wait_for("audio_restored", timeout=20)
+        assert restored["gap_s"] == pytest.approx(when(restored) - when(lost), abs=0.5)
+        server.speak(three_words)
+        code, _ = daemon.stop()
+    assert code == 0
+    assert len(daemon.detections) == 3
+    assert not any("Traceback" in line for line in daemon.errors)
+    [word, *_] = daemon.detections
+    began = when(daemon.events[0]) - 1.0  # a window before `ready`
+    assert word["start_s"] == pytest.approx(when(word) - began, abs=1.5), "the gap is on the time axis"
+
+
+def test_a_sound_server_that_hangs_is_announced_and_heard_again_when_it_goes_on(server, three_words):
+    with Running(environment=server.environment) as daemon:
+        daemon.wait_for("ready")
+        server.signal(signal.SIGSTOP)
+        lost = daemon.wait_for("audio_lost", timeout=2)
+        assert "no audio for 0.8 s" in lost["reason"]
+        time.sleep(0.5)
+        server.signal(signal.SIGCONT)
+        assert daemon.wait_for("audio_restored", timeout=20)["gap_s"] > 0.5
+        server.speak(three_words)
+        assert daemon.stop()[0] == 0
+    assert len(daemon.detections) == 3
+
+
+def test_a_daemon_whose_sound_server_hangs_can_be_stopped(server):
+    with Running(environment=server.environment) as daemon:
+        daemon.wait_for("ready")
+        server.signal(signal.SIGSTOP)
+        daemon.wait_for("audio_lost", timeout=2)
+        code, took = daemon.stop()
+        assert code == 0 and took < 2.0
+        server.signal(signal.SIGCONT)
+
+
+def test_a_muted_microphone_is_told_once_and_once_when_it_is_not(server, three_words):
+    with Running("--set", "capture.dead_after_s=2", environment=server.environment) as daemon:
+        daemon.wait_for("ready")
+        fault = daemon.wait_for("audio_fault", timeout=10)  # nobody speaks into it: digital silence
+        assert (fault["stream"], fault["fault"]) == ("mic", "digital silence")
+        time.sleep(3.0)
+        server.speak(three_words)
+        healed = daemon.wait_for("audio_healed")
+        assert healed["fault"] == "digital silence" and healed["lasted_s"] >= 4.0
+        daemon.stop()
+    assert [event["fault"] for event in daemon.events if event["type"] == "audio_fault"][:1] == ["digital silence"]
+    told = [event["type"] for event in daemon.events if event["type"] in {"audio_fault", "audio_healed"}]
+    assert told[:2] == ["audio_fault", "audio_healed"]
+
+
+def test_a_stopped_daemon_blames_nobody_when_it_goes_on(server):
+    with Running(environment=server.environment) as daemon:
+        daemon.wait_for("ready")
+        daemon.process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        daemon.process.send_signal(signal.SIGCONT)
+        time.sleep(2.0)
+        daemon.stop()
+    assert not [event for event in daemon.events if event["type"] == "audio_lost"]
+
+
+def test_another_microphone_is_not_disturbed_by_one_that_is_lost(server, tmp_path, three_words):
+    """Two sound servers. When one dies the library looks for devices anew, which ends every stream of it."""
+    (tmp_path / "other").mkdir()
+    other = SoundServer(tmp_path / "other", sink="ear")
+    other.start()
+    (tmp_path / ".asoundrc").write_text(TWO_SERVERS.format(one=server, other=other))
+    rooms = [{"source": "microphone", "name": name, "device": name} for name in ("mouth", "ear")]
+    environment = {name: value for name, value in server.environment.items() if name != "PULSE_SERVER"}
+    try:
+        with Running("--set", f"streams={json.dumps(rooms)}", environment=environment) as daemon:
+            daemon.wait_for("ready")
+            time.sleep(2.5)  # a null sink is slow to begin
+            other.kill()
+            assert daemon.wait_for("audio_lost")["stream"] == "ear"
+            server.speak(three_words)
+            assert daemon.stop()[0] == 0
+    finally:
+        other.kill()
+    assert len([word for word in daemon.detections if word["stream"] == "mouth"]) == 3
+    assert {event["stream"] for event in daemon.events if event["type"] in {"audio_lost", "overrun"}} == {"ear"}
+
+
+def test_a_reload_that_is_refused_while_the_microphone_is_gone_leaves_no_deaf_daemon(server, tmp_path, three_words):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text("streams: [{source: microphone}]\n")
+    with Running("--config", str(config), environment=server.environment) as daemon:
+        daemon.wait_for("ready")
+        server.kill()
+        daemon.wait_for("audio_lost")
+        config.write_text("streams: [{source: microphone, name: other}]\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        assert not daemon.wait_for("reload")["ok"]
+        server.start()
+        assert daemon.wait_for("audio_restored")["stream"] == "mic"
+        server.speak(three_words)
+        assert daemon.stop()[0] == 0
+    assert len(daemon.detections) == 3
 
 
 def test_devices_are_listed_with_their_native_rate(server):

@@ -1,0 +1,94 @@
+"""Is this a microphone that hears? From the samples alone: what a muted, broken or overdriven one delivers. Pure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwsd.span import level_dbfs
+
+FLAT = 1.5 / 32768  # peak to peak: nothing but a constant, in 16 bits
+CLIPPED = 0.99  # of full scale
+CLIPPED_SHARE = 0.01  # of the samples
+PATTERN = 64  # samples that must agree before a longer look is worth it
+MOST_PERIODS = 32  # looked at longer
+
+SILENCE = "digital silence"
+CONSTANT = "constant"
+STUCK = "stuck"
+CLIPPING = "clipping"
+QUIET = "quiet"
+MEANING = {
+    SILENCE: "every sample is zero: muted, or not connected",
+    CONSTANT: "every sample is the same: a broken microphone or driver",
+    STUCK: "the same buffer over and over: a hung driver",
+    CLIPPING: "too loud all the time: turn its gain down",
+    QUIET: "hardly any sound, not even noise: muted, or its gain is down",
+}
+
+
+def fault_in(samples: NDArray[np.float32], floor_dbfs: float) -> str | None:
+    """What is wrong with some audio (n,) in ±1 of one channel, at the rate it was recorded with; None if nothing is.
+
+    A level under the floor counts as wrong.
+    """
+    low, high = float(samples.min()), float(samples.max())
+    if low == high == 0.0:
+        return SILENCE
+    if high - low <= FLAT and abs(low + high) > FLAT:
+        return CONSTANT
+    if repeats(samples):
+        return STUCK
+    if max(-low, high) >= CLIPPED and np.count_nonzero(np.abs(samples) >= CLIPPED) > CLIPPED_SHARE * samples.size:
+        return CLIPPING
+    if level_dbfs(samples - np.float32(samples.mean())) < floor_dbfs:
+        return QUIET
+    return None
+
+
+def repeats(samples: NDArray[np.float32]) -> bool:
+    """Whether audio (n,) is one piece over and over, sample for sample, at least twice. No microphone hears that."""
+    half = samples.size // 2
+    if half <= PATTERN:
+        return False
+    at = half + int(np.abs(samples[half:-PATTERN]).argmax())  # where it is loudest, there are few others like it
+    periods = np.arange(1, half + 1)
+    for offset in range(PATTERN):
+        periods = periods[samples[at + offset - periods] == samples[at + offset]]
+    return any(np.array_equal(samples[period:], samples[:-period]) for period in periods[:MOST_PERIODS].tolist())
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault that lasted so long that it must be told, or one told that is over."""
+
+    fault: str
+    over: bool
+    lasted_s: float
+
+
+class Health:
+    """Of one stream: told of it piece by piece, it says a fault once, and once when it is over."""
+
+    def __init__(self, dead_after_s: float) -> None:
+        """A fault is told when it has lasted so many seconds."""
+        self._dead_after_s = dead_after_s
+        self.fault: str | None = None  # told, and not over
+        self._ill_s = 0.0  # since that fault began
+        self._seen: str | None = None
+        self._seen_s = 0.0  # for how long, without a break
+
+    def note(self, fault: str | None, seconds: float) -> Finding | None:
+        """What so many seconds were like."""
+        self._seen_s = seconds + (self._seen_s if fault == self._seen else 0.0)
+        self._seen = fault
+        self._ill_s += seconds
+        if fault == self.fault:
+            return None
+        if fault is None:
+            over, self.fault = self.fault, None
+            return Finding(over, over=True, lasted_s=self._ill_s - seconds) if over else None
+        if self._seen_s >= self._dead_after_s:
+            self.fault, self._ill_s = fault, self._seen_s
+            return Finding(fault, over=False, lasted_s=self._seen_s)
+        return None

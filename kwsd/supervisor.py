@@ -1,0 +1,150 @@
+"""Looks after the sources: says what was lost and what came back, has it opened again, and notices who is deaf."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kwsd.config import CaptureConfig
+from kwsd.errors import IO, AudioError, KwsdError
+from kwsd.event import AudioEvent, AudioFault, AudioHealed, AudioLost, AudioRestored
+from kwsd.health import MEANING, Health, fault_in
+from kwsd.inlet import Inlet
+from kwsd.source import Source
+from kwsd.span import level_dbfs
+
+LOST_AFTER_S = 0.8  # without a block of a live source
+FIRST_AFTER_S = 5.0  # the same, before its very first one
+ATTENTIVE_S = 0.25  # a look counts for so long at most: who was stopped himself cannot blame the source
+HEALTH_S = 1.0  # of audio looked at, so often
+
+
+@dataclass
+class _Charge:
+    """One source and how it is."""
+
+    name: str
+    source: Source
+    inlet: Inlet
+    health: Health | None  # None: a recording may be as silent as it likes
+    missing_s: float = 0.0  # looked at in vain
+    wrote_at: float = -1.0  # when its last block came, the last time we looked
+    began_at: float = 0.0  # wrote_at before its first block
+    lost: bool = False
+    over: bool = False  # it will not come back
+    returns: int = 0  # silences of the inlet that are told
+    examined_at: float = 0.0
+
+
+class Supervisor:
+    """`look` belongs to the inference thread, and is to be called at least every `ATTENTIVE_S` seconds."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sources: Sequence[Source],
+        inlets: Sequence[Inlet],
+        capture: CaptureConfig,
+        tell: Callable[[AudioEvent, KwsdError | None], None],
+    ) -> None:
+        """`tell` gets every event, and why where something is lost."""
+        self._capture, self._tell = capture, tell
+        self._charges = [
+            _Charge(name, source, inlet, self._health(source))
+            for name, source, inlet in zip(names, sources, inlets, strict=True)
+        ]
+        self._looked_at = time.monotonic()
+        self.failure: KwsdError | None = None  # the first source that is lost for good, and why
+
+    def _health(self, source: Source) -> Health | None:
+        dead_after_s = self._capture.dead_after_s
+        return Health(dead_after_s) if source.may_be_deaf and dead_after_s else None
+
+    def start(self) -> None:
+        """The sources are about to start."""
+        self._looked_at = time.monotonic()
+        for charge in self._charges:
+            charge.began_at = charge.wrote_at = charge.inlet.wrote_at = charge.examined_at = self._looked_at
+
+    @property
+    def waits(self) -> bool:
+        """Whether a source is lost and may come back at any time."""
+        return any(charge.lost and not charge.over for charge in self._charges)
+
+    def is_lost(self, stream: int) -> bool:
+        """Whether nothing is expected of a source."""
+        return self._charges[stream].lost
+
+    def ailment(self, stream: int) -> str | None:
+        """What is wrong with a stream: `lost`, or the fault that was told; None if nothing is."""
+        charge = self._charges[stream]
+        return "lost" if charge.lost else charge.health.fault if charge.health else None
+
+    def look(self, now: float) -> None:
+        """See to every source; what is new is told."""
+        passed = min(now - self._looked_at, ATTENTIVE_S)
+        self._looked_at = now
+        for charge in self._charges:
+            if charge.over:
+                continue
+            self._see_who_is_back(charge)
+            if not charge.lost:
+                self._see_who_is_lost(charge, passed)
+            if not charge.lost and charge.health and now - charge.examined_at >= HEALTH_S:
+                if charge.inlet.wrote_at > charge.examined_at:
+                    self._examine(charge, charge.health, min(now - charge.examined_at, 2 * HEALTH_S))
+                charge.examined_at = now
+
+    def _see_who_is_back(self, charge: _Charge) -> None:
+        for silence in charge.inlet.silences[charge.returns :]:
+            self._tell(AudioRestored(stream=charge.name, gap_s=round(silence, 3)), None)
+            charge.lost, charge.missing_s, charge.wrote_at = False, 0.0, charge.inlet.wrote_at
+        charge.returns = len(charge.inlet.silences)
+
+    def _see_who_is_lost(self, charge: _Charge, passed: float) -> None:
+        inlet, failure = charge.inlet, charge.source.failure
+        if inlet.wrote_at != charge.wrote_at:
+            charge.missing_s, charge.wrote_at = 0.0, inlet.wrote_at
+        elif charge.source.live and not inlet.ended:
+            charge.missing_s += passed
+            limit = FIRST_AFTER_S if inlet.wrote_at == charge.began_at else LOST_AFTER_S
+            if charge.missing_s > limit and failure is None:
+                failure = AudioError(
+                    f"stream {charge.name}: no audio for {limit:g} s; check the device and the sound server",
+                    exit_code=IO,
+                )
+        if failure is not None:
+            self._lose(charge, failure)
+
+    def _lose(self, charge: _Charge, failure: KwsdError) -> None:
+        charge.lost = True
+        self._tell(AudioLost(stream=charge.name, reason=str(failure)), failure)
+        if not charge.source.recover():
+            charge.over = True
+            self.failure = self.failure or failure
+            charge.inlet.end()
+
+    def _examine(self, charge: _Charge, health: Health, seconds: float) -> None:
+        """The last second as it came, for all the time since it was examined before; without one there is nothing to
+        be said."""
+        second = charge.inlet.last(HEALTH_S)
+        if second is None:
+            return
+        finding = health.note(fault_in(second, self._capture.floor_dbfs), seconds)
+        if finding is None:
+            return
+        if finding.over:
+            event: AudioEvent = AudioHealed(
+                stream=charge.name, fault=finding.fault, lasted_s=round(finding.lasted_s, 1)
+            )
+        else:
+            level = round(level_dbfs(second - np.float32(second.mean())), 1)
+            event = AudioFault(
+                stream=charge.name,
+                fault=finding.fault,
+                meaning=MEANING[finding.fault],
+                lasted_s=round(finding.lasted_s, 1),
+                level_dbfs=level,
+            )
+        self._tell(event, None)

@@ -1,0 +1,114 @@
+"""What a microphone that cannot hear delivers, told from what one that hears does."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kwsd.health import CLIPPING, CONSTANT, MEANING, QUIET, SILENCE, STUCK, Finding, Health, fault_in, repeats
+from kwsd.recording import DEMO, read_recording
+
+RATE = 48_000
+FLOOR = -85.0
+rng = np.random.default_rng(1)
+TIMES = np.arange(RATE) / RATE
+
+
+def noise(level_dbfs, seed=2, samples=RATE):
+    return (np.random.default_rng(seed).normal(size=samples) * 10 ** (level_dbfs / 20)).astype(np.float32)
+
+
+def in_16_bits(samples):
+    return (np.round(np.clip(samples, -1, 1) * 32767) / 32768).astype(np.float32)
+
+
+SICK = {
+    "zeros": (np.zeros(RATE, np.float32), SILENCE),
+    "an offset alone": (np.full(RATE, 0.1, np.float32), CONSTANT),
+    "an offset that flickers by one step": (in_16_bits(0.1 + noise(-110)), CONSTANT),
+    "full scale": (np.ones(RATE, np.float32), CONSTANT),
+    "a buffer of 50 ms": (np.tile(noise(-30, samples=2400), 20), STUCK),
+    "a buffer whose length does not divide the second": (np.tile(noise(-30, samples=1023), 50)[:RATE], STUCK),
+    "half a second twice": (np.tile(noise(-30, samples=RATE // 2), 2), STUCK),
+    "a buffer of a quiet room in 16 bits": (np.tile(in_16_bits(noise(-75, samples=4800)), 10), STUCK),
+    "an overdriven sine": (np.clip(3 * np.sin(2 * np.pi * 123.4567 * TIMES), -1, 1).astype(np.float32), CLIPPING),
+    "noise far too loud": (np.clip(noise(0), -1, 1), CLIPPING),
+    "the last bit": (in_16_bits(noise(-96)), QUIET),
+    "very quiet": (noise(-90), QUIET),
+    "very quiet on an offset": (0.2 + noise(-90), QUIET),
+}
+WELL = {
+    "a quiet room": noise(-70),
+    "a quiet room in 16 bits": in_16_bits(noise(-80)),
+    "a room on an offset": 0.3 + noise(-60),
+    "loud music": np.clip(noise(-12), -1, 1),
+    "a sine": (0.5 * np.sin(2 * np.pi * 439.7 * TIMES)).astype(np.float32),
+    "nearly all zeros": np.where(np.random.default_rng(3).random(RATE) < 0.01, 0.01, 0.0).astype(np.float32),
+    "a click in silence": np.eye(1, RATE, 100, dtype=np.float32)[0],
+    "a buffer twice, then something else": np.concatenate(
+        [np.tile(noise(-30, samples=20_000), 2), noise(-30, 5, 8000)]
+    ),
+    "speech": read_recording(DEMO)[30_000:46_000],
+}
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_a_deaf_microphone_is_known_by_what_it_delivers(name):
+    samples, fault = SICK[name]
+    assert fault_in(samples, FLOOR) == fault
+    assert fault in MEANING
+
+
+@pytest.mark.parametrize("name", WELL)
+def test_one_that_hears_is_left_alone(name):
+    assert fault_in(WELL[name], FLOOR) is None
+
+
+@given(st.integers(1, 400), st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 100]))
+def test_whatever_is_repeated_is_found(period, seed, values):
+    piece = np.random.default_rng(seed).integers(0, values, period).astype(np.float32)
+    assert repeats(np.resize(piece, 1_000))
+
+
+@given(st.integers(65, 400), st.integers(0, 2**32 - 1))
+def test_one_sample_that_differs_is_enough_not_to_be_a_repetition(period, seed):
+    piece = np.random.default_rng(seed).normal(size=period).astype(np.float32)
+    samples = np.resize(piece, 1_000)
+    samples[seed % 1_000] += 1.0
+    assert not repeats(samples)
+
+
+def test_too_little_to_tell_is_no_repetition():
+    assert not repeats(np.zeros(100, np.float32))
+
+
+def findings(*faults, dead_after_s=3.0):
+    health = Health(dead_after_s)
+    return [health.note(fault, 1.0) for fault in faults]
+
+
+def test_a_fault_is_told_once_when_it_has_lasted():
+    assert findings(*[QUIET] * 10) == [None, None, Finding(QUIET, over=False, lasted_s=3.0), *[None] * 7]
+
+
+def test_one_that_passes_sooner_is_not_told():
+    assert findings(QUIET, QUIET, None, QUIET, QUIET, None) == [None] * 6
+
+
+def test_when_it_is_over_that_is_told_once_with_how_long_it_was():
+    assert findings(*[STUCK] * 5, None, None)[-2:] == [Finding(STUCK, over=True, lasted_s=5.0), None]
+
+
+def test_another_fault_in_its_place_is_told_when_it_has_lasted():
+    told = findings(*[SILENCE] * 3, *[CLIPPING] * 4, None)
+    assert told[2] == Finding(SILENCE, over=False, lasted_s=3.0)
+    assert told[5] == Finding(CLIPPING, over=False, lasted_s=3.0)
+    assert told[7] == Finding(CLIPPING, over=True, lasted_s=4.0)
+
+
+def test_a_second_of_something_else_does_not_end_it():
+    told = findings(*[SILENCE] * 3, QUIET, *[SILENCE] * 3, None)
+    assert [finding for finding in told if finding] == [
+        Finding(SILENCE, over=False, lasted_s=3.0),
+        Finding(SILENCE, over=True, lasted_s=7.0),
+    ]
