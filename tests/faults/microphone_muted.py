@@ -1,0 +1,27 @@
+"""The microphone is muted and unmuted by the sound server."""
+
+import subprocess
+import sys
+import time
+
+from scene import Scene, options
+
+if __name__ == "__main__":
+    given = options(__doc__, times=20)
+    with Scene("--set", "capture.dead_after_s=3", seed=given.seed) as scene:
+        source = f"{scene.server.sink}.monitor"
+        told = 0
+        for _ in range(given.times):
+            scene.talk(4.0, pause=(0.5, 1.0))
+            subprocess.run(["pactl", "set-source-mute", source, "1"], env=scene.environment, check=True)
+            begun = time.time()
+            fault = scene.daemon.wait_for("audio_fault", timeout=10)
+            told += fault["fault"] == "digital silence" and fault["lasted_s"] < 5.0
+            time.sleep(scene.draw.uniform(0.0, 3.0))
+            subprocess.run(["pactl", "set-source-mute", source, "0"], env=scene.environment, check=True)
+            scene.say()
+            scene.daemon.wait_for("audio_healed", timeout=10)
+            scene.ledger.excused.append((begun - 0.5, time.time()))
+        faults = sum(event["type"] == "audio_fault" for event in scene.daemon.events)
+        code = scene.settle(muted=given.times, told=told, told_more_than_once=faults - told)
+    sys.exit(code or told != given.times or faults != told)
