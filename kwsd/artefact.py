@@ -1,13 +1,17 @@
 """The artefact: one TorchScript or ONNX file with `kwsd.json` inside, and how to read the latter without torch."""
 
+import hashlib
+import io
 import zipfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.errors import NO_INPUT, NO_PERMISSION, ModelError
+from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, ModelError
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
@@ -17,6 +21,8 @@ SILENCE = "_silence_"  # the label for nobody speaking
 UNKNOWN = "_unknown_"  # the label for any other speech
 METADATA = "kwsd.json"  # the name under a TorchScript archive's `extra/` folder, the key in ONNX metadata
 LARGEST_METADATA = 1 << 20  # bytes
+LARGEST_MODEL = 1 << 28  # bytes
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 PICKLES = (b"\x80", b"(", b"}", b"]", b"c")  # how a bare Python pickle begins
 
 
@@ -63,12 +69,34 @@ class ArtefactInfo(msgspec.Struct, frozen=True, kw_only=True):
         return f"sha256:{self.weights_sha256[:16]}"
 
 
-def read_info(path: Path) -> ArtefactInfo:
-    """Metadata of an artefact, checked, without executing or unpickling anything in the file.
+@dataclass(frozen=True)
+class Artefact:
+    """A model file, read once: what was checked is what is run, whatever becomes of the file."""
 
-    Raises ModelError if the file is missing, is no artefact, is damaged, or does not fit this kwsd.
+    path: Path
+    data: bytes
+    info: ArtefactInfo
+    sha256: str  # of the file, in hexadecimal
+
+    @property
+    def is_onnx(self) -> bool:
+        """Else it is TorchScript."""
+        return _is_onnx(self.data)
+
+
+def read_artefact(path: Path, sha256: str | None = None) -> Artefact:
+    """Read and check a model without executing or unpickling anything in it.
+
+    Raises ModelError if the file is missing, is no artefact, is damaged, does not fit this kwsd, or is not the one that
+    was pinned by its `sha256`.
     """
-    info = _decode(path, _read_onnx_metadata(path) if is_onnx(path) else _read_metadata(path))
+    data = _read(path)
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise ModelError(
+            f"{path}: its sha256 is {found}, not the one in model_sha256; it is not the model that was meant"
+        )
+    info = _decode(path, _read_onnx_metadata(path, data) if _is_onnx(data) else _read_metadata(path, data))
     if info.format != FORMAT:
         raise ModelError(f"{path}: artefact format {info.format}; this kwsd reads {FORMAT}; export it again")
     if info.sample_rate != SAMPLE_RATE:
@@ -79,45 +107,63 @@ def read_info(path: Path) -> ArtefactInfo:
         raise ModelError(f"{path}: its labels are fewer than two or repeated; export it again")
     if info.step is not None and info.step < 1:
         raise ModelError(f"{path}: cannot be advanced by {info.step} samples; export it again")
-    return info
+    return Artefact(path, data, info, found)
 
 
-def is_onnx(path: Path) -> bool:
-    """Whether a file begins as ONNX models do: with the version of the format, then the name of who made it."""
+def read_info(path: Path) -> ArtefactInfo:
+    """Only what an artefact says of itself. Raises ModelError as `read_artefact` does."""
+    return read_artefact(path).info
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            start = file.read(3)
-    except OSError:
-        return False
-    return len(start) == 3 and start[0] == 0x08 and start[1] < 0x80 and start[2] == 0x12
+            data = file.read(LARGEST_MODEL + 1)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such model; train and export one, or name another", exit_code=NO_INPUT) from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: is a folder, not a model", exit_code=NO_INPUT) from None
+    except PermissionError:
+        raise ModelError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); name another", exit_code=IO) from None
+    if len(data) > LARGEST_MODEL:
+        raise ModelError(f"{path}: is larger than {LARGEST_MODEL >> 20} MiB; name a file that kwsd export made")
+    return data
 
 
-def open_onnx(path: Path, *, optimise: bool) -> "onnxruntime.InferenceSession":
+def _is_onnx(data: bytes) -> bool:
+    """ONNX models begin with the version of the format, then the name of who made it."""
+    return len(data) > 2 and data[0] == 0x08 and data[1] < 0x80 and data[2] == 0x12
+
+
+def open_onnx(artefact: tuple[Path, bytes], *, optimise: bool) -> "onnxruntime.InferenceSession":
     """An ONNX model, to be run or only looked at. Raises ModelError if ONNX Runtime cannot load it."""
     import onnxruntime
 
+    path, data = artefact
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # one window is too little work to share
     options.log_severity_level = 4  # what is wrong with a file we say ourselves
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception:  # ONNX Runtime's own exceptions have no other base in common
         raise ModelError(f"{path}: ONNX Runtime cannot load it (truncated or damaged?); export it again") from None
 
 
-def _read_onnx_metadata(path: Path) -> bytes:
-    session = open_onnx(path, optimise=False)
+def _read_onnx_metadata(path: Path, data: bytes) -> bytes:
+    session = open_onnx((path, data), optimise=False)
     metadata: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if metadata is None:
         raise ModelError(f"{path}: is ONNX without {METADATA}; name a file that kwsd export made")
     return metadata.encode()
 
 
-def _read_metadata(path: Path) -> bytes:
+def _read_metadata(path: Path, data: bytes) -> bytes:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
             found = [name for name in names if name.endswith(f"/extra/{METADATA}")]
             if not found:
@@ -125,15 +171,13 @@ def _read_metadata(path: Path) -> bytes:
             entry = archive.getinfo(found[0])
             if entry.file_size > LARGEST_METADATA:
                 raise ModelError(f"{path}: its {METADATA} is implausibly large; export it again")
+            if sum(entry.file_size for entry in archive.infolist()) > LARGEST_MODEL:
+                raise ModelError(f"{path}: unpacks to more than {LARGEST_MODEL >> 20} MiB; export it again")
+            if archive.testzip() is not None:  # torch itself does not look whether the checksums are right
+                raise ModelError(f"{path}: is truncated or damaged; name a file that kwsd export made")
             return archive.read(entry)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such model; train and export one, or name another", exit_code=NO_INPUT) from None
-    except IsADirectoryError:
-        raise ModelError(f"{path}: is a folder, not a model", exit_code=NO_INPUT) from None
-    except PermissionError:
-        raise ModelError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
-        raise ModelError(f"{path}: {_what_bytes_are(path)}; name a file that kwsd export made") from None
+    except ZIP_ERRORS:
+        raise ModelError(f"{path}: {_what_bytes_are(data)}; name a file that kwsd export made") from None
 
 
 def _what_it_is(names: list[str]) -> str:
@@ -144,12 +188,10 @@ def _what_it_is(names: list[str]) -> str:
     return "is a zip file, but no model; name a file that kwsd export made"
 
 
-def _what_bytes_are(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(b"PK"):
+def _what_bytes_are(data: bytes) -> str:
+    if data.startswith(b"PK"):
         return "is truncated or damaged"
-    if start.startswith(PICKLES):
+    if data.startswith(PICKLES):
         return "looks like a Python pickle, which kwsd never loads"
     return "is not a model"
 

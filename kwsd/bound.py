@@ -44,9 +44,9 @@ class Peak:
 
 def work(path: Path, spotter: Spotter, hop: int) -> Work | None:
     """Counted by running an ONNX artefact once with every intermediate result; None for another kind of file."""
-    from kwsd.artefact import is_onnx
+    from kwsd.artefact import read_artefact
 
-    if not is_onnx(path) or spotter.info.step is None or hop % spotter.info.step:
+    if not read_artefact(path).is_onnx or spotter.info.step is None or hop % spotter.info.step:
         return None
     import onnx
 

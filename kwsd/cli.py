@@ -1,6 +1,7 @@
 """The `kwsd` command. The only module that ends the process."""
 
 import argparse
+import contextlib
 import faulthandler
 import logging
 import os
@@ -43,7 +44,8 @@ def main() -> NoReturn:
     # All is said and closed. To take torch apart keeps Python busy for a second or more, and PortAudio's own way out
     # waits for ever for a sound server that hangs.
     if "torch" in sys.modules or "sounddevice" in sys.modules:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -89,7 +91,8 @@ def show(text: str) -> None:
 
 def say(message: str) -> None:
     """One line for the user."""
-    print(f"kwsd: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nowhere to say it: the exit code does
+        print(f"kwsd: {message}", file=sys.stderr, flush=True)
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -373,16 +376,17 @@ def set_up_logging(level: int) -> None:
         handler.addFilter(add_priority)
     handler.setFormatter(logging.Formatter("<%(priority)d>%(message)s" if journal else "%(asctime)s kwsd: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback, nor to hear less
 
 
 def check(options: argparse.Namespace) -> int:
     """`kwsd check`"""
-    from kwsd.artefact import read_info
+    from kwsd.artefact import read_artefact
     from kwsd.config import effective_yaml, load_config
     from kwsd.pipeline import make_rules
 
     config = load_config(options.config, _settings(options))
-    make_rules(config, read_info(config.model_path))
+    make_rules(config, read_artefact(config.model_path, config.model_sha256).info)
     show(effective_yaml(config))
     return OK
 
@@ -418,7 +422,7 @@ def replay(options: argparse.Namespace) -> int:
     config = load_config(options.config, _settings(options))
     for path in options.files:
         open_recording(path).close()  # a bad one is told at once, not after those before it
-    spotter = load_spotter(config.model_path, config.device)
+    spotter = load_spotter(config.model_path, config.device, config.model_sha256)
     stamp = Stamp()
     for path in options.files:
         for event in replay_file(config, spotter, path, channel):
@@ -527,7 +531,7 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     from kwsd.training import report, streaming
 
     config = load_config(options.config, _settings(options))
-    spotter = load_spotter(config.model_path, config.device)
+    spotter = load_spotter(config.model_path, config.device, config.model_sha256)
     evaluation = streaming.evaluate_stream(config, spotter, options.stream, options.negatives)
     show((json.dumps(report.as_dict(evaluation)) if options.json else report.table(evaluation)) + "\n")
     if options.budget is not None:
@@ -595,7 +599,7 @@ def _bench_scale(options: argparse.Namespace, config: "Config") -> int:
     from kwsd.engines import load_spotter
     from kwsd.scale import draw, measure_scale, report
 
-    spotter = load_spotter(config.model_path, config.device)
+    spotter = load_spotter(config.model_path, config.device, config.model_sha256)
     figures = measure_scale(config, spotter, options.seconds or SCALE_S, say)
     print(json.dumps(figures, indent=1) if options.json else report(figures))
     if options.picture:

@@ -137,6 +137,7 @@ class Config(_Section, frozen=True, kw_only=True):
     """Everything a run needs to know. `folder` is what relative paths start from."""
 
     model: str = str(DEFAULT_MODEL)
+    model_sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     keywords: Literal["all"] | dict[str, KeywordConfig] = "all"
     streams: tuple[StreamConfig, ...] = (MicrophoneConfig(),)

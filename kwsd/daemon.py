@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from kwsd import __version__
-from kwsd.artefact import read_info
+from kwsd.artefact import Artefact, read_artefact
 from kwsd.config import Config
-from kwsd.engines import load_spotter
+from kwsd.engines import make_spotter
 from kwsd.errors import INTERNAL, IO, OK, KwsdError
 from kwsd.event import (
     VERSION,
@@ -112,16 +112,19 @@ class Daemon:
     async def _start_up(self) -> None:
         """What fails fast comes first: the model's metadata, devices, sockets; then torch; then sound."""
         config = self._config
-        self._info = read_info(config.model_path)
-        make_rules(config, self._info)
+        self._artefact = artefact = self._read_artefact(config)
+        make_rules(config, artefact.info)
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
-        self._spotter: Spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
+        self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         self._listening = listening
         listening.start(self._spotter, self._welcome)
         if self._reload_wanted:
             self._on_reload_signal()
         log.info("listening on %s with %s", self._where(), config.model_path)
+
+    def _read_artefact(self, config: Config) -> Artefact:
+        return read_artefact(config.model_path, config.model_sha256)
 
     async def _open_sinks(self, config: Config) -> None:
         wanted: dict[str, Sink] = {}
@@ -134,8 +137,9 @@ class Daemon:
             open_there = [sink for sink in self._sinks.values() if isinstance(sink, UnixSocket) and sink.path == place]
             if key not in self._sinks and open_there:
                 await open_there[0].close()
+            if key not in self._sinks:
+                log.info("events on %s", place)
             wanted[key] = self._sinks.get(key) or await UnixSocket.open(place, config.sinks.socket.queue, self._hello)
-            log.info("events on %s", place)
         old, self._sinks = self._sinks, wanted
         for key, sink in old.items():
             if key not in wanted:
@@ -203,7 +207,13 @@ class Daemon:
         if len(progress.scored):
             self._now_ready()
         for overrun in progress.overruns:
-            log.warning("overrun: %s", overrun)
+            log.warning(
+                "overrun on %s: %d windows were skipped, %d samples lost, and the sound system dropped audio %d times",
+                overrun.stream,
+                overrun.skipped_windows,
+                overrun.lost_samples,
+                overrun.device_overflows,
+            )
             self._emit(overrun)
         for heard in progress.heard:
             if isinstance(heard, Heard):
@@ -217,7 +227,7 @@ class Daemon:
         if self._ready:
             return
         self._ready = True
-        self._emit(Ready(model=self._info.id, keywords=self._keywords(), streams=self._names()))
+        self._emit(Ready(model=self._artefact.info.id, keywords=self._keywords(), streams=self._names()))
         self._notifier.ready(self._status())
         log.info("ready")
         self._beat()
@@ -247,7 +257,7 @@ class Daemon:
             log.warning("%s", failure)
             return
         match event:
-            case AudioLost():
+            case AudioLost() if self._running().goes_on:  # else it is the last line, which the caller writes
                 log.warning("no audio from %s: %s", event.stream, event.reason)
             case AudioRestored():
                 log.info("audio from %s again, after %.1f s", event.stream, event.gap_s)
@@ -364,11 +374,11 @@ class Daemon:
 
     async def _switch_to(self, config: Config) -> None:
         """All of a new configuration, or nothing of it. Raises KwsdError for why not."""
-        info = read_info(config.model_path)
-        make_rules(config, info)
+        artefact = self._read_artefact(config)
+        make_rules(config, artefact.info)
         spotter = self._spotter
-        if info != spotter.info or config.device != self._config.device:
-            spotter = await self._in_thread(lambda: load_spotter(config.model_path, config.device))
+        if artefact.sha256 != self._artefact.sha256 or config.device != self._config.device:
+            spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         before = self._config
         await self._open_sinks(config)
         try:
@@ -376,7 +386,7 @@ class Daemon:
         except KwsdError:
             await self._open_sinks(before)
             raise
-        self._config, self._spotter, self._info = config, spotter, info
+        self._config, self._spotter, self._artefact = config, spotter, artefact
         self._beat()
 
     def _relisten(self, config: Config, spotter: Spotter) -> None:
@@ -426,7 +436,13 @@ class Daemon:
 
     def _greeting(self, streams: tuple[str, ...]) -> Line:
         return unnumbered(
-            Hello(kwsd=__version__, schema=VERSION, model=self._info.id, keywords=self._keywords(), streams=streams)
+            Hello(
+                kwsd=__version__,
+                schema=VERSION,
+                model=self._artefact.info.id,
+                keywords=self._keywords(),
+                streams=streams,
+            )
         )
 
     def _running(self) -> Listening:
@@ -434,7 +450,7 @@ class Daemon:
         return self._listening
 
     def _keywords(self) -> tuple[str, ...]:
-        return make_rules(self._config, self._info).keywords
+        return make_rules(self._config, self._artefact.info).keywords
 
     def _names(self) -> tuple[str, ...]:
         if self._listening is None:

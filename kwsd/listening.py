@@ -211,6 +211,11 @@ class Listening:
         """How the streams are. May be asked from any thread."""
         return tuple(self._state(i) for i in (*range(len(self.sources)), *self._slots.values()))
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether anything may still come."""
+        return self.listener is not None or self._supervisor.goes_on
+
     def ailments(self) -> dict[str, str]:
         """What is wrong with the streams that do not hear, by name. May be asked from any thread."""
         found = {name: self._supervisor.ailment(i) for i, name in enumerate(self._names)}

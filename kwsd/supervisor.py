@@ -68,6 +68,11 @@ class Supervisor:
             charge.began_at = charge.wrote_at = charge.inlet.wrote_at = charge.examined_at = self._looked_at
 
     @property
+    def goes_on(self) -> bool:
+        """Whether any source may still deliver."""
+        return not all(charge.inlet.ended for charge in self._charges)
+
+    @property
     def waits(self) -> bool:
         """Whether a source is lost and may come back at any time."""
         return any(charge.lost and not charge.over for charge in self._charges)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 KWSD = Path(sys.executable).with_name("kwsd")
 PATIENCE_S = 40.0  # importing torch on a busy machine
@@ -22,18 +23,24 @@ def clean_environment(**more: str) -> dict[str, str]:
 class Running:
     """`with Running("--source", "-") as daemon: daemon.wait_for("ready")`"""
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, environment: dict[str, str] | None = None, log: IO[bytes] | int = subprocess.PIPE
+    ) -> None:
+        """`log` is where its stderr goes, if it is not to be read here."""
         self.process = subprocess.Popen(
             [str(KWSD), "run", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=log,
             env=environment or clean_environment(),
         )
         self.events: list[dict] = []
+        self.arrivals: list[float] = []  # when each event was read, in seconds since the epoch
         self.errors: list[str] = []
         self._queue: queue.SimpleQueue[dict] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._read_out), threading.Thread(target=self._read_err)]
+        self._threads = [threading.Thread(target=self._read_out)]
+        if self.process.stderr is not None:
+            self._threads.append(threading.Thread(target=self._read_err))
         for thread in self._threads:
             thread.start()
 
@@ -47,11 +54,13 @@ class Running:
         for thread in self._threads:
             thread.join()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            pipe.close()
+            if pipe is not None:
+                pipe.close()
 
     def _read_out(self) -> None:
         for line in self.process.stdout:
             event = json.loads(line)
+            self.arrivals.append(time.time())
             self.events.append(event)
             self._queue.put(event)
 

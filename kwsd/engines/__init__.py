@@ -2,28 +2,32 @@
 
 from pathlib import Path
 
-from kwsd.artefact import is_onnx, read_info
+from kwsd.artefact import Artefact, read_artefact
 from kwsd.errors import ModelError
 from kwsd.spotter import Spotter, try_out
 
 
-def load_spotter(path: Path, device: str) -> Spotter:
-    """Load an artefact and try it on silence.
+def load_spotter(path: Path, device: str, sha256: str | None = None) -> Spotter:
+    """Read an artefact, load it and try it on silence. Raises as `read_artefact` and `make_spotter` do."""
+    return make_spotter(read_artefact(path, sha256), device)
 
-    Raises ModelError if the file is no artefact, does not load, or does not give one probability per label;
-    ConfigError if the device is not there.
+
+def make_spotter(artefact: Artefact, device: str) -> Spotter:
+    """Load an artefact that was read, and try it on silence.
+
+    Raises ModelError if it does not load, or does not give one probability per label; ConfigError if the device is not
+    there.
     """
-    info = read_info(path)
-    if is_onnx(path):
+    if artefact.is_onnx:
         from kwsd.engines import onnx
 
-        spotter: Spotter = onnx.load(path, info, device)
+        spotter: Spotter = onnx.load(artefact, device)
     else:
         from kwsd.engines import torchscript
 
-        spotter = torchscript.load(path, info, device)
+        spotter = torchscript.load(artefact, device)
     try:
         try_out(spotter)
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{artefact.path}: {error}") from None
     return spotter

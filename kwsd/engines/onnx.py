@@ -1,12 +1,10 @@
 """Artefacts in ONNX, run by ONNX Runtime on the CPU, without torch."""
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from kwsd.artefact import METADATA, ArtefactInfo, open_onnx
+from kwsd.artefact import METADATA, Artefact, ArtefactInfo, open_onnx
 from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
@@ -76,14 +74,15 @@ def _parts(n: int) -> list[slice]:
     return [slice(start, start + BATCH) for start in range(0, n, BATCH)]
 
 
-def load(path: Path, info: ArtefactInfo, device: str) -> OnnxSpotter:
+def load(artefact: Artefact, device: str) -> OnnxSpotter:
     """Raises ModelError if ONNX Runtime cannot load it; ConfigError if it is to run on a GPU."""
+    path, info = artefact.path, artefact.info
     if device == "cuda":
         raise ConfigError(
             f"device: cuda: {path} is ONNX, which runs on the CPU; use cpu, or a TorchScript artefact",
             exit_code=UNAVAILABLE,
         )
-    session = open_onnx(path, optimise=True)
+    session = open_onnx((path, artefact.data), optimise=True)
     if info.step is None:
         return OnnxSpotter(info, session)
     shapes = [given.shape for given in session.get_inputs()]

@@ -1,12 +1,12 @@
 """Artefacts in TorchScript, on the CPU or a GPU."""
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kwsd.artefact import METADATA, ArtefactInfo
+from kwsd.artefact import METADATA, Artefact, ArtefactInfo
 from kwsd.device import choose_device
 from kwsd.errors import ModelError
 from kwsd.ring import Indices, Samples
@@ -76,16 +76,17 @@ class IncrementalSpotter(TorchScriptSpotter):
             return log_probs.exp().cpu().numpy()  # type: ignore[no-any-return]
 
 
-def load(path: Path, info: ArtefactInfo, device: str) -> TorchScriptSpotter:
+def load(artefact: Artefact, device: str) -> TorchScriptSpotter:
     """Raises ModelError if TorchScript cannot load it; ConfigError if the device is not there."""
     import torch  # here, not above: what only checks a config or prints help does not wait for it
 
+    path, info = artefact.path, artefact.info
     torch.set_num_threads(1)  # one window is too little work to share; more threads only add wake-ups
     chosen = choose_device(device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; the file format decides here
-            network = torch.jit.load(str(path), map_location=chosen)  # type: ignore[no-untyped-call]
+            network = torch.jit.load(io.BytesIO(artefact.data), map_location=chosen)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: TorchScript cannot load it ({_last_line(error)}); export it again") from None
     if info.step is None:

@@ -152,12 +152,14 @@ class Usage:
 class Scene:
     """`with Scene(options, "--set", …) as scene:`; the daemon is READY inside."""
 
-    def __init__(self, *arguments: str, seed: int = 1, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, seed: int = 1, **running: object) -> None:
+        """`running` is what `Running` takes besides."""
         self._place = tempfile.TemporaryDirectory(prefix="kwsd-")
         self.folder = Path(self._place.name)
         self.server = SoundServer(self.folder)
         self.server.start()
-        self.environment = self.server.environment | (environment or {})
+        self.environment = self.server.environment
+        self._running = running
         self.draw, self.ledger, self.usage = random.Random(seed), Ledger(), Usage()
         self.arguments, self.runs = arguments, []
         self._clips = clips(self.folder)
@@ -174,7 +176,7 @@ class Scene:
 
     def launch(self) -> Running:
         """Another daemon, whose events are kept."""
-        self.daemon = Running(*self.arguments, environment=self.environment)
+        self.daemon = Running(*self.arguments, **{"environment": self.environment} | self._running)
         self.runs.append(self.daemon.events)
         return self.daemon
 
