@@ -124,11 +124,11 @@ class Supervisor:
 
     def _lose(self, charge: _Charge, failure: KwsdError) -> None:
         charge.lost = True
-        self._tell(AudioLost(stream=charge.name, reason=str(failure)), failure)
         if not charge.source.recover():
             charge.over = True
             self.failure = self.failure or failure
             charge.inlet.end()
+        self._tell(AudioLost(stream=charge.name, reason=str(failure)), failure)
 
     def _examine(self, charge: _Charge, health: Health, seconds: float) -> None:
         """The last second as it came, for all the time since it was examined before; without one there is nothing to
