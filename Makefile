@@ -33,7 +33,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace)
+	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@
 
