@@ -7,13 +7,15 @@ from typing import Any
 
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.inlet import Inlet
-from kwsd.portaudio import Device, PortAudio, borrow, give_back
+from kwsd.portaudio import Device, PortAudio, borrow, give_back, quietly
+from kwsd.proc import strangers_cpu_s
 
 MOST_CHANNELS = 8  # of a real device
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0  # before a device is tried again; each is twice the one before
 SETTLED_S = 10.0  # a device that delivered for so long is tried again as soon as at first
 FIRST_BLOCK_S = 5.0  # a device that was opened and delivers nothing for so long is closed again
 CLOSE_S = 0.5  # how long `stop` waits for a driver that may hang
+SPIN_LOOK_S, SPIN_SHARE = 1.0, 0.5  # a thread that takes this share of this time and should end does not
 
 
 class Microphone:
@@ -29,6 +31,7 @@ class Microphone:
         Raises AudioError if it is not there, has no such channel, or refuses every usual rate."""
         self.wanted, self.channel, self._block_ms = wanted, channel, block_ms
         self.attempts = 0  # to open it again, ever
+        self.fatal: KwsdError | None = None  # why this process can never hear it again
         self.refusal = ""  # why the last one failed
         self._device: Device | None = None
         self.rate, self.channels = 48_000, 1  # until it is there
@@ -151,22 +154,40 @@ class Microphone:
         self._stream = self._audio.open(self._device, (self.rate, self.channels, self._frames), callback, finished)
 
     def _close(self) -> None:
+        """Waits for a driver that hangs, as it may go on. One that spins does not: PortAudio's thread for ALSA can fall
+        into an endless loop when the sound server dies while a stream starts, and only the end of the process ends it.
+        """
         stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close(ignore_errors=True)
+        if stream is None:
+            return
+        closing = threading.Thread(target=stream.close, args=(True,), name="closing", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        while closing.is_alive() and self.fatal is None:
+            before = strangers_cpu_s()
+            closing.join(SPIN_LOOK_S)
+            after = strangers_cpu_s()
+            most = max((after[thread] - before.get(thread, 0.0) for thread in after), default=0.0)
+            if closing.is_alive() and most > SPIN_SHARE * SPIN_LOOK_S:
+                self.fatal = AudioError(
+                    f"{self._name}: PortAudio is in an endless loop after its device was lost; start kwsd anew",
+                    exit_code=IO,
+                )
 
     def _leave(self) -> None:
         self._close()
-        give_back(self._audio)
+        if self.fatal is None:
+            give_back(self._audio)
 
     # --- the thread that opens it again ---
 
     def _reopen(self) -> None:
         self._close()  # may wait for a driver that hangs; once it does not, we go on
-        while not self._stopping.wait(self._pause):
+        while self.fatal is None and not self._stopping.wait(self._pause):
             self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
-            if self._delivers_again():
-                break
+            with quietly():
+                if self._delivers_again():
+                    break
         with self._handing_over:
             self._reopening = None
             stopped = self._stopping.is_set()
@@ -247,6 +268,11 @@ class OtherChannel:
     def failure(self) -> KwsdError | None:
         """Why the microphone delivers nothing, if it ought to."""
         return self._microphone.failure
+
+    @property
+    def fatal(self) -> KwsdError | None:
+        """Why this process can never hear the microphone again."""
+        return self._microphone.fatal
 
     def recover(self) -> bool:
         """Open the microphone again, for all its streams."""

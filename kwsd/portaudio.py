@@ -40,7 +40,7 @@ class PortAudio:
     def look_again(self) -> None:
         """Make a new list of devices. No stream of this instance may be open. Raises AudioError."""
         try:
-            with _quietly():
+            with quietly():
                 if self._module._initialized:
                     self._module._terminate()
                 self._module._initialize()
@@ -90,7 +90,7 @@ class PortAudio:
         refusal = ""
         for rate in (round(device["default_samplerate"]), *USUAL_RATES):
             try:
-                with _quietly():
+                with quietly():
                     self._module.check_input_settings(
                         device=device["index"], channels=channels, dtype="float32", samplerate=rate
                     )
@@ -114,7 +114,7 @@ class PortAudio:
         Raises AudioError if the device refuses."""
         rate, channels, frames = geometry
         try:
-            with _quietly():
+            with quietly():
                 stream = self._module.RawInputStream(
                     samplerate=rate,
                     blocksize=frames,
@@ -141,7 +141,7 @@ _lock = threading.Lock()
 def portaudio() -> PortAudio:
     """The library itself. Raises AudioError if it is not installed."""
     try:
-        with _quietly():
+        with quietly():
             import sounddevice
     except OSError:
         raise AudioError(
@@ -184,7 +184,7 @@ def _copy() -> PortAudio:
     assert spec is not None and spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     try:
-        with _quietly():
+        with quietly():
             spec.loader.exec_module(module)
             module._terminate()  # of the library itself, which counts how often it is used
             copy = os.memfd_create(COPY_NAME, os.MFD_CLOEXEC)
@@ -241,6 +241,7 @@ _hush = _Hush()
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """What C libraries write to stderr is kept out meanwhile."""
     with _hush:
         yield

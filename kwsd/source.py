@@ -59,12 +59,18 @@ class Source(Protocol):
         """Why it delivers nothing, if it ought to."""
         ...
 
+    @property
+    def fatal(self) -> KwsdError | None:
+        """Why it cannot be had again as long as this process lives."""
+        ...
+
 
 class _Reader:
     """Delivers blocks from a thread of its own, in real time or as fast as they are taken."""
 
     block_s: float | None = None
     may_be_deaf = False
+    fatal = None
 
     def __init__(self, rate: int, channels: int, *, realtime: bool) -> None:
         self.rate, self.channels, self.live = rate, channels, realtime

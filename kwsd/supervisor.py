@@ -87,12 +87,14 @@ class Supervisor:
         return "lost" if charge.lost else charge.health.fault if charge.health else None
 
     def look(self, now: float) -> None:
-        """See to every source; what is new is told."""
+        """See to every source; what is new is told. Raises KwsdError where only a new process can hear again."""
         passed = min(now - self._looked_at, ATTENTIVE_S)
         self._looked_at = now
         for charge in self._charges:
             if charge.over:
                 continue
+            if charge.source.fatal is not None:
+                raise charge.source.fatal
             self._see_who_is_back(charge)
             if not charge.lost:
                 self._see_who_is_lost(charge, passed)

@@ -18,6 +18,7 @@ class Source:
 
     def __init__(self, *, device=True):
         self.live, self.may_be_deaf, self.failure, self.recoveries = True, device, None, 0
+        self.fatal = None
         self._device = device
 
     def recover(self):
@@ -118,6 +119,13 @@ def test_looks_that_are_rare_make_it_no_later_than_a_second(room):
     silent_since = room.now
     room.wait(3.0, look_s=0.2)
     assert room.events[0][0] - silent_since <= 1.0
+
+
+def test_where_only_a_new_process_can_hear_again_this_one_must_end(room):
+    room.deliver(1.0).wait(2.0)
+    room.source.fatal = AudioError("the driver spins", exit_code=IO)
+    with pytest.raises(AudioError, match="spins"):
+        room.wait(1.0)
 
 
 def test_a_source_that_cannot_be_opened_again_ends_and_is_told_once(monkeypatch):

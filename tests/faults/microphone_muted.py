@@ -12,7 +12,7 @@ if __name__ == "__main__":
         source = f"{scene.server.sink}.monitor"
         told = 0
         for _ in range(given.times):
-            scene.talk(4.0, pause=(0.5, 1.0))
+            scene.talk(4.0)
             subprocess.run(["pactl", "set-source-mute", source, "1"], env=scene.environment, check=True)
             begun = time.time()
             fault = scene.daemon.wait_for("audio_fault", timeout=10)

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from scene import Scene, Usage, options
+from scene import Scene, options
 
 import kwsd
 
@@ -22,7 +22,6 @@ if __name__ == "__main__":
             model = scene.folder / f"model{suffix}"
             shutil.copy(MODELS / f"commands{suffix}", model)
             scene.arguments = ("--model", str(model), "--set", f"sinks.socket.path={scene.folder}/{suffix}.sock")
-            scene.usage = Usage()  # of another process
             scene.launch().wait_for("ready")
             with scene.talking():
                 for turn in range(given.times):

@@ -31,7 +31,7 @@ from sound_server import SoundServer
 
 from kwsd.recording import DEMO
 
-CLEAR = ("stop", "yes", "up", "go", "on", "left")  # words of the demo that are heard at every time of asking
+CLEAR = ("stop", "yes", "up", "go", "on")  # words of the demo that are heard at every time of asking
 LATE_S = 1.5  # an event comes at most so long after the word
 NOTICE_S = 1.0  # a loss is told so long after it happened, at most
 FILL_S = 0.6  # after audio came back, until the first windows are full
@@ -122,26 +122,27 @@ def _entries(place: Path) -> tuple[int, int]:
 
 
 class Usage:
-    """Memory, threads and descriptors of a process, looked at now and then."""
+    """Memory, threads and descriptors of processes, looked at now and then; what counts is the one seen longest."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, int, int, int]] = []
+        self._seen: dict[int, list[tuple[float, int, int, int]]] = {}  # by process
 
     def look(self, pid: int) -> None:
         """Note how much it has."""
         place = Path(f"/proc/{pid}")
         try:
             rss = int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
-            self.seen.append((time.time(), rss, *_entries(place)))
+            self._seen.setdefault(pid, []).append((time.time(), rss, *_entries(place)))
         except OSError:
             return
 
     def growth(self) -> dict:
         """From the most in the second quarter of the looks to the most in the last."""
-        if len(self.seen) < 8:
+        seen = max(self._seen.values(), key=len, default=[])
+        if len(seen) < 8:
             return {}
-        quarter = len(self.seen) // 4
-        early, late = (np.max(part, 0) for part in (self.seen[quarter : 2 * quarter], self.seen[-quarter:]))
+        quarter = len(seen) // 4
+        early, late = (np.max(part, 0) for part in (seen[quarter : 2 * quarter], seen[-quarter:]))
         return {
             "rss_kib": [int(early[1]), int(late[1])],
             "threads": [int(early[2]), int(late[2])],
