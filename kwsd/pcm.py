@@ -25,7 +25,9 @@ class PcmDecoder:
         whole = len(chunk) // self.frame * self.frame
         self.rest = bytes(chunk[whole:])
         samples = np.frombuffer(chunk, self._kind, whole // self._kind.itemsize)
-        in_range: Frames = np.multiply(samples, self._scale, dtype=np.float32)
+        in_range: Frames = samples.astype(np.float32)
+        if self._scale != 1.0:
+            in_range *= self._scale
         return in_range.reshape(-1, self.channels)
 
 

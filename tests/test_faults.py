@@ -30,6 +30,7 @@ SHORT = {
     "clock": ("--times", "5"),
     "signals": ("--times", "6"),
     "day": ("--hours", "0.1"),
+    "fuzz": ("--inputs", "5000"),
     "real_time": ("--minutes", "0.15"),
 }
 AT_ONCE = 4
@@ -57,4 +58,4 @@ def test_nothing_is_lost_without_a_word(script, results):
         pytest.skip(result.stderr.strip())
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(result.stdout.splitlines()[0])
-    assert found["words" if script == "day" else "heard"] > 0
+    assert found[{"day": "words", "fuzz": "inputs"}.get(script, "heard")] > 0
