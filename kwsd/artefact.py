@@ -1,5 +1,6 @@
 """The artefact: one TorchScript or ONNX file with `kwsd.json` inside, and how to read the latter without torch."""
 
+import contextlib
 import hashlib
 import io
 import zipfile
@@ -148,7 +149,8 @@ def open_onnx(artefact: tuple[Path, bytes], *, optimise: bool) -> "onnxruntime.I
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        with contextlib.redirect_stdout(io.StringIO()):  # where it prints of some files what it raises as well
+            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception:  # ONNX Runtime's own exceptions have no other base in common
         raise ModelError(f"{path}: ONNX Runtime cannot load it (truncated or damaged?); export it again") from None
 

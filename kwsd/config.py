@@ -68,6 +68,7 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
 
     on: tuple[str, ...] = ()
     token_file: str | None = None
+    group: Name | None = None
     streams: Annotated[int, Meta(ge=1, le=4096)] = 16
     silent_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 30.0
 
@@ -116,6 +117,7 @@ class SocketConfig(_Section, frozen=True, kw_only=True):
 
     enabled: bool = True
     path: str = "auto"
+    group: Name | None = None
     queue: Count = 256
 
 

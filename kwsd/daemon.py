@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ from kwsd import __version__
 from kwsd.artefact import Artefact, read_artefact
 from kwsd.config import Config
 from kwsd.engines import make_spotter
-from kwsd.errors import INTERNAL, IO, OK, KwsdError
+from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, KwsdError
 from kwsd.event import (
     VERSION,
     AudioEvent,
@@ -37,11 +38,12 @@ from kwsd.event import (
     StreamLeft,
     unnumbered,
 )
-from kwsd.listening import Listening, Reports
+from kwsd.listening import Listening, Reports, make_sources
 from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks import Sink
 from kwsd.sinks.stdout import Stdout
 from kwsd.sinks.unix_socket import UnixSocket, default_path
+from kwsd.source import Source
 from kwsd.spotter import Spotter
 from kwsd.systemd import Notifier
 
@@ -133,17 +135,21 @@ class Daemon:
         if config.sinks.socket.enabled:
             path = config.sinks.socket.path
             place = default_path() if path == "auto" else config.resolve(path)
-            key = f"{place} {config.sinks.socket.queue}"
+            key = f"{place} {config.sinks.socket.queue} {config.sinks.socket.group}"
             open_there = [sink for sink in self._sinks.values() if isinstance(sink, UnixSocket) and sink.path == place]
             if key not in self._sinks and open_there:
                 await open_there[0].close()
             if key not in self._sinks:
                 log.info("events on %s", place)
-            wanted[key] = self._sinks.get(key) or await UnixSocket.open(place, config.sinks.socket.queue, self._hello)
+            wanted[key] = self._sinks.get(key) or await self._open_socket(config, place)
         old, self._sinks = self._sinks, wanted
         for key, sink in old.items():
             if key not in wanted:
                 await sink.close()
+
+    async def _open_socket(self, config: Config, place: Path) -> UnixSocket:
+        settings = config.sinks.socket
+        return await UnixSocket.open(place, settings.queue, self._hello, settings.group)
 
     def _reports(self) -> Reports:
         def progress(progress: Progress) -> None:
@@ -396,16 +402,21 @@ class Daemon:
             old.replace(old.pipeline(config, spotter))
             old.config = config
             return
+        sources = _sources_ahead(config)
+        since = time.monotonic()
+        for name in old.source_names:
+            self._emit(AudioLost(stream=name, reason="reload: the sources are opened anew"))
         old.stop()
         try:
-            self._listening = Listening(config, self._reports())
-            self._listening.start(spotter, self._welcome)
+            self._listening = Listening(config, self._reports(), sources)
+            self._listening.start(spotter, self._welcome, since)
         except KwsdError:
             if self._listening is not old and self._listening is not None:
                 self._listening.stop()
             # What is kept must go on, even if its microphone went just now: then it is opened when it comes back.
-            self._listening = Listening(old.config, self._reports(), patient=True)
-            self._listening.start(self._spotter, self._welcome)
+            sources = make_sources(old.config, patient=True)
+            self._listening = Listening(old.config, self._reports(), sources)
+            self._listening.start(self._spotter, self._welcome, since)
             raise
 
     # --- shutdown ---
@@ -472,6 +483,17 @@ class Daemon:
         """What is wrong with which stream, first of all."""
         ill = [f"{stream}: {ailment}" for stream, ailment in self._running().ailments().items()]
         return f"NOT HEARING {', '.join(ill[:NAMED])}; " if ill else ""
+
+
+def _sources_ahead(config: Config) -> Sequence[Source] | None:
+    """The sources of another config, while those of this one are heard; None if they can be had only then, when these
+    are closed. Raises KwsdError if they cannot be had at all."""
+    try:
+        return make_sources(config)
+    except AudioError as error:
+        if error.exit_code != UNAVAILABLE:  # a device that refuses may do so because we have it
+            raise
+        return None
 
 
 def _same_streams(one: Config, other: Config) -> bool:

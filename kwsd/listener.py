@@ -109,10 +109,13 @@ class Listener:
         *,
         taken: Sequence[str] = (),
         token: str = "",
+        group: str | None = None,
         silent_s: float,
         wake: Callable[[], None],
     ) -> None:
-        """Bind all addresses. `taken` names other streams. Raises KwsdError if an address cannot be had."""
+        """Bind all addresses. `taken` names other streams; `group` may use UNIX sockets.
+
+        Raises KwsdError if an address cannot be had."""
         self.first, self.slots = first, ring.streams - first
         self.news: deque[Joined | Left] = deque()  # for the inference thread, which takes them in this order
         self.due = array("q", bytes(8 * ring.streams))  # index that completes the next window, told by the same
@@ -121,6 +124,7 @@ class Listener:
         self.active = 0  # satellites that have a slot
         self._due_of_all = np.frombuffer(self.due, np.int64)
         self._ring, self._wake, self._token, self._silent_s = ring, wake, token, silent_s
+        self._group = group
         self._free = deque(range(first, ring.streams))
         self._names = set(taken)
         self._wanted = 1  # windows due for which the inference thread is woken
@@ -440,7 +444,7 @@ class Listener:
 
     def _open(self, address: Address) -> None:
         if address.path is not None:
-            door = bind(address.path, "listen.on")
+            door = bind(address.path, "listen.on", self._group)
             self._paths.append((address.path, address.path.stat().st_ino))
         else:
             door = _bind_tcp(address)

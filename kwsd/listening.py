@@ -1,6 +1,8 @@
 """Sources and the inference thread of one configuration, from start to stop."""
 
+import os
 import queue
+import stat
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from kwsd.span import level_dbfs
 from kwsd.spotter import Spotter
 from kwsd.supervisor import Supervisor
 
+CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpreter lock; Python has 5 ms
 SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
 LATE_S = 0.003  # how soon to look again for a block that is late
@@ -37,7 +40,7 @@ FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
 
-def make_sources(config: Config, *, patient: bool) -> list[Source]:
+def make_sources(config: Config, *, patient: bool = False) -> list[Source]:
     """The sources the streams of the config describe; those of one microphone share it. Who is patient waits for
     microphones that are not there.
 
@@ -67,9 +70,12 @@ def make_source(stream: StreamConfig, config: Config, microphones: Sequence[Micr
     return RawPcm(path, stream.rate, stream.channels, stream.format, channel)
 
 
-def read_token(path: Path) -> str:
-    """The secret satellites share with us. Raises ConfigError if there is none."""
+def read_token(named: str, resolve: Callable[[str], Path]) -> str:
+    """The secret satellites share with us, from a file. Raises ConfigError if there is none, or all may read it."""
+    path = _credential(named) if named.startswith(f"{CREDENTIALS}/") else resolve(named)
     try:
+        if path.stat().st_mode & stat.S_IROTH:
+            raise ConfigError(f"listen.token_file: {path}: can be read by everybody; chmod o-r {path}")
         token = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise ConfigError(f"listen.token_file: {path}: no such file; write a long random word into it") from None
@@ -80,6 +86,16 @@ def read_token(path: Path) -> str:
     if not token:
         raise ConfigError(f"listen.token_file: {path}: is empty; write a long random word into it")
     return token
+
+
+def _credential(named: str) -> Path:
+    """Where systemd puts what `LoadCredential=` names."""
+    folder = os.environ.get(CREDENTIALS.removeprefix("$"))
+    if not folder:
+        raise ConfigError(
+            f"listen.token_file: {named}: systemd gave no credentials; add LoadCredential= to the unit, or name a file"
+        )
+    return Path(folder) / named.removeprefix(f"{CREDENTIALS}/")
 
 
 @dataclass(frozen=True)
@@ -97,11 +113,11 @@ class Reports:
 class Listening:
     """Runs from `start` to `stop`. One thread scores windows whenever a source wakes it."""
 
-    def __init__(self, config: Config, reports: Reports, *, patient: bool = False) -> None:
-        """Who is patient waits for microphones that are not there. Raises KwsdError if a source cannot be had."""
+    def __init__(self, config: Config, reports: Reports, sources: Sequence[Source] | None = None) -> None:
+        """`sources` are those of the config, if they were made before. Raises KwsdError if something cannot be had."""
         self.config = config
         self._reports = reports
-        self.sources: Sequence[Source] = make_sources(config, patient=patient)
+        self.sources = make_sources(config) if sources is None else sources
         self.streams = [
             StreamInfo(stream.name, source.live, source.lead_in)
             for stream, source in zip(config.streams, self.sources, strict=True)
@@ -132,15 +148,19 @@ class Listening:
             self._ring,
             len(self.sources),
             taken=self._names,
-            token=read_token(config.resolve(config.listen.token_file)) if config.listen.token_file else "",
+            token=read_token(config.listen.token_file, config.resolve) if config.listen.token_file else "",
+            group=config.listen.group,
             silent_s=config.listen.silent_s,
             wake=self._wake,
         )
 
-    def start(self, spotter: Spotter, hello: Callable[[str], Line] = lambda _: b"") -> None:
-        """`hello` makes the first line for a satellite of a name. Raises KwsdError if a source refuses to start."""
+    def start(
+        self, spotter: Spotter, hello: Callable[[str], Line] = lambda _: b"", silent_since: float | None = None
+    ) -> None:
+        """`hello` makes the first line for a satellite of a name; `silent_since` is when the sources before these were
+        stopped (monotonic s). Raises KwsdError if a source refuses to start."""
         self._pipeline = self.pipeline(self.config, spotter)
-        self._supervisor.start()
+        self._supervisor.start(silent_since)
         for source, inlet in zip(self.sources, self._inlets, strict=True):
             source.start(inlet, self._waker(inlet))
         sys.setswitchinterval(SWITCH_S)
@@ -156,6 +176,11 @@ class Listening:
         window = msgspec.structs.replace(config.window, hop_ms=hop_ms, max_batch=batch)
         config = msgspec.structs.replace(config, window=window)
         return Pipeline(config, spotter, self._ring, self._inlets, self.streams, wrote_at=self._wrote_at)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The streams of the config."""
+        return tuple(self._names)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class _Charge:
     missing_s: float = 0.0  # looked at in vain
     wrote_at: float = -1.0  # when its last block came, the last time we looked
     began_at: float = 0.0  # wrote_at before its first block
+    silent_since: float | None = None  # it is opened anew, and not heard yet
     lost: bool = False
     over: bool = False  # it will not come back
     returns: int = 0  # silences of the inlet that are told
@@ -61,10 +62,11 @@ class Supervisor:
         dead_after_s = self._capture.dead_after_s
         return Health(dead_after_s) if source.may_be_deaf and dead_after_s else None
 
-    def start(self) -> None:
-        """The sources are about to start."""
+    def start(self, silent_since: float | None = None) -> None:
+        """The sources are about to start; where others before them were stopped, when that was (monotonic s)."""
         self._looked_at = time.monotonic()
         for charge in self._charges:
+            charge.silent_since = silent_since
             charge.began_at = charge.wrote_at = charge.inlet.wrote_at = charge.examined_at = self._looked_at
 
     @property
@@ -104,10 +106,15 @@ class Supervisor:
                 charge.examined_at = now
 
     def _see_who_is_back(self, charge: _Charge) -> None:
-        for silence in charge.inlet.silences[charge.returns :]:
-            self._tell(AudioRestored(stream=charge.name, gap_s=round(silence, 3)), None)
+        gaps_s = charge.inlet.silences[charge.returns :]
+        charge.returns += len(gaps_s)
+        if gaps_s:
             charge.lost, charge.missing_s, charge.wrote_at = False, 0.0, charge.inlet.wrote_at
-        charge.returns = len(charge.inlet.silences)
+        if charge.silent_since is not None and charge.inlet.wrote_at != charge.began_at:
+            gaps_s = [charge.inlet.wrote_at - charge.silent_since]
+            charge.silent_since = None
+        for gap_s in gaps_s:
+            self._tell(AudioRestored(stream=charge.name, gap_s=round(gap_s, 3)), None)
 
     def _see_who_is_lost(self, charge: _Charge, passed: float) -> None:
         inlet, failure = charge.inlet, charge.source.failure

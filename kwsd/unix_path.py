@@ -1,6 +1,7 @@
 """A UNIX socket in the file system: bound with the right mode, never over another daemon's."""
 
 import errno
+import grp
 import os
 import socket
 import stat
@@ -9,21 +10,28 @@ from pathlib import Path
 from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 
 MODE = 0o660
+OWN_MODE = 0o600
 
 
-def bind(path: Path, setting: str) -> socket.socket:
-    """A socket that listens at a path, for its owner and group. `setting` is what the config calls the path.
+def bind(path: Path, setting: str, group: str | None = None) -> socket.socket:
+    """A socket that listens at a path, for its owner and a group, by default our own. `setting` is what the config
+    calls the path.
 
-    Raises ConfigError or KwsdError if the folder is missing, forbidden, or another daemon answers there.
+    Raises ConfigError or KwsdError if the folder is missing, forbidden, or anybody's, there is no such group, or
+    another daemon answers there.
     """
+    number = _group_number(group, setting)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        _check_folder(path, setting)
         _unlink_stale(path, setting)
-        before = os.umask(0o777 & ~MODE)
+        before = os.umask(0o777 & ~MODE if number is None else 0o777 & ~OWN_MODE)
         try:
             listener.bind(str(path))
         finally:
             os.umask(before)
+        if number is not None:
+            _give_to(path, number, f"{setting.rpartition('.')[0]}.group: {group}")
         listener.listen()
         listener.setblocking(False)
     except (FileNotFoundError, NotADirectoryError):
@@ -43,6 +51,40 @@ def bind(path: Path, setting: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _group_number(group: str | None, setting: str) -> int | None:
+    if group is None:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        where = f"{setting.rpartition('.')[0]}.group"
+        raise ConfigError(f"{where}: there is no group {group!r}; create it, or name another") from None
+
+
+def _give_to(path: Path, group: int, setting: str) -> None:
+    """To a group, and only then let it in."""
+    try:
+        os.chown(path, -1, group)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise ConfigError(
+            f"{setting}: may not be given the socket; run kwsd as a member of it, under systemd with Group=",
+            exit_code=NO_PERMISSION,
+        ) from None
+    path.chmod(MODE)
+
+
+def _check_folder(path: Path, setting: str) -> None:
+    """Where anybody may remove our socket and put another in its place, there must be none."""
+    mode = path.parent.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"{setting}: {path.parent} can be written by everybody, who could put a socket of theirs in the place of "
+            f"this one; name another folder, or chmod o-w {path.parent}",
+            exit_code=NO_PERMISSION,
+        )
 
 
 def _unlink_stale(path: Path, setting: str) -> None:

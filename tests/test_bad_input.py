@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import hashlib
 import os
 import pickle
 import re
@@ -249,6 +250,27 @@ def test_a_model_that_kwsd_comes_with_goes_by_its_name_and_a_file_of_that_name_b
     shutil.copy(models / "good.pt", tmp_path / "commands-fast")
     assert f"model: {tmp_path}/commands-fast\n" in kwsd("check", "--model", "commands-fast").out
     kwsd("check", "--set", "model=../models/commands-fast").refused(NO_INPUT, "no such model")
+
+
+@pytest.mark.parametrize("command", ["check", "run", "replay"])
+def test_a_model_that_was_pinned_is_the_only_one_that_is_taken(command, kwsd, models, tmp_path):
+    pinned = hashlib.sha256((models / "good.pt").read_bytes()).hexdigest()
+    arguments = ("--set", f"model={models / 'good.pt'}", "--set")
+    more = {"run": ("--source", "-"), "replay": (write_sound(tmp_path / "a.wav", beep()),), "check": ()}[command]
+    assert kwsd(command, *more, *arguments, f"model_sha256={pinned.upper()}", data=pcm(beep())).code == 0
+    other = kwsd(command, *more, *arguments, f"model_sha256={'f' * 64}", data=pcm(beep()))
+    other.refused(CONFIG, f"{models / 'good.pt'}: its sha256 is {pinned}, not the one in model_sha256")
+
+
+def test_a_hash_that_is_none_is_refused(kwsd):
+    kwsd("check", "--set", "model_sha256=123abc").refused(CONFIG, "--set model_sha256=123abc: model_sha256: ")
+
+
+def test_a_flipped_bit_is_found_before_the_model_is_run(kwsd, models, tmp_path):
+    whole = bytearray((models / "good.pt").read_bytes())
+    whole[whole.index(b"kwsd.json") - 300] ^= 1
+    (tmp_path / "a.pt").write_bytes(whole)
+    kwsd("check", "--model", "a.pt").refused(CONFIG, "is truncated or damaged")
 
 
 def test_a_missing_model_is_named_with_what_to_do(kwsd, tmp_path):

@@ -344,6 +344,7 @@ def test_audio_faster_than_time_has_to_wait(daemon):
 def test_over_tcp_a_token_is_asked_for(tmp_path):
     secret = tmp_path / "token"
     secret.write_text("open sesame\n")
+    secret.chmod(0o640)
     with Daemon(tmp_path, token_file=str(secret)) as daemon:
         for header in (
             {"name": "thief"},
@@ -364,8 +365,31 @@ def test_without_a_secret_there_is_no_daemon(kwsd, tmp_path, content, why):
     secret = tmp_path / "token"
     if content is not None:
         secret.write_text(content)
+        secret.chmod(0o600)
     listen = json.dumps({"on": ["tcp://127.0.0.1:0"], "token_file": str(secret)})
     kwsd("run", "--set", "streams=[]", "--set", f"listen={listen}").refused(CONFIG, "listen.token_file", why)
+
+
+def test_a_secret_that_everybody_may_read_is_none(kwsd, tmp_path):
+    secret = tmp_path / "token"
+    secret.write_text("open sesame")
+    secret.chmod(0o644)
+    listen = json.dumps({"on": ["tcp://127.0.0.1:0"], "token_file": str(secret)})
+    why = f"{secret}: can be read by everybody; chmod o-r {secret}"
+    kwsd("run", "--set", "streams=[]", "--set", f"listen={listen}").refused(CONFIG, "listen.token_file", why)
+
+
+def test_a_secret_may_come_from_systemd_and_is_not_shown(kwsd, tmp_path):
+    (tmp_path / "token").write_text("open sesame")
+    (tmp_path / "token").chmod(0o400)
+    listen = json.dumps({"on": ["tcp://127.0.0.1:0"], "token_file": "$CREDENTIALS_DIRECTORY/token"})
+    settings = ("--set", "streams=[]", "--set", f"listen={listen}")
+    kwsd("run", *settings).refused(CONFIG, "listen.token_file", "systemd gave no credentials", "LoadCredential=")
+    given = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    result = kwsd("run", *settings, more=given, under=("timeout", "3"))
+    assert result.types == ["ready", "shutdown"], result.err
+    shown = kwsd("check", *settings, more=given)
+    assert shown.code == 0 and "sesame" not in shown.out + shown.err
 
 
 # --- coming and going of the daemon ---

@@ -102,6 +102,24 @@ def test_what_comes_back_is_told_with_the_gap_and_may_be_lost_again(room):
     assert room.supervisor.ailment(0) is None and not room.supervisor.waits
 
 
+def test_who_is_opened_in_the_place_of_others_is_told_with_the_time_since_then(room):
+    room.supervisor.start(silent_since=room.now - 1.5)
+    room.wait(1.0).deliver(3.0)
+    [(_, restored)] = room.events
+    assert restored.gap_s == pytest.approx(2.5, abs=0.1)
+
+
+def test_one_that_was_not_even_there_then_is_told_once(room):
+    room.supervisor.start(silent_since=room.now)
+    room.source.failure = AudioError("not there", exit_code=IO)
+    room.wait(3.0)
+    room.inlet.reopen(SAMPLE_RATE, 1)
+    room.source.failure = None
+    room.deliver(3.0)
+    assert room.told == ["AudioLost", "AudioRestored"]
+    assert room.events[-1][1].gap_s == pytest.approx(3.0, abs=0.1)
+
+
 def test_while_it_is_lost_that_is_what_ails_the_stream(room):
     room.deliver(1.0).wait(2.0)
     assert room.supervisor.ailment(0) == "lost" and room.supervisor.waits and room.supervisor.is_lost(0)

@@ -1,7 +1,9 @@
 """Readers of the socket: many, slow, frozen, gone."""
 
 import asyncio
+import grp
 import json
+import os
 import socket
 import stat
 
@@ -129,6 +131,41 @@ def test_the_socket_is_for_owner_and_group_and_goes_when_closed(tmp_path):
 
     assert asyncio.run(scenario()) == 0o660
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to any group")
+def test_the_socket_may_be_given_to_a_group(tmp_path):
+    async def body():
+        path = tmp_path / "events.sock"
+        sink = await UnixSocket.open(path, 4, lambda: b"hello\n", "nogroup")
+        there = path.stat()
+        await sink.close()
+        return stat.S_IMODE(there.st_mode), grp.getgrgid(there.st_gid).gr_name
+
+    assert asyncio.run(body()) == (0o660, "nogroup")
+
+
+def test_a_group_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"sinks\.socket\.group: there is no group 'nobodys'"):
+        asyncio.run(UnixSocket.open(tmp_path / "events.sock", 4, lambda: b"", "nobodys"))
+    assert not (tmp_path / "events.sock").exists()
+
+
+@pytest.mark.parametrize(("mode", "may"), [(0o777, False), (0o1777, True), (0o755, True)])
+def test_a_folder_in_which_anybody_may_replace_the_socket_is_refused(tmp_path, mode, may):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+
+    async def body():
+        sink = await UnixSocket.open(folder / "events.sock", 4, lambda: b"")
+        await sink.close()
+
+    if may:
+        asyncio.run(body())
+    else:
+        with pytest.raises(ConfigError, match="can be written by everybody"):
+            asyncio.run(body())
 
 
 def test_a_stale_socket_file_is_replaced_and_a_live_one_is_not(tmp_path):

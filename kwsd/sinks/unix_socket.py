@@ -66,13 +66,13 @@ class UnixSocket:
         self._inode = -1
 
     @classmethod
-    async def open(cls, path: Path, queue: int, hello: Callable[[], Line]) -> "UnixSocket":
-        """Bind and listen. `hello` makes the first line for a reader.
+    async def open(cls, path: Path, queue: int, hello: Callable[[], Line], group: str | None = None) -> "UnixSocket":
+        """Bind and listen. `hello` makes the first line for a reader; besides us, only a group may read.
 
         Raises ConfigError or KwsdError if the folder is missing, forbidden, or another daemon answers there.
         """
         sink = cls(path, queue, hello)
-        listener = bind(path, "sinks.socket.path")
+        listener = bind(path, "sinks.socket.path", group)
         sink._inode = path.stat().st_ino
         sink._server = await asyncio.start_unix_server(sink._serve, sock=listener)
         return sink

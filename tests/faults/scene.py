@@ -182,15 +182,16 @@ class Scene:
         return self.daemon
 
     def say(self, word: str | None = None) -> None:
-        """Say a word, by chance if none is given. One that the sound server did not take was not said."""
+        """Say a word, by chance if none is given."""
         word = word or self.draw.choice(CLEAR)
         start = time.time()
         done = subprocess.run(
             ["paplay", f"--device={self.server.sink}", str(self._clips[word])],
             env=self.environment, capture_output=True, check=False,
         )  # fmt: skip
-        if done.returncode == 0:
-            self.ledger.said.append((start, time.time(), word))
+        self.ledger.said.append((start, time.time(), word))
+        if done.returncode != 0:  # the sound server died over it: it may have been said, or not
+            self.ledger.excused.append((start, time.time()))
         self.usage.look(self.daemon.process.pid)
 
     def talk(self, seconds: float, pause: tuple[float, float] = (1.0, 2.0)) -> None:
