@@ -157,7 +157,10 @@ def open_onnx(artefact: tuple[Path, bytes], *, optimise: bool) -> "onnxruntime.I
 
 def _read_onnx_metadata(path: Path, data: bytes) -> bytes:
     session = open_onnx((path, data), optimise=False)
-    metadata: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    try:
+        metadata: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: its metadata is not text (damaged?); export it again") from None
     if metadata is None:
         raise ModelError(f"{path}: is ONNX without {METADATA}; name a file that kwsd export made")
     return metadata.encode()

@@ -60,7 +60,7 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     # A duplicate, which is heard even while what C libraries write to 2 is kept out (portaudio.py).
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     if faulthandler.is_enabled():
         faulthandler.enable(sys.stderr)
 

@@ -91,6 +91,8 @@ class SettingsFile:
 
     def override(self, tree: dict[str, Any], source: str, key: str, value: str) -> None:
         """Set a dotted key to a YAML value."""
+        if any("\ud800" <= letter <= "\udfff" for letter in key):  # what a terminal sent that is not UTF-8
+            raise ConfigError(f"{source}: {key!r} is not text in UTF-8")
         try:
             parsed = yaml.load(value, Loader=_Yaml)  # noqa: S506 - as above
         except yaml.YAMLError:

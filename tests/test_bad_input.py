@@ -262,6 +262,20 @@ def test_a_model_that_was_pinned_is_the_only_one_that_is_taken(command, kwsd, mo
     other.refused(CONFIG, f"{models / 'good.pt'}: its sha256 is {pinned}, not the one in model_sha256")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "--set", b"\xff=1"),
+        ("check", "--set", b"model=\xff"),
+        ("check", "--config", b"\xff.yaml"),
+        ("replay", b"\xff"),
+    ],
+)
+def test_what_is_no_text_is_refused_in_one_line(arguments, kwsd):
+    result = kwsd(*(a.decode("utf-8", "surrogateescape") if isinstance(a, bytes) else a for a in arguments))
+    assert result.code in {CONFIG, NO_INPUT} and "udcff" in result.complaint
+
+
 def test_a_hash_that_is_none_is_refused(kwsd):
     kwsd("check", "--set", "model_sha256=123abc").refused(CONFIG, "--set model_sha256=123abc: model_sha256: ")
 
