@@ -39,3 +39,8 @@ def parse_address(text: str, resolve: Callable[[str], Path]) -> Address:
             f"{text} is no address; write tcp://127.0.0.1:7355 (an IP address and a port) or unix:PATH"
         ) from None
     return Address(text, None, host, port)
+
+
+def url(host: str, port: int) -> str:
+    """An IP address and a port as they are written in a config."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

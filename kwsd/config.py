@@ -80,6 +80,13 @@ class CaptureConfig(_Section, frozen=True, kw_only=True):
     floor_dbfs: Annotated[float, Meta(ge=-120.0, le=0.0)] = -85.0
 
 
+class HttpConfig(_Section, frozen=True, kw_only=True):
+    """Where metrics and health are served."""
+
+    on: tuple[str, ...] = ()
+    group: Name | None = None
+
+
 class WindowConfig(_Section, frozen=True, kw_only=True):
     """How often a window is scored."""
 
@@ -149,6 +156,7 @@ class Config(_Section, frozen=True, kw_only=True):
     debouncer: DebouncerConfig = DebouncerConfig()
     events: EventsConfig = EventsConfig()
     sinks: SinksConfig = SinksConfig()
+    http: HttpConfig = HttpConfig()
     folder: str = "."
 
     def resolve(self, path: str) -> Path:
@@ -159,6 +167,16 @@ class Config(_Section, frozen=True, kw_only=True):
     def addresses(self) -> tuple[Address, ...]:
         """Where satellites connect. Raises ConfigError for what is no address."""
         return tuple(parse_address(text, self.resolve) for text in self.listen.on)
+
+    @property
+    def wants_rejected(self) -> bool:
+        """Whether somebody wants to know of words that scored well and were not told."""
+        return self.events.rejected or bool(self.http.on)
+
+    @property
+    def http_addresses(self) -> tuple[Address, ...]:
+        """Where metrics and health are served. Raises ConfigError for what is no address."""
+        return tuple(parse_address(text, self.resolve) for text in self.http.on)
 
     @property
     def model_path(self) -> Path:
@@ -209,20 +227,24 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
             raise place.error(f"streams.{i}", f"the name {name!r} is taken; give every stream a name of its own")
     if not config.streams and not config.listen.on:
         raise place.error("streams", "is empty; name a stream, or an address in listen.on")
-    _check_listen(config, place)
+    _check_addresses(config, place)
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
     if len(stdin) > 1:
         raise place.error(f"streams.{stdin[1]}", "only one stream can read stdin")
 
 
-def _check_listen(config: Config, place: SettingsFile) -> None:
-    for i, text in enumerate(config.listen.on):
+def _check_addresses(config: Config, place: SettingsFile) -> None:
+    everywhere = [("listen.on", i, text) for i, text in enumerate(config.listen.on)]
+    everywhere += [("http.on", i, text) for i, text in enumerate(config.http.on)]
+    for n, (where, i, text) in enumerate(everywhere):
         try:
             address = parse_address(text, config.resolve)
         except ConfigError as error:
-            raise place.error(f"listen.on.{i}", str(error)) from None
-        if text in config.listen.on[:i]:
-            raise place.error(f"listen.on.{i}", f"{text} is there twice")
+            raise place.error(f"{where}.{i}", str(error)) from None
+        if text in [other for _, _, other in everywhere[:n]] and not text.endswith(":0"):
+            raise place.error(f"{where}.{i}", f"{text} is there twice")
+        if address.beyond and where == "http.on":
+            raise place.error(f"{where}.{i}", f"{text} can be reached from other machines; use 127.0.0.1 or unix:PATH")
         if address.beyond and config.listen.token_file is None:
             raise place.error(
                 f"listen.on.{i}",

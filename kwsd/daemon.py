@@ -6,9 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ from kwsd.event import (
     Hello,
     Line,
     Overload,
+    Overrun,
     Ready,
     Reload,
     Shutdown,
@@ -39,6 +40,7 @@ from kwsd.event import (
     unnumbered,
 )
 from kwsd.listening import Listening, Reports, make_sources
+from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, lines
 from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks import Sink
 from kwsd.sinks.stdout import Stdout
@@ -47,10 +49,14 @@ from kwsd.source import Source
 from kwsd.spotter import Spotter
 from kwsd.systemd import Notifier
 
+if TYPE_CHECKING:
+    from kwsd.endpoint import Endpoint
+
 log = logging.getLogger("kwsd")
 
 T = TypeVar("T")
 
+STALE_S = 5.0  # without a window scored, where audio ought to come, all is not well
 NAMED = 8  # streams: of more the status names so many
 
 
@@ -90,6 +96,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._born = time.monotonic()
         self._next_beat: asyncio.TimerHandle | None = None
+        self._counters = Counters()
+        self._endpoint: Endpoint | None = None
 
     async def main(self) -> int:
         """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
@@ -118,6 +126,7 @@ class Daemon:
         make_rules(config, artefact.info)
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
+        await self._open_endpoint(config)
         self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         self._listening = listening
         listening.start(self._spotter, self._welcome)
@@ -146,6 +155,19 @@ class Daemon:
         for key, sink in old.items():
             if key not in wanted:
                 await sink.close()
+
+    async def _open_endpoint(self, config: Config) -> None:
+        """Serve metrics where this config says; raises KwsdError, and serves as before, if that cannot be."""
+        before, self._endpoint = self._endpoint, None
+        if before is not None:
+            await before.close()
+        if config.http.on:
+            from kwsd.endpoint import Endpoint
+
+            self._endpoint = await Endpoint.open(
+                config.http_addresses, config.http.group, self._metrics, self._problems
+            )
+            log.info("metrics and health on %s", ", ".join(self._endpoint.addresses))
 
     async def _open_socket(self, config: Config, place: Path) -> UnixSocket:
         settings = config.sinks.socket
@@ -213,6 +235,7 @@ class Daemon:
         if len(progress.scored):
             self._now_ready()
         for overrun in progress.overruns:
+            self._count_overrun(overrun)
             log.warning(
                 "overrun on %s: %d windows were skipped, %d samples lost, and the sound system dropped audio %d times",
                 overrun.stream,
@@ -226,7 +249,17 @@ class Daemon:
                 self._detections += 1
                 self._last_heard = f"; last heard: {heard.keyword}"
                 self._notifier.status(self._status())
-            self._emit(heard)
+                self._counters.add("detections", heard.stream, heard.keyword)
+            else:
+                self._counters.add("rejections", heard.keyword, heard.reason)
+            if isinstance(heard, Heard) or self._config.events.rejected:
+                self._emit(heard)
+
+    def _count_overrun(self, overrun: Overrun) -> None:
+        self._counters.add("overruns", overrun.stream)
+        self._counters.add("windows_skipped", overrun.stream, count=overrun.skipped_windows)
+        self._counters.add("samples_lost", overrun.stream, count=overrun.lost_samples)
+        self._counters.add("device_overflows", overrun.stream, count=overrun.device_overflows)
 
     def _now_ready(self) -> None:
         """Audio reached the model, or satellites may come."""
@@ -262,6 +295,7 @@ class Daemon:
         if failure is not None and failure.exit_code == OK:  # worth a word, but everything there was has been heard
             log.warning("%s", failure)
             return
+        self._count_audio(event)
         match event:
             case AudioLost() if self._running().goes_on:  # else it is the last line, which the caller writes
                 log.warning("no audio from %s: %s", event.stream, event.reason)
@@ -274,8 +308,18 @@ class Daemon:
         self._emit(event)
         self._notifier.status(self._status())
 
+    def _count_audio(self, event: AudioEvent) -> None:
+        match event:
+            case AudioLost():
+                self._counters.add("losses", event.stream)
+            case AudioRestored():
+                self._counters.add("reconnects", event.stream)
+            case AudioFault():
+                self._counters.add("faults", event.stream, event.fault)
+
     def _on_satellite(self, event: StreamJoined | StreamLeft) -> None:
         if isinstance(event, StreamJoined):
+            self._counters.add("satellites")
             log.info("satellite %s: %d Hz, %d channels", event.stream, event.rate, event.channels)
         else:
             log.info("stream %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
@@ -320,6 +364,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._on_metrics_signal)
 
     def _capture_faults(self) -> None:
         """An exception nobody expected, in whichever thread or task, ends the daemon: half of one hears nothing."""
@@ -349,6 +394,10 @@ class Daemon:
             os._exit(128 + number)
         self._end(number.name)
 
+    def _on_metrics_signal(self) -> None:
+        for line in lines(self._metrics()):
+            log.info("%s", line)
+
     def _on_reload_signal(self) -> None:
         task = self._loop.create_task(self._reload())
         self._tasks.add(task)
@@ -367,10 +416,12 @@ class Daemon:
             try:
                 await self._switch_to(self._load())
                 self._refused = ""
+                self._counters.add("reloads", "yes")
                 self._emit(Reload(ok=True))
                 log.info("reloaded")
             except KwsdError as error:
                 self._refused = f"; reload refused: {error}"
+                self._counters.add("reloads", "no")
                 self._emit(Reload(ok=False, error=str(error)))
                 log.error("reload: %s; the old configuration is kept", error)
             except Stopped:
@@ -388,9 +439,13 @@ class Daemon:
         before = self._config
         await self._open_sinks(config)
         try:
+            if config.http != before.http:
+                await self._open_endpoint(config)
             self._relisten(config, spotter)
         except KwsdError:
             await self._open_sinks(before)
+            if config.http != before.http:
+                await self._open_endpoint(before)
             raise
         self._config, self._spotter, self._artefact = config, spotter, artefact
         self._beat()
@@ -407,6 +462,7 @@ class Daemon:
         for name in old.source_names:
             self._emit(AudioLost(stream=name, reason="reload: the sources are opened anew"))
         old.stop()
+        self._counters.absorb(old.counters())
         try:
             self._listening = Listening(config, self._reports(), sources)
             self._listening.start(spotter, self._welcome, since)
@@ -431,6 +487,8 @@ class Daemon:
             await asyncio.sleep(0)  # what the inference thread reported last
         if self._sinks:
             self._emit(Shutdown(reason=self._reason, detections=self._detections))
+        if self._endpoint is not None:
+            await self._endpoint.close()
         await asyncio.gather(*(sink.close() for sink in self._sinks.values()))
         await asyncio.sleep(0)  # what stdout's thread reported last
         if self._failure is None:  # else it is the last line, which the caller writes
@@ -455,6 +513,25 @@ class Daemon:
                 streams=streams,
             )
         )
+
+    def _metrics(self) -> Iterator[Metric | Histogram]:
+        """Everything that is counted and measured, as it is now."""
+        yield from self._counters.metrics(self._listening.counters() if self._listening else None)
+        about: dict[Labels, float] = {(__version__, self._artefact.info.id): 1.0}
+        yield Metric("info", "gauge", "Which kwsd, and which model.", ("version", "model"), about)
+        yield Metric("uptime_seconds", "gauge", "Since the start.", (), {(): time.monotonic() - self._born})
+        yield Metric("ready", "gauge", "Whether audio reached the model.", (), {(): float(self._ready)})
+        if self._listening is not None:
+            yield from self._listening.gauges()
+            yield lag_histogram(self._listening.lags_ever)
+
+    def _problems(self) -> list[str]:
+        """Why nothing may be heard; empty: all is well."""
+        if self._listening is None or not self._ready:
+            return ["not ready yet"]
+        problems = [f"{stream}: {ailment}" for stream, ailment in self._listening.ailments().items()]
+        idle_s = self._listening.idle_s
+        return [*problems, *([f"no window was scored for {idle_s:.0f} s"] if idle_s > STALE_S else [])]
 
     def _running(self) -> Listening:
         assert self._listening is not None

@@ -126,7 +126,8 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     heard_s: float  # audio so far
     lag_ms: int  # since the last of it came
     level_dbfs: float | None  # of the last second; null: digital silence, or too little came
-    ailment: str | None = None  # lost, or the fault that was told; not there: none
+    floor_dbfs: float | None = None  # of the quietest tenth of it
+    ailment: str | None = None  # lost, or the fault that was told; null: none
 
 
 class Heartbeat(_Event, frozen=True, kw_only=True, tag="heartbeat"):

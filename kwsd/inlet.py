@@ -43,6 +43,7 @@ class Inlet:
     def __init__(self, ring: RingBuffer, stream: int, rate: int, channels: int, channel: int | None) -> None:
         """`channel` counts from 0; None mixes all of them."""
         self.stream, self.channel = stream, channel
+        self.blocks = 0  # that came, ever
         self.overflows = 0  # how often the sound system dropped audio
         self.lost = 0  # samples at 16 kHz that came and were not listened to
         self.ended = False  # nothing will be written any more
@@ -74,6 +75,7 @@ class Inlet:
     def append(self, block: bytes) -> None:
         """The same as bytes: what the audio callback calls."""
         self._append(block)
+        self.blocks += 1
         self.wrote_at = time.monotonic()
 
     def overflow(self) -> None:

@@ -26,14 +26,14 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from kwsd.address import Address
+from kwsd.address import Address, url
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.errors import INTERNAL, IO, ConfigError, KwsdError
+from kwsd.door import bind, bind_tcp
+from kwsd.errors import INTERNAL, KwsdError
 from kwsd.event import Line, Refused, unnumbered
 from kwsd.inlet import resampler
 from kwsd.pcm import FORMATS, PcmDecoder, mono
 from kwsd.ring import RingBuffer, Samples
-from kwsd.unix_path import bind
 
 HEADER_BYTES = 4096  # at most
 HEADER_S = 5.0  # in which the header must be there
@@ -156,7 +156,7 @@ class Listener:
     def addresses(self) -> list[str]:
         """Where it really listens, with the ports the system chose."""
         names = [door.getsockname() for door, _ in self._doors.values()]
-        return [f"unix:{name}" if isinstance(name, str) else f"tcp://{_in_url(name[0])}:{name[1]}" for name in names]
+        return [f"unix:{name}" if isinstance(name, str) else url(name[0], name[1]) for name in names]
 
     # --- called by the daemon and the inference thread ---
 
@@ -447,7 +447,7 @@ class Listener:
             door = bind(address.path, "listen.on", self._group)
             self._paths.append((address.path, address.path.stat().st_ino))
         else:
-            door = _bind_tcp(address)
+            door = bind_tcp(address.host, address.port, f"listen.on: {address.text}")
         self._doors[door.fileno()] = (door, address)
         self._epoll.register(door, select.EPOLLIN)
 
@@ -478,23 +478,3 @@ def _allow_descriptors(more: int) -> None:
 
 def _interest(satellite: Satellite) -> int:
     return select.EPOLLIN | (select.EPOLLOUT if satellite.outbox else 0)
-
-
-def _bind_tcp(address: Address) -> socket.socket:
-    door = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind((address.host, address.port))
-        door.listen()
-        door.setblocking(False)
-    except OSError as error:
-        door.close()
-        raise ConfigError(
-            f"listen.on: {address.text}: cannot be bound ({error.strerror}); choose another port or address",
-            exit_code=IO,
-        ) from None
-    return door
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

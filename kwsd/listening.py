@@ -6,7 +6,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,13 @@ from kwsd.errors import INTERNAL, NO_PERMISSION, ConfigError, KwsdError
 from kwsd.event import AudioEvent, Line, Overload, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
+from kwsd.metrics import Counters, Labels, Metric
 from kwsd.microphone import Microphone, OtherChannel
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
 from kwsd.ring import Indices
 from kwsd.scoring import Scored
 from kwsd.source import AudioFile, RawPcm, Source
-from kwsd.span import level_dbfs
+from kwsd.span import frame_levels_dbfs, level_dbfs
 from kwsd.spotter import Spotter
 from kwsd.supervisor import Supervisor
 
@@ -131,6 +132,9 @@ class Listening:
         self._live = np.array([stream.live for stream in self.streams])
         self._overload = load.Overload(config.window.hop_ms)
         self._lags, self._lags_told = load.LagMeter(), load.LagMeter()  # of this second, and since they were asked for
+        self.lags_ever = load.LagMeter()  # but for the last second
+        self.windows = 0  # scored, ever
+        self.scored_at = time.monotonic()  # when the last of them was
         self._busy_s, self._looked_at = 0.0, time.monotonic()
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
@@ -246,15 +250,52 @@ class Listening:
         found = {name: self._supervisor.ailment(i) for i, name in enumerate(self._names)}
         return {name: ailment for name, ailment in found.items() if ailment}
 
+    @property
+    def idle_s(self) -> float:
+        """For how long no window was scored, where a source in real time ought to bring some."""
+        may_wait = not any(source.live and not inlet.ended for source, inlet in self._supplies())
+        return 0.0 if may_wait else time.monotonic() - self.scored_at
+
+    def _supplies(self) -> Iterator[tuple[Source, Inlet]]:
+        return zip(self.sources, self._inlets, strict=True)
+
+    def counters(self) -> Counters:
+        """What came and was scored, ever. May be asked from any thread."""
+        counters = Counters()
+        counters.add("windows_scored", count=self.windows)
+        for name, inlet in zip(self._names, self._inlets, strict=True):
+            counters.add("blocks", name, count=inlet.blocks)
+        return counters
+
+    def gauges(self) -> Iterator[Metric]:
+        """How the streams are. May be asked from any thread."""
+        states = self.states()
+        hears: dict[Labels, float] = {(state.stream,): float(state.ailment is None) for state in states}
+        age_s: dict[Labels, float] = {(state.stream,): state.lag_ms / 1000 for state in states}
+        level: dict[Labels, float] = {
+            (state.stream,): state.level_dbfs for state in states if state.level_dbfs is not None
+        }
+        floor: dict[Labels, float] = {
+            (state.stream,): state.floor_dbfs for state in states if state.floor_dbfs is not None
+        }
+        yield Metric("hears", "gauge", "Whether a stream is neither lost nor deaf.", ("stream",), hears)
+        yield Metric("audio_age_seconds", "gauge", "Since the last audio came.", ("stream",), age_s)
+        yield Metric("level_dbfs", "gauge", "Of the last second.", ("stream",), level)
+        yield Metric("noise_floor_dbfs", "gauge", "Of the quietest tenth of the last second.", ("stream",), floor)
+        hop_s = self.config.window.hop_ms * self._overload.stretch / 1000
+        yield Metric("hop_seconds", "gauge", "Between the windows that are scored.", (), {(): hop_s})
+
     def _state(self, stream: int) -> StreamState:
         end, second = self._ring.ends[stream], np.zeros(WINDOW, np.float32)
         whole = self._ring.read(stream, end - WINDOW, second)
         ailment = self._supervisor.ailment(stream) if stream < len(self.sources) else None
+        heard = whole and second.any() and ailment != "lost"
         return StreamState(
             stream=self.streams[stream].name,
             heard_s=seconds(end - self.streams[stream].origin),
             lag_ms=round((time.monotonic() - self._wrote_at(stream)) * 1000),
-            level_dbfs=round(level_dbfs(second), 1) if whole and second.any() and ailment != "lost" else None,
+            level_dbfs=round(level_dbfs(second), 1) if heard else None,
+            floor_dbfs=round(float(np.percentile(frame_levels_dbfs(second), 10)), 1) if heard else None,
             ailment=ailment,
         )
 
@@ -363,6 +404,9 @@ class Listening:
     def _weigh(self, scored: Scored, begun: float, now: float) -> None:
         """Note how late these windows are, and once a second whether there is more to do than time."""
         self._busy_s += now - begun
+        if len(scored):
+            self.windows += len(scored)
+            self.scored_at = now
         of_live = self._live[scored.streams]
         if of_live.any():
             streams, ends = scored.streams[of_live], scored.ends[of_live]
@@ -372,6 +416,7 @@ class Listening:
             self._lags_told.note(lags)
         if now - self._looked_at >= LOOK_EVERY_S:
             share, lag_ms = self._busy_s / (now - self._looked_at), self._lags.percentile_ms(99.0)
+            self.lags_ever.take_in(self._lags)
             self._lags, self._busy_s, self._looked_at = load.LagMeter(), 0.0, now
             before = self._overload.stretch
             if self._overload.look(share, lag_ms) != before:

@@ -25,10 +25,23 @@ class LagMeter:
         """Lags of windows (n,) in seconds."""
         np.add.at(self._counts, np.clip(np.ceil(np.asarray(lags_s) * 1000.0), 0, LONGEST_MS).astype(np.int64), 1)
 
+    def take_in(self, other: "LagMeter") -> None:
+        """Note all that another one did."""
+        self._counts += other._counts
+
     @property
     def windows(self) -> int:
         """How many were noted."""
         return int(self._counts.sum())
+
+    @property
+    def total_s(self) -> float:
+        """Their lags together, each to the millisecond."""
+        return float(self._counts @ np.arange(LONGEST_MS + 1)) / 1000.0
+
+    def within_ms(self, lag: int) -> int:
+        """How many were at most so late."""
+        return int(self._counts[: lag + 1].sum())
 
     def percentile_ms(self, percent: float) -> int | None:
         """The lag that so many percent of the windows do not exceed; None if there were none."""

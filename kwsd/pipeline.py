@@ -83,7 +83,7 @@ class Pipeline:
         self.schedule = WindowSchedule(len(streams), hop, config.window.max_batch, live)
         self.scorer = make_scorer(spotter, len(streams), hop)
         self.rules = make_rules(config, spotter.info)
-        self.near_misses = NearMisses(self.rules, len(streams)) if config.events.rejected else None
+        self.near_misses = NearMisses(self.rules, len(streams)) if config.wants_rejected else None
         self.debouncer = Debouncer(self.rules, spotter.info.labels, len(streams), self.near_misses)
         self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
         self._overflows = [0] * len(inlets)  # counts already told

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from kwsd.door import bind
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
 from kwsd.event import Dropped, Line, unnumbered
-from kwsd.unix_path import bind
 
 FLUSH_S = 0.3  # how long `close` waits for readers
 

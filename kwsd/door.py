@@ -1,4 +1,4 @@
-"""A UNIX socket in the file system: bound with the right mode, never over another daemon's."""
+"""Sockets that listen: in the file system, with the right mode and never over another daemon's, or at a TCP port."""
 
 import errno
 import grp
@@ -50,6 +50,25 @@ def bind(path: Path, setting: str, group: str | None = None) -> socket.socket:
     except KwsdError:
         listener.close()
         raise
+    return listener
+
+
+def bind_tcp(host: str, port: int, setting: str) -> socket.socket:
+    """A socket that listens at an IP address and a port, 0 for any that is free. `setting` is what the config calls it.
+
+    Raises ConfigError if it cannot be had.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"{setting}: cannot be bound ({error.strerror}); choose another port or address", exit_code=IO
+        ) from None
     return listener
 
 

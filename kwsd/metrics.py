@@ -1,0 +1,102 @@
+"""What is counted and measured, behind one small interface: for SIGUSR1, for Prometheus, for whoever asks."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from kwsd.load import LagMeter
+
+LAG_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0)
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure, for each combination of its labels."""
+
+    name: str
+    kind: str  # counter: only grows; gauge: as it is now
+    about: str
+    labels: Labels = ()
+    values: dict[Labels, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many were at most so large."""
+
+    name: str
+    about: str
+    buckets: tuple[tuple[float, int], ...]  # (at most, how many), the last of all
+    total: float
+
+
+COUNTED = {
+    "detections": ("Keywords told.", ("stream", "keyword")),
+    "rejections": ("Keywords that scored well and were not told, by the setting in the way.", ("keyword", "reason")),
+    "overruns": ("Times that some audio was not listened to.", ("stream",)),
+    "windows_skipped": ("Windows given up because inference was late.", ("stream",)),
+    "samples_lost": ("Samples at 16 kHz that were overwritten before they were read.", ("stream",)),
+    "device_overflows": ("Times that the sound system dropped audio.", ("stream",)),
+    "losses": ("Times that a stream stopped delivering.", ("stream",)),
+    "reconnects": ("Times that a lost stream delivered again.", ("stream",)),
+    "faults": ("Times that a microphone was found deaf.", ("stream", "fault")),
+    "satellites": ("Satellites that connected.", ()),
+    "reloads": ("Configurations read again, by whether they were taken.", ("ok",)),
+    "windows_scored": ("Windows that went through the model.", ()),
+    "blocks": ("Blocks of audio that came.", ("stream",)),
+}
+
+
+class Counters:
+    """Counts since the start, whatever is reloaded meanwhile."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[Labels]] = {name: Counter() for name in COUNTED}
+
+    def add(self, name: str, *labels: str, count: int = 1) -> None:
+        """`count` more of one of COUNTED."""
+        if count:
+            self._counts[name][labels] += count
+
+    def metrics(self, more: "Counters | None" = None) -> Iterator[Metric]:
+        """All of them, together with those of somebody else."""
+        for name, (about, labels) in COUNTED.items():
+            values: Counter[Labels] = self._counts[name] + (more._counts[name] if more else Counter())
+            if not labels:
+                values[()] += 0
+            yield Metric(name, "counter", about, labels, dict(values))
+
+    def absorb(self, other: "Counters") -> None:
+        """Count what another one counted as our own."""
+        for name, counts in other._counts.items():
+            self._counts[name] += counts
+
+
+def lag_histogram(lags: LagMeter) -> Histogram:
+    """From the arrival of a window's last sample to its score."""
+    within = tuple((bucket, lags.within_ms(round(bucket * 1000))) for bucket in LAG_BUCKETS_S)
+    return Histogram(
+        "lag_seconds",
+        "From a window's last sample to its score.",
+        (*within, (float("inf"), lags.windows)),
+        lags.total_s,
+    )
+
+
+def lines(metrics: Iterable[Metric | Histogram]) -> Iterator[str]:
+    """One line per value, for people."""
+    for metric in metrics:
+        if isinstance(metric, Histogram):
+            *within, (_, of_all) = metric.buckets
+            counted = [f"{count} within {bucket:g} s" for bucket, count in within]
+            yield f"{metric.name}: {', '.join(counted)}, of {of_all}"
+            continue
+        for labels, value in sorted(metric.values.items()):
+            yield f"{metric.name}{_named(metric.labels, labels)}: {value:g}"
+
+
+def _named(names: Sequence[str], values: Sequence[str]) -> str:
+    named = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+    return f" ({named})" if named else ""

@@ -1,0 +1,67 @@
+"""Counts only grow, whatever is reloaded, and are told in words and numbers."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kwsd.load import LagMeter
+from kwsd.metrics import COUNTED, LAG_BUCKETS_S, Counters, Metric, lag_histogram, lines
+
+ADDED = st.lists(st.tuples(st.sampled_from(["mic", "tap"]), st.integers(0, 5)), max_size=20)
+
+
+def counted(counters, name, more=None):
+    return next(metric.values for metric in counters.metrics(more) if metric.name == name)
+
+
+@given(ADDED, ADDED)
+def test_what_another_one_counted_is_added_and_may_be_taken_in(mine, theirs):
+    counters, other = Counters(), Counters()
+    for to, added in ((counters, mine), (other, theirs)):
+        for stream, count in added:
+            to.add("blocks", stream, count=count)
+    total = {}
+    for stream, count in mine + theirs:
+        total[stream] = total.get(stream, 0) + count
+    expected = {(stream,): count for stream, count in total.items() if count}
+    assert counted(counters, "blocks", other) == expected
+    counters.absorb(other)
+    assert counted(counters, "blocks") == expected
+
+
+def test_every_count_is_there_from_the_start_and_only_of_known_names():
+    assert [metric.name for metric in Counters().metrics()] == list(COUNTED)
+    assert counted(Counters(), "windows_scored") == {(): 0}
+    with pytest.raises(KeyError):
+        Counters().add("nonsense")
+
+
+@given(st.lists(st.floats(0, 12), max_size=100))
+def test_lags_are_sorted_into_buckets_that_hold_those_below_them(lags):
+    meter = LagMeter()
+    meter.note(lags)
+    histogram = lag_histogram(meter)
+    assert [most for most, _ in histogram.buckets] == [*LAG_BUCKETS_S, float("inf")]
+    for most, count in histogram.buckets[:-1]:
+        assert count == sum(lag <= most for lag in lags) or any(0 < most - lag < 1e-3 for lag in lags)
+    assert histogram.buckets[-1][1] == len(lags)
+    assert histogram.total == pytest.approx(sum(min(lag, 10.0) for lag in lags), abs=0.001 * len(lags) + 1e-9)
+
+
+def test_meters_add_up():
+    one, other = LagMeter(), LagMeter()
+    one.note([0.1, 0.2])
+    other.note([0.3])
+    one.take_in(other)
+    assert (one.windows, one.within_ms(200), one.total_s) == (3, 2, pytest.approx(0.6))
+
+
+def test_people_get_a_line_for_each_value():
+    meter = LagMeter()
+    meter.note([0.02, 0.3])
+    counters = Counters()
+    counters.add("detections", "mic", "stop", count=3)
+    told = list(lines([*counters.metrics(), Metric("ready", "gauge", "", (), {(): 1.0}), lag_histogram(meter)]))
+    assert "detections (stream=mic, keyword=stop): 3" in told
+    assert "ready: 1" in told
+    assert told[-1].startswith("lag_seconds: 0 within 0.01 s, 1 within 0.025 s") and told[-1].endswith(", of 2")
