@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kwsd import __version__
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.errors import INTERNAL, IO, OK, USAGE, ConfigError, KwsdError
+from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -119,6 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_run,
         _add_check,
         _add_devices,
+        _add_doctor,
         _add_replay,
         _add_train,
         _add_eval,
@@ -130,6 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+DOCTOR_S, LONGEST_DOCTOR_S = 3.0, 4.0  # as much as an inlet keeps
 BENCH_S, SCALE_S = 60.0, 5.0  # how long a daemon is measured
 
 if TYPE_CHECKING:
@@ -178,6 +180,15 @@ def _add_check(commands: "Commands") -> None:
 def _add_devices(commands: "Commands") -> None:
     parser = _add(commands, "devices", devices, "List the microphones.")
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_doctor(commands: "Commands") -> None:
+    parser = _add(commands, "doctor", doctor, "Look for whatever keeps kwsd from hearing, and name the remedy.")
+    _add_config_options(parser)
+    parser.add_argument(
+        "--seconds", type=float, default=DOCTOR_S, metavar="S", help="how long each microphone is recorded (default 3)"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, one finding per line")
 
 
 def _add_replay(commands: "Commands") -> None:
@@ -408,6 +419,22 @@ def devices(options: argparse.Namespace) -> int:
         rate, channels = device["default_samplerate"], device["max_input_channels"]
         show(f"{mark}{device['index']:3d}  {rate:6.0f} Hz  {channels:3d} channels  {device['name']}\n")
     return OK
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """`kwsd doctor`"""
+    import json
+
+    from kwsd.config import load_config
+    from kwsd.doctor import FAIL, examine
+
+    if not 0.5 <= options.seconds <= LONGEST_DOCTOR_S:
+        raise ConfigError(f"--seconds {options.seconds:g}: from 0.5 to {LONGEST_DOCTOR_S:g}", exit_code=USAGE)
+    wrong = 0
+    for finding in examine(lambda: load_config(options.config, _settings(options)), options.seconds):
+        wrong += finding.state == FAIL
+        show(f"{json.dumps(finding.as_dict()) if options.json else finding}\n")
+    return UNAVAILABLE if wrong else OK
 
 
 def replay(options: argparse.Namespace) -> int:

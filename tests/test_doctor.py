@@ -1,0 +1,111 @@
+"""What keeps kwsd from hearing is found, with a remedy; where nothing does, that is said with the figures."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+from running import KWSD
+from sound_server import SoundServer, missing
+
+from kwsd.doctor import FAIL, OK, WARN, judge
+from kwsd.errors import UNAVAILABLE, USAGE
+from kwsd.recording import DEMO, read_recording
+
+RATE = 48_000
+needs_sound = pytest.mark.skipif(
+    bool(missing()), reason=f"not installed: {', '.join(missing())}; make test installs it"
+)
+
+
+def noise(level_dbfs, seconds=3, rate=RATE):
+    return (np.random.default_rng(1).normal(size=seconds * rate) * 10 ** (level_dbfs / 20)).astype(np.float32)
+
+
+RECORDINGS = {
+    "silence": (np.zeros(RATE, np.float32), RATE, FAIL, "digital silence", "unmute it"),
+    "the same all the time": (np.full(RATE, 0.3, np.float32), RATE, FAIL, "constant", "unplug"),
+    "one buffer": (np.tile(noise(-30)[:2400], 40), RATE, FAIL, "stuck", "restart the sound server"),
+    "far too loud": (np.clip(noise(0), -1, 1), RATE, FAIL, "clipping", "gain down"),
+    "far too quiet": (noise(-95), RATE, FAIL, "quiet", "gain up"),
+    "a roar": (noise(-20), RATE, WARN, "very noisy", "gain down"),
+    "an offset": (0.1 + noise(-60), RATE, WARN, "far from zero", "hears all the same"),
+    "a quiet room": (noise(-65), RATE, OK, "nobody spoke", ""),
+    "somebody speaks": (read_recording(DEMO)[28_000:76_000], 16_000, OK, "somebody spoke", ""),
+}
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_recording_tells_what_is_wrong_with_its_microphone(name):
+    samples, rate, state, words, remedy = RECORDINGS[name]
+    [finding] = judge("mic", samples, rate, -85.0)
+    assert finding.state == state and words in finding.what and remedy in finding.remedy
+    assert f"{rate} Hz, level " in finding.what and "noise floor" in finding.what and "clipped" in finding.what
+    assert bool(finding.remedy) is (state != OK)
+
+
+def doctor(environment, *more):
+    command = [KWSD, "doctor", "--json", "--seconds", "1", *more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def about(findings, what):
+    [found] = [finding for finding in findings if finding["what"].startswith(what)]
+    return found
+
+
+@needs_sound
+def test_a_muted_microphone_is_found_and_one_that_hears_is_well(tmp_path):
+    server = SoundServer(tmp_path)
+    server.start()
+    try:
+        code, findings = doctor(server.environment)
+        assert code == UNAVAILABLE
+        assert about(findings, "microphone")["state"] == FAIL
+        assert "digital silence" in about(findings, "microphone")["what"]
+        assert "a share of " in about(findings, "model")["what"]
+        assert about(findings, "sound server")["what"].endswith(f"{tmp_path}/pulse.sock")
+        assert any("device " in finding["what"] and "the default" in finding["what"] for finding in findings)
+        soundfile.write(tmp_path / "room.wav", noise(-55, 10), RATE)
+        room = subprocess.Popen(["paplay", f"--device={server.sink}", tmp_path / "room.wav"], env=server.environment)
+        code, findings = doctor(server.environment)
+        room.kill()
+        room.wait()
+        assert about(findings, "microphone")["state"] == OK, findings
+        assert (code, [f for f in findings if f["state"] == FAIL]) == (0, [])
+    finally:
+        server.kill()
+
+
+def test_without_a_microphone_it_says_so_and_goes_on(kwsd, tmp_path):
+    (tmp_path / "alsa.conf").write_text("pcm.broken { type hw card 31 }\n")
+    result = kwsd("doctor", more={"ALSA_CONFIG_PATH": str(tmp_path / "alsa.conf")})
+    assert result.code == UNAVAILABLE
+    assert "FAIL  devices: no microphone" in result.out and "FAIL  microphone mic" in result.out
+    assert "systemd: " in result.out.splitlines()[-1] or "unit: " in result.out
+
+
+def test_a_config_that_is_wrong_is_the_first_to_be_said(kwsd):
+    result = kwsd("doctor", "--set", "hopp=1")
+    assert result.code == UNAVAILABLE
+    assert result.out.startswith("FAIL  configuration: --set hopp=1: hopp: unknown key")
+
+
+def test_a_model_that_is_not_there_is_found(kwsd):
+    result = kwsd("doctor", "--model", "nowhere.onnx")
+    assert result.code == UNAVAILABLE
+    assert "FAIL  model: " in result.out and "no such model" in result.out
+
+
+def test_a_recording_as_source_has_no_microphone_to_be_examined(kwsd):
+    result = kwsd("doctor", "--set", f"streams=[{{source: file, path: {DEMO}}}]")
+    assert [line for line in result.out.splitlines() if line[6:].startswith("microphone")] == []
+    assert "1 streams" in result.out
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "100"])
+def test_how_long_it_listens_has_bounds(seconds, kwsd):
+    kwsd("doctor", f"--seconds={seconds}").refused(USAGE, "--seconds", "from 0.5 to 4")
