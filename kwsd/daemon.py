@@ -33,6 +33,7 @@ from kwsd.event import (
     Overrun,
     Ready,
     Reload,
+    Scores,
     Shutdown,
     Stamp,
     StreamJoined,
@@ -129,6 +130,7 @@ class Daemon:
         await self._open_endpoint(config)
         self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         self._listening = listening
+        self._see_who_watches()
         listening.start(self._spotter, self._welcome)
         if self._reload_wanted:
             self._on_reload_signal()
@@ -171,7 +173,23 @@ class Daemon:
 
     async def _open_socket(self, config: Config, place: Path) -> UnixSocket:
         settings = config.sinks.socket
-        return await UnixSocket.open(place, settings.queue, self._hello, settings.group)
+        return await UnixSocket.open(
+            place, settings.queue, self._hello, group=settings.group, watched=self._see_who_watches
+        )
+
+    def _see_who_watches(self) -> None:
+        """Scores are told only while somebody wants them."""
+        if self._listening is not None:
+            self._listening.watched = any(sink.watched for sink in self._sockets())
+
+    def _sockets(self) -> Iterator[UnixSocket]:
+        return (sink for sink in self._sinks.values() if isinstance(sink, UnixSocket))
+
+    def _on_scores(self, scores: tuple[Scores, ...]) -> None:
+        for now in scores:
+            line = unnumbered(now)
+            for sink in self._sockets():
+                sink.show(line)
 
     def _reports(self) -> Reports:
         def progress(progress: Progress) -> None:
@@ -192,12 +210,15 @@ class Daemon:
         def overload(event: Overload) -> None:
             self._loop.call_soon_threadsafe(self._on_overload, event)
 
+        def scores(scores: tuple[Scores, ...]) -> None:
+            self._loop.call_soon_threadsafe(self._on_scores, scores)
+
         def idle() -> None:
             self._notifier.alive()
             if not self._ready:
                 self._loop.call_soon_threadsafe(self._now_ready)
 
-        return Reports(progress, audio, over, satellite, overload, idle)
+        return Reports(progress, audio, over, satellite, overload, scores, idle)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run slow work aside. Raises what it raises, or Stopped if a signal came first."""
@@ -449,6 +470,7 @@ class Daemon:
             raise
         self._config, self._spotter, self._artefact = config, spotter, artefact
         self._beat()
+        self._see_who_watches()
 
     def _relisten(self, config: Config, spotter: Spotter) -> None:
         """Keep the sources running if they are the same; else start the new ones, or the old ones again."""

@@ -111,6 +111,11 @@ class Debouncer:
                 mine[every, (self._count + newest - back) % mine.shape[1]] = theirs[every, at]
         self._last_end = np.where(heard > 0, next_ends - hop, LONG_AGO)
 
+    def scores(self, streams: Indices) -> Scores:
+        """The mean posteriors of keywords judged last: (n, keywords); zero while there are too few windows."""
+        mean = self._recent[streams].mean(1)[:, self._columns]
+        return np.asarray(np.where(self._known(streams), mean, np.float32(0.0)))
+
     def reset(self, streams: Indices) -> None:
         """These streams begin anew: nothing was heard in them yet."""
         self._last_end[streams] = LONG_AGO  # what was heard is forgotten, as over a gap

@@ -171,9 +171,27 @@ class Dropped(_Event, frozen=True, kw_only=True, tag="dropped"):
 
 
 class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
-    """The only line for a satellite that cannot be heard."""
+    """To a satellite that cannot be heard, or a reader whose wish is not understood."""
 
     reason: str
+
+
+class Scores(_Event, frozen=True, kw_only=True, tag="scores"):
+    """What the model says of the last window of a stream; to readers only who subscribed to it."""
+
+    stream: str
+    at_s: float  # end of the window, on the stream's own time axis
+    level_dbfs: float  # of its last hop
+    lag_ms: int  # from the arrival of its last sample
+    posteriors: dict[str, float]  # per label
+    scores: dict[str, float]  # per keyword: the mean posterior that the debouncer judges
+    thresholds: dict[str, float]  # per keyword
+
+
+class Subscribed(_Event, frozen=True, kw_only=True, tag="subscribed"):
+    """To one reader: what it asked for, it gets."""
+
+    to: tuple[str, ...]
 
 
 Verdict = Heard | Rejected
@@ -199,7 +217,7 @@ class Stamp:
         return _encoder.encode(head | fields) + b"\n"
 
 
-def unnumbered(notice: Hello | Dropped | Refused) -> Line:
+def unnumbered(notice: Hello | Dropped | Refused | Scores | Subscribed) -> Line:
     """A line that concerns one reader or satellite only, and so has no place in the sequence."""
     fields = msgspec.to_builtins(notice)
     return _encoder.encode({"v": VERSION, "type": fields.pop("type"), "time": iso(time.time())} | fields) + b"\n"

@@ -17,7 +17,7 @@ from kwsd import load
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import INTERNAL, NO_PERMISSION, ConfigError, KwsdError
-from kwsd.event import AudioEvent, Line, Overload, StreamJoined, StreamLeft, StreamState
+from kwsd.event import AudioEvent, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
 from kwsd.metrics import Counters, Labels, Metric
@@ -108,6 +108,7 @@ class Reports:
     over: Callable[[KwsdError | None], None]  # nothing more will come, and why if that is wrong
     satellite: Callable[[StreamJoined | StreamLeft], None] = lambda _: None  # one came or went
     overload: Callable[[Overload], None] = lambda _: None  # the hop became longer, or shorter again
+    scores: Callable[[tuple[Scores, ...]], None] = lambda _: None  # what the model says now, if somebody watches
     idle: Callable[[], None] = lambda: None  # all that came is scored; with satellites only, there may be none
 
 
@@ -117,6 +118,7 @@ class Listening:
     def __init__(self, config: Config, reports: Reports, sources: Sequence[Source] | None = None) -> None:
         """`sources` are those of the config, if they were made before. Raises KwsdError if something cannot be had."""
         self.config = config
+        self.watched = False  # somebody wants to see what the model says
         self._reports = reports
         self.sources = make_sources(config) if sources is None else sources
         self.streams = [
@@ -391,6 +393,8 @@ class Listening:
             self._weigh(progress.scored, begun, time.monotonic())
             if len(progress.scored) or progress.overruns:
                 self._reports.progress(progress)
+            if self.watched and len(progress.scored):
+                self._reports.scores(tuple(self._pipeline.watch(progress.scored)))
             self._part_with_satellites()
             if not self.sources:
                 self._reports.idle()

@@ -6,7 +6,7 @@
 import difflib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from kwsd.config import Config, KeywordConfig
 from kwsd.debouncer import Debouncer, Detection, NearMiss, NearMisses, Rules
 from kwsd.errors import ConfigError
 from kwsd.event import Heard, Overrun, Rejected, RunnerUp, Verdict
+from kwsd.event import Scores as ScoresNow
 from kwsd.inlet import SECONDS, Inlet
 from kwsd.ring import Indices, RingBuffer
 from kwsd.scoring import Scored, make_scorer
@@ -146,10 +147,30 @@ class Pipeline:
             runner_up=RunnerUp(detection.runner_up, round(detection.runner_up_score, 3)),
             start_s=seconds(max(0, first + start - origin)),
             end_s=seconds(first + end - origin),
-            latency_ms=self._latency_ms(detection) if self.streams[detection.stream].live else None,
+            latency_ms=self._age_ms(detection.stream, detection.end) if self.streams[detection.stream].live else None,
             level_dbfs=round(level_dbfs(window[start:end]), 1),
             model=self.spotter.info.id,
         )
+
+    def watch(self, scored: Scored) -> Iterator[ScoresNow]:
+        """What the model says of the last window of every stream that has one."""
+        labels, keywords = self.spotter.info.labels, self.rules.keywords
+        thresholds = dict(zip(keywords, np.round(self.rules.threshold, 3).tolist(), strict=True))
+        latest = {stream: row for row, stream in enumerate(scored.streams.tolist())}
+        hop = np.zeros(self.rules.hop, np.float32)
+        for stream, row in latest.items():
+            end = int(scored.ends[row])
+            self.ring.read(stream, end - len(hop), hop)
+            scores = self.debouncer.scores(np.array([stream]))[0]
+            yield ScoresNow(
+                stream=self.streams[stream].name,
+                at_s=seconds(end - self.streams[stream].origin),
+                level_dbfs=round(level_dbfs(hop), 1),
+                lag_ms=self._age_ms(stream, end),
+                posteriors=dict(zip(labels, np.round(scored.posteriors[row], 3).tolist(), strict=True)),
+                scores=dict(zip(keywords, np.round(scores, 3).tolist(), strict=True)),
+                thresholds=thresholds,
+            )
 
     def _describe_miss(self, miss: NearMiss) -> Rejected:
         return Rejected(
@@ -161,10 +182,10 @@ class Pipeline:
             at_s=seconds(miss.end - self.streams[miss.stream].origin),
         )
 
-    def _latency_ms(self, detection: Detection) -> int:
-        """From the arrival of the window's last sample until now."""
-        arrived_after = (int(self.ring.written[detection.stream]) - detection.end) / SAMPLE_RATE
-        return max(0, round((time.monotonic() - self._wrote_at(detection.stream) + arrived_after) * 1000))
+    def _age_ms(self, stream: int, end: int) -> int:
+        """From the arrival of a window's last sample until now."""
+        arrived_after = (int(self.ring.written[stream]) - end) / SAMPLE_RATE
+        return max(0, round((time.monotonic() - self._wrote_at(stream) + arrived_after) * 1000))
 
     def _overruns(self, skipped: Indices) -> list[Overrun]:
         losing = {i for i, inlet in enumerate(self.inlets) if inlet.overflows - self._overflows[i] or self._lost_of(i)}

@@ -106,20 +106,76 @@ def test_a_reader_that_vanishes_harms_nobody(tmp_path):
     assert [line["n"] for line in asyncio.run(scenario())[1:]] == list(range(10))
 
 
-def test_what_a_reader_says_is_ignored(tmp_path):
+def test_what_a_reader_says_that_is_no_command_is_answered_once_and_then_ignored(tmp_path):
     async def scenario():
         sink = await opened(tmp_path / "s")
         incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
         assert await incoming.readline() == HELLO
         outgoing.write(b"\x00garbage\n" * 10_000)
         await outgoing.drain()
+        answer = json.loads(await incoming.readline())
         sink(LINE % 7)
         line = json.loads(await incoming.readline())
         outgoing.close()
         await sink.close()
-        return line
+        return answer, line
 
-    assert asyncio.run(scenario())["n"] == 7
+    answer, line = asyncio.run(scenario())
+    assert answer["type"] == "refused" and "subscribe" in answer["reason"]
+    assert line["n"] == 7
+
+
+def test_scores_are_for_those_who_asked_and_as_long_as_they_want(tmp_path):
+    async def scenario():
+        changes = []
+        sink = await UnixSocket.open(tmp_path / "s", 16, lambda: HELLO, watched=lambda: changes.append(sink.watched))
+        incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
+        others, leaving = await asyncio.open_unix_connection(str(sink.path))
+        assert await incoming.readline() == await others.readline() == HELLO
+
+        async def ask(*wanted):
+            outgoing.write(json.dumps({"subscribe": wanted}).encode() + b"\n")
+            assert json.loads(await incoming.readline())["to"] == list(wanted)
+
+        async def numbers(lines, count):
+            return [json.loads(await lines.readline())["n"] for _ in range(count)]
+
+        sink.show(LINE % 1)
+        await ask("scores")
+        sink.show(LINE % 2)
+        sink(LINE % 3)
+        mine = await numbers(incoming, 2)
+        await ask()
+        sink.show(LINE % 4)
+        sink(LINE % 5)
+        mine += await numbers(incoming, 1)
+        theirs = await numbers(others, 2)
+        await ask("scores")
+        outgoing.close()
+        while sink.watched:
+            await asyncio.sleep(0.01)
+        leaving.close()
+        await sink.close()
+        return mine, theirs, changes
+
+    mine, theirs, changes = asyncio.run(scenario())
+    assert (mine, theirs) == ([2, 3, 5], [3, 5])
+    assert changes[:4] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("said", [b'{"subscribe":["all"]}\n', b'{"mute":true}\n', b"[]\n", b"\xff\n", b"{}\n"])
+def test_what_is_nearly_a_command_is_refused(tmp_path, said):
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
+        await incoming.readline()
+        outgoing.write(said)
+        answer = json.loads(await incoming.readline())
+        outgoing.close()
+        await sink.close()
+        return answer
+
+    assert asyncio.run(scenario())["type"] == "refused"
 
 
 def test_the_socket_is_for_owner_and_group_and_goes_when_closed(tmp_path):
@@ -137,7 +193,7 @@ def test_the_socket_is_for_owner_and_group_and_goes_when_closed(tmp_path):
 def test_the_socket_may_be_given_to_a_group(tmp_path):
     async def body():
         path = tmp_path / "events.sock"
-        sink = await UnixSocket.open(path, 4, lambda: b"hello\n", "nogroup")
+        sink = await UnixSocket.open(path, 4, lambda: b"hello\n", group="nogroup")
         there = path.stat()
         await sink.close()
         return stat.S_IMODE(there.st_mode), grp.getgrgid(there.st_gid).gr_name
@@ -147,7 +203,7 @@ def test_the_socket_may_be_given_to_a_group(tmp_path):
 
 def test_a_group_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"sinks\.socket\.group: there is no group 'nobodys'"):
-        asyncio.run(UnixSocket.open(tmp_path / "events.sock", 4, lambda: b"", "nobodys"))
+        asyncio.run(UnixSocket.open(tmp_path / "events.sock", 4, lambda: b"", group="nobodys"))
     assert not (tmp_path / "events.sock").exists()
 
 

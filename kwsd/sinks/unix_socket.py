@@ -6,18 +6,30 @@ import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from kwsd.door import bind
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
-from kwsd.event import Dropped, Line, unnumbered
+from kwsd.event import Dropped, Line, Refused, Subscribed, unnumbered
 
+UNDERSTOOD = 'not understood; a reader may say {"subscribe": ["scores"]} or nothing'
+LONGEST_COMMAND = 4096  # bytes
 FLUSH_S = 0.3  # how long `close` waits for readers
+
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a reader may ask for, in one line of JSON."""
+
+    subscribe: tuple[Literal["scores"], ...]  # besides events; nothing: only those
 
 
 class Reader:
     """One connection. What it is too slow for, it loses, oldest first, and is told."""
 
     def __init__(self, queue: int, hello: Line) -> None:
+        self.watches = False  # it asked for scores
         self._lines: deque[Line] = deque([hello])
         self._queue = queue
         self._dropped = 0
@@ -58,29 +70,50 @@ class Reader:
 class UnixSocket:
     """Listens at a path. Open it with `await UnixSocket.open(…)`."""
 
-    def __init__(self, path: Path, queue: int, hello: Callable[[], Line]) -> None:
+    def __init__(self, path: Path, queue: int, hello: Callable[[], Line], watched: Callable[[], None]) -> None:
         self.path = path
+        self._on_watched = watched
         self._queue, self._hello = queue, hello
         self._readers: dict[Reader, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
         self._inode = -1
 
     @classmethod
-    async def open(cls, path: Path, queue: int, hello: Callable[[], Line], group: str | None = None) -> "UnixSocket":
-        """Bind and listen. `hello` makes the first line for a reader; besides us, only a group may read.
+    async def open(
+        cls,
+        path: Path,
+        queue: int,
+        hello: Callable[[], Line],
+        *,
+        group: str | None = None,
+        watched: Callable[[], None] = lambda: None,
+    ) -> "UnixSocket":
+        """Bind and listen. `hello` makes the first line for a reader; besides us, only a group may read. `watched` is
+        called when `self.watched` may have changed.
 
         Raises ConfigError or KwsdError if the folder is missing, forbidden, or another daemon answers there.
         """
-        sink = cls(path, queue, hello)
+        sink = cls(path, queue, hello, watched)
         listener = bind(path, "sinks.socket.path", group)
         sink._inode = path.stat().st_ino
-        sink._server = await asyncio.start_unix_server(sink._serve, sock=listener)
+        sink._server = await asyncio.start_unix_server(sink._serve, sock=listener, limit=LONGEST_COMMAND)
         return sink
 
     def __call__(self, line: Line) -> None:
         """Queue a line for every reader."""
         for reader in self._readers:
             reader.put(line)
+
+    @property
+    def watched(self) -> bool:
+        """Whether a reader asked for scores."""
+        return any(reader.watches for reader in self._readers)
+
+    def show(self, line: Line) -> None:
+        """Queue scores for those who asked for them."""
+        for reader in self._readers:
+            if reader.watches:
+                reader.put(line)
 
     async def close(self) -> None:
         """Let readers have what is queued, shortly; then remove the socket file if it is still ours."""
@@ -97,19 +130,36 @@ class UnixSocket:
             if self.path.stat().st_ino == self._inode:
                 self.path.unlink()
 
+    async def _obey(self, reader: Reader, incoming: asyncio.StreamReader) -> None:
+        """Returns when the reader hung up. What is no command is answered once, and all after it thrown away."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a line longer than any command
+            while line := await incoming.readline():
+                try:
+                    command = msgspec.json.decode(line, type=Command)
+                except (msgspec.MsgspecError, UnicodeDecodeError):
+                    reader.put(unnumbered(Refused(reason=UNDERSTOOD)))
+                    break
+                reader.watches = "scores" in command.subscribe
+                reader.put(unnumbered(Subscribed(to=command.subscribe)))
+                self._on_watched()
+        with contextlib.suppress(OSError):
+            while await incoming.read(LONGEST_COMMAND):
+                pass
+
     async def _serve(self, incoming: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reader = Reader(self._queue, self._hello())
         serving = asyncio.current_task()
         assert serving is not None
         self._readers[reader] = serving
         sending = asyncio.create_task(reader.send_to(writer))
-        gone = asyncio.create_task(_until_gone(incoming))
+        gone = asyncio.create_task(self._obey(reader, incoming))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             pass  # the daemon stops, and this reader does not read
         finally:
             del self._readers[reader]
+            self._on_watched()
             for task in (sending, gone):
                 task.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
@@ -118,13 +168,6 @@ class UnixSocket:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-
-
-async def _until_gone(incoming: asyncio.StreamReader) -> None:
-    """Returns when the reader hung up. What it says is thrown away."""
-    with contextlib.suppress(OSError):
-        while await incoming.read(4096):
-            pass
 
 
 def default_path() -> Path:
