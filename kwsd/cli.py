@@ -120,6 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_check,
         _add_devices,
         _add_doctor,
+        _add_monitor,
         _add_replay,
         _add_train,
         _add_eval,
@@ -189,6 +190,17 @@ def _add_doctor(commands: "Commands") -> None:
         "--seconds", type=float, default=DOCTOR_S, metavar="S", help="how long each microphone is recorded (default 3)"
     )
     parser.add_argument("--json", action="store_true", help="as JSON, one finding per line")
+
+
+def _add_monitor(commands: "Commands") -> None:
+    parser = _add(commands, "monitor", monitor, "Watch level, scores and events in a terminal.")
+    parser.add_argument(
+        "--socket", type=Path, metavar="PATH", help="of a running daemon (default: where it usually is)"
+    )
+    parser.add_argument(
+        "--source", metavar="SOURCE", help="listen to this, without a daemon: microphone, a FIFO, or an audio file"
+    )
+    _add_config_options(parser)
 
 
 def _add_replay(commands: "Commands") -> None:
@@ -435,6 +447,31 @@ def doctor(options: argparse.Namespace) -> int:
         wrong += finding.state == FAIL
         show(f"{json.dumps(finding.as_dict()) if options.json else finding}\n")
     return UNAVAILABLE if wrong else OK
+
+
+def monitor(options: argparse.Namespace) -> int:
+    """`kwsd monitor`"""
+    from kwsd import monitor as monitoring
+
+    alone = bool(options.source or options.config or options.model or options.set)
+    if alone and options.socket:
+        raise ConfigError("monitor: --socket watches a daemon that runs; leave out the other options", exit_code=USAGE)
+    with contextlib.ExitStack() as stack:
+        if alone:
+            path = stack.enter_context(monitoring.daemon_of_our_own(_own_daemon(options)))
+        else:
+            path = options.socket or monitoring.usual_socket()
+        with contextlib.suppress(KeyboardInterrupt):
+            monitoring.monitor(lambda: monitoring.lines_of(path))
+    return OK
+
+
+def _own_daemon(options: argparse.Namespace) -> list[str]:
+    """The options of `kwsd run` among those of another command."""
+    arguments = ["--config", str(options.config)] if options.config else []
+    arguments += ["--model", str(options.model)] if options.model else []
+    arguments += ["--source", options.source] if options.source and options.source != "microphone" else []
+    return [*arguments, *(part for setting in options.set for part in ("--set", setting))]
 
 
 def replay(options: argparse.Namespace) -> int:

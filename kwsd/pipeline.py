@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kwsd.artefact import UNKNOWN, ArtefactInfo
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
@@ -155,7 +156,7 @@ class Pipeline:
     def watch(self, scored: Scored) -> Iterator[ScoresNow]:
         """What the model says of the last window of every stream that has one."""
         labels, keywords = self.spotter.info.labels, self.rules.keywords
-        thresholds = dict(zip(keywords, np.round(self.rules.threshold, 3).tolist(), strict=True))
+        thresholds = dict(zip(keywords, _rounded(self.rules.threshold), strict=True))
         latest = {stream: row for row, stream in enumerate(scored.streams.tolist())}
         hop = np.zeros(self.rules.hop, np.float32)
         for stream, row in latest.items():
@@ -167,8 +168,8 @@ class Pipeline:
                 at_s=seconds(end - self.streams[stream].origin),
                 level_dbfs=round(level_dbfs(hop), 1),
                 lag_ms=self._age_ms(stream, end),
-                posteriors=dict(zip(labels, np.round(scored.posteriors[row], 3).tolist(), strict=True)),
-                scores=dict(zip(keywords, np.round(scores, 3).tolist(), strict=True)),
+                posteriors=dict(zip(labels, _rounded(scored.posteriors[row]), strict=True)),
+                scores=dict(zip(keywords, _rounded(scores), strict=True)),
                 thresholds=thresholds,
             )
 
@@ -222,6 +223,11 @@ class Pipeline:
     def scored_all_of(self, stream: int) -> bool:
         """Whether no window of what is in the ring is due any more."""
         return self.ring.ends[stream] < int(self.schedule.first_due(self.ring)[stream])
+
+
+def _rounded(scores: NDArray[np.float32]) -> list[float]:
+    """To three digits, as events tell them."""
+    return scores.astype(np.float64).round(3).tolist()  # type: ignore[no-any-return]
 
 
 def make_rules(config: Config, info: ArtefactInfo) -> Rules:

@@ -1,0 +1,280 @@
+"""`kwsd monitor`: what a daemon hears, as it hears it, in a terminal: level, scores against thresholds, events, lag."""
+
+import contextlib
+import json
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kwsd.errors import IO, UNAVAILABLE, USAGE, ConfigError, KwsdError
+from kwsd.sinks.unix_socket import default_path
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+SYSTEM_SOCKET = Path("/run/kwsd/events.sock")
+REFRESH_S = 0.1
+BAR = 30  # characters
+QUIETEST_DBFS = -80.0  # where the level's bar begins
+MOST_EVENTS = 8
+MOST_STREAMS = 6
+STALE_S = 2.0  # without scores
+FADE = 0.9  # a peak that is not reached again falls by this factor with every refresh
+COMING_S = 60.0  # a daemon of our own may take so long until it answers
+CALM = {"ready", "audio_restored", "audio_healed", "stream_joined", "heartbeat", "hello"}
+
+
+@dataclass
+class View:
+    """What is on the screen; `take` is told every line of the daemon."""
+
+    model: str = ""
+    state: str = "connecting"
+    streams: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last scores of each
+    seen_at: dict[str, float] = field(default_factory=dict)  # monotonic s
+    ailments: dict[str, str] = field(default_factory=dict)
+    peaks: dict[tuple[str, str], float] = field(default_factory=dict)  # (stream, keyword): the highest score of late
+    heard: dict[str, int] = field(default_factory=dict)  # how often each keyword was
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
+
+    def take(self, event: dict[str, Any], now: float) -> None:
+        """One line of the daemon, at a monotonic time in seconds."""
+        kind, stream = event["type"], event.get("stream", "")
+        if kind == "scores":
+            self.streams[stream], self.seen_at[stream] = event, now
+            for keyword, score in event["scores"].items():
+                self.peaks[stream, keyword] = max(score, self.peaks.get((stream, keyword), 0.0))
+            return
+        if kind in {"hello", "subscribed", "heartbeat"}:
+            if kind == "hello":
+                self.model, self.state = event["model"], "listening"
+            return
+        if kind == "detection":
+            self.heard[event["keyword"]] = self.heard.get(event["keyword"], 0) + 1
+        self._note_ailment(kind, stream, event)
+        self.events.append(event)
+
+    def _note_ailment(self, kind: str, stream: str, event: dict[str, Any]) -> None:
+        if kind == "audio_lost":
+            self.ailments[stream] = "lost"
+        elif kind == "audio_fault":
+            self.ailments[stream] = event["fault"]
+        elif kind in {"audio_restored", "audio_healed"}:
+            self.ailments.pop(stream, None)
+        elif kind == "stream_left":
+            self.streams.pop(stream, None)
+        elif kind == "shutdown":
+            self.state = f"stopped: {event['reason']}"
+
+    def fade(self) -> None:
+        """Peaks fall with time."""
+        for key in self.peaks:
+            self.peaks[key] *= FADE
+
+    # --- drawing ---
+
+    def draw(self, now: float) -> "RenderableType":
+        """The whole screen."""
+        from rich.console import Group
+        from rich.panel import Panel
+
+        panels: list[RenderableType] = [
+            Panel(self._stream(name, now), title=name, title_align="left", border_style=self._colour(name, now))
+            for name in list(self.streams)[:MOST_STREAMS]
+        ]
+        if len(self.streams) > MOST_STREAMS:
+            panels.append(f"and {len(self.streams) - MOST_STREAMS} streams more")
+        return Group(self._head(), *panels, Panel(self._events(), title="events", title_align="left"))
+
+    def _head(self) -> "Text":
+        from rich.text import Text
+
+        wrong = "".join(f"; {stream}: {ailment}" for stream, ailment in self.ailments.items())
+        return Text(f"kwsd {self.model}: {self.state}{wrong}   (Ctrl-C ends)", style="bold red" if wrong else "bold")
+
+    def _colour(self, name: str, now: float) -> str:
+        return "red" if name in self.ailments or now - self.seen_at[name] > STALE_S else "green"
+
+    def _stream(self, name: str, now: float) -> "Group":
+        from rich.console import Group
+
+        scores = self.streams[name]
+        quiet = "".join(
+            f"   {label} {scores['posteriors'][label]:.2f}" for label in scores["posteriors"] if label.startswith("_")
+        )
+        return Group(
+            f"level {bar((scores['level_dbfs'] - QUIETEST_DBFS) / -QUIETEST_DBFS)} {scores['level_dbfs']:6.1f} dBFS"
+            f"   lag {scores['lag_ms']} ms   at {scores['at_s']:.1f} s{quiet}",
+            self._keywords(name, scores),
+        )
+
+    def _keywords(self, name: str, scores: dict[str, Any]) -> "Table":
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for title in ("keyword", "score, and │ its threshold", "now", "peak", "heard"):
+            table.add_column(title, justify="left" if title.startswith(("keyword", "score")) else "right")
+        for keyword, score in scores["scores"].items():
+            threshold, peak = scores["thresholds"][keyword], self.peaks.get((name, keyword), 0.0)
+            style = "bold green" if peak >= threshold else "yellow" if peak >= 0.5 * threshold else ""
+            heard = str(self.heard.get(keyword, ""))
+            table.add_row(keyword, bar(score, threshold), f"{score:.2f}", f"{peak:.2f}", heard, style=style)
+        return table
+
+    def _events(self) -> "Text":
+        from rich.text import Text
+
+        text = Text()
+        for event in list(self.events)[::-1]:
+            kind = event["type"]
+            style = "bold green" if kind == "detection" else "" if kind in CALM else "yellow"
+            text.append(f"{event['time'][11:19]}  {describe(event)}\n", style=style)
+        return text if self.events else Text("none yet", style="dim")
+
+
+def bar(share: float, mark: float | None = None) -> str:
+    """A bar from 0 to 1, with a mark in it."""
+    filled = round(min(max(share, 0.0), 1.0) * BAR)
+    cells = ["█"] * filled + ["·"] * (BAR - filled)
+    if mark is not None:
+        cells[min(round(mark * BAR), BAR - 1)] = "│"
+    return "".join(cells)
+
+
+def describe(event: dict[str, Any]) -> str:
+    """An event in one line."""
+    if event["type"] == "detection":
+        return f"{event['stream']}: {event['keyword']}  {event['score']:.2f} (threshold {event['threshold']:.2f})"
+    hidden = {"v", "type", "id", "seq", "time", "model", "keywords"}
+    fields = [f"{name} {value}" for name, value in event.items() if name not in hidden and value not in (None, "")]
+    return f"{event['type']}: {', '.join(fields)}"
+
+
+# --- the daemon that is watched ---
+
+
+def usual_socket() -> Path:
+    """Of this user's daemon, or of the system's. Raises KwsdError if neither is there."""
+    places = [SYSTEM_SOCKET]
+    with contextlib.suppress(ConfigError):
+        places.insert(0, default_path())
+    found = [place for place in places if place.exists()]
+    if not found:
+        raise KwsdError(
+            f"no kwsd runs: {' and '.join(map(str, places))} are not there; start one, or name a --source to listen to",
+            exit_code=UNAVAILABLE,
+        )
+    return found[0]
+
+
+def lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """What a daemon says on its socket, scores as well, until it hangs up.
+
+    Raises KwsdError if none answers there.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except PermissionError:
+            raise KwsdError(f"{path}: no permission; sudo usermod -aG kwsd $USER, then log in anew") from None
+        except OSError as error:
+            raise KwsdError(
+                f"{path}: no kwsd answers there ({error.strerror}); start one, name its socket with --socket, or a "
+                "--source to listen to",
+                exit_code=UNAVAILABLE,
+            ) from None
+        connection.sendall(b'{"subscribe": ["scores"]}\n')
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+
+@contextlib.contextmanager
+def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
+    """A `kwsd run` with these arguments and a socket of its own.
+
+    Raises KwsdError with its last line if it ends before it listens.
+    """
+    with tempfile.TemporaryDirectory(prefix="kwsd-") as folder:
+        path = Path(folder) / "events.sock"
+        settings = (
+            "--set",
+            f"sinks.socket.path={path}",
+            "--set",
+            "sinks.stdout=false",
+            "--set",
+            "sinks.socket.enabled=true",
+        )
+        command = [sys.executable, "-m", "kwsd", "run", *arguments, *settings]
+        log = Path(folder) / "log"
+        with log.open("wb") as stderr:
+            daemon = subprocess.Popen(command, stdin=None, stdout=subprocess.DEVNULL, stderr=stderr)  # noqa: S603 - us
+        try:
+            deadline = time.monotonic() + COMING_S
+            while not path.exists():
+                if daemon.poll() is not None or time.monotonic() > deadline:
+                    last = (log.read_text(errors="replace").strip().splitlines() or ["it does not start"])[-1]
+                    raise KwsdError(last.removeprefix("kwsd: "), exit_code=daemon.returncode or IO)
+                time.sleep(0.05)
+            yield path
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+
+def monitor(lines: Callable[[], Iterator[dict[str, Any]]]) -> None:
+    """Draw what the lines tell, until they end.
+
+    Raises KwsdError if there are none, ConfigError if there is no terminal or no library to draw with.
+    """
+    if not sys.stdout.isatty():
+        raise ConfigError("monitor: needs a terminal; scripts read the events socket", exit_code=USAGE)
+    try:
+        from rich.live import Live
+    except ImportError:
+        raise ConfigError(
+            "monitor: rich is not installed; pip install 'kwsd[monitor]'", exit_code=UNAVAILABLE
+        ) from None
+    view, told = View(), _in_background(lines)
+    with Live(view.draw(time.monotonic()), auto_refresh=False, screen=True) as live:
+        while True:
+            deadline = time.monotonic() + REFRESH_S
+            with contextlib.suppress(queue.Empty):
+                while (left := deadline - time.monotonic()) > 0:
+                    event = told.get(timeout=left)
+                    if event is None:
+                        return
+                    if isinstance(event, KwsdError):
+                        raise event
+                    view.take(event, time.monotonic())
+            view.fade()
+            live.update(view.draw(time.monotonic()), refresh=True)
+
+
+def _in_background(
+    lines: Callable[[], Iterator[dict[str, Any]]],
+) -> "queue.SimpleQueue[dict[str, Any] | KwsdError | None]":
+    """The lines as they come; None after the last, or the error that ended them."""
+    told: queue.SimpleQueue[dict[str, Any] | KwsdError | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for event in lines():
+                told.put(event)
+            told.put(None)
+        except KwsdError as error:
+            told.put(error)
+
+    threading.Thread(target=read, name="lines", daemon=True).start()
+    return told
