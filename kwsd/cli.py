@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kwsd import __version__
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
+from kwsd.errors import INTERNAL, INTERRUPTED, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -32,7 +32,7 @@ def main() -> NoReturn:
         say(f"{error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         code = OK
     except Exception as error:
@@ -364,10 +364,12 @@ def _model(named: Path) -> Path:
 
 def run(options: argparse.Namespace) -> int:
     """`kwsd run`"""
+    # Until the daemon has its own: nothing is open yet, and an import that an exception interrupts may crash.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     from kwsd.config import load_config
     from kwsd.daemon import run as run_daemon
 
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))  # until the daemon has its own: nothing is open yet
     set_up_logging(logging.DEBUG if options.verbose else logging.INFO)
     source = (f"streams=[{_stream(options.source)}]",) if options.source else ()
     return run_daemon(lambda: load_config(options.config, _settings(options, *source)))

@@ -8,6 +8,7 @@ INTERNAL = 70
 IO = 74
 NO_PERMISSION = 77
 CONFIG = 78
+INTERRUPTED = 130  # by Ctrl-C
 
 
 class KwsdError(Exception):
