@@ -369,6 +369,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     from kwsd.config import load_config
     from kwsd.daemon import run as run_daemon
+    from kwsd.log import set_up_logging
 
     set_up_logging(logging.DEBUG if options.verbose else logging.INFO)
     source = (f"streams=[{_stream(options.source)}]",) if options.source else ()
@@ -385,23 +386,6 @@ def _stream(source: str) -> str:
     if path.is_fifo():
         return json.dumps({"source": "pcm", "name": path.name[:64], "path": str(path)})
     return json.dumps({"source": "file", "name": path.name[:64], "path": str(path)})
-
-
-def set_up_logging(level: int) -> None:
-    """To stderr: with a time for people, with a priority for the journal, which has its own clock."""
-    journal = "JOURNAL_STREAM" in os.environ
-    handler = logging.StreamHandler(sys.stderr)
-    if journal:
-        priorities = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
-
-        def add_priority(record: logging.LogRecord) -> bool:
-            record.priority = priorities.get(record.levelno, 3)
-            return True
-
-        handler.addFilter(add_priority)
-    handler.setFormatter(logging.Formatter("<%(priority)d>%(message)s" if journal else "%(asctime)s kwsd: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback, nor to hear less
 
 
 def check(options: argparse.Namespace) -> int:

@@ -41,6 +41,7 @@ from kwsd.event import (
     unnumbered,
 )
 from kwsd.listening import Listening, Reports, make_sources
+from kwsd.log import UNLIMITED
 from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, lines
 from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks import Sink
@@ -417,7 +418,7 @@ class Daemon:
 
     def _on_metrics_signal(self) -> None:
         for line in lines(self._metrics()):
-            log.info("%s", line)
+            log.info("%s", line, extra=UNLIMITED)
 
     def _on_reload_signal(self) -> None:
         task = self._loop.create_task(self._reload())

@@ -1,0 +1,57 @@
+"""What the daemon says on stderr: a line per change, however often things change."""
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from typing import Any
+
+BURST, PER_S = 10, 60.0  # so many lines of one kind in so many seconds; what comes more often is counted
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # of syslog
+UNLIMITED = {"unlimited": True}  # `extra` of lines that somebody asked for
+
+
+def set_up_logging(level: int) -> None:
+    """To stderr: with a time for people, with a priority for the journal, which has its own clock."""
+    journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RateLimit())
+    handler.addFilter(_add_priority)
+    handler.setFormatter(logging.Formatter("<%(priority)d>%(message)s" if journal else "%(asctime)s kwsd: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback, nor to hear less
+
+
+def _add_priority(record: logging.LogRecord) -> bool:
+    record.priority = PRIORITIES.get(record.levelno, 3)
+    return True
+
+
+class RateLimit(logging.Filter):
+    """Lets a few lines of each kind pass in a minute. The first one after a break says how many were left out.
+
+    A kind is a message with its arguments left open, and the first of them: usually a stream.
+    """
+
+    def __init__(self, clock: Any = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._passed: dict[tuple[str, str], deque[float]] = {}
+        self._left_out: dict[tuple[str, str], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it may be written; its message may get longer."""
+        if getattr(record, "unlimited", False):
+            return True
+        first = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
+        kind = record.msg, first
+        passed, now = self._passed.setdefault(kind, deque(maxlen=BURST)), self._clock()
+        if len(passed) == BURST and now - passed[0] < PER_S:
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return False
+        passed.append(now)
+        left_out = self._left_out.pop(kind, 0)
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} ({left_out} more like it were left out)", ()
+        return True
