@@ -170,7 +170,7 @@ def _add_run(commands: "Commands") -> None:
         metavar="SOURCE",
         help="listen to this instead: - (raw s16le 16 kHz mono on stdin), a FIFO, or an audio file",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every event, too")
 
 
 def _add_check(commands: "Commands") -> None:

@@ -375,6 +375,8 @@ class Daemon:
 
     def _emit(self, event: Event) -> None:
         line = self._stamp.line(event)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
         for sink in self._sinks.values():
             sink(line)
         if isinstance(event, Heard):

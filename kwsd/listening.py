@@ -267,6 +267,7 @@ class Listening:
         counters.add("windows_scored", count=self.windows)
         for name, inlet in zip(self._names, self._inlets, strict=True):
             counters.add("blocks", name, count=inlet.blocks)
+            counters.add("attempts", name, count=self.sources[inlet.stream].attempts)
         return counters
 
     def gauges(self) -> Iterator[Metric]:

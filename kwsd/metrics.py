@@ -41,6 +41,7 @@ COUNTED = {
     "device_overflows": ("Times that the sound system dropped audio.", ("stream",)),
     "losses": ("Times that a stream stopped delivering.", ("stream",)),
     "reconnects": ("Times that a lost stream delivered again.", ("stream",)),
+    "attempts": ("Times that a microphone was tried to be opened again.", ("stream",)),
     "faults": ("Times that a microphone was found deaf.", ("stream", "fault")),
     "satellites": ("Satellites that connected.", ()),
     "reloads": ("Configurations read again, by whether they were taken.", ("ok",)),

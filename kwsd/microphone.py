@@ -32,7 +32,6 @@ class Microphone:
         self.wanted, self.channel, self._block_ms = wanted, channel, block_ms
         self.attempts = 0  # to open it again, ever
         self.fatal: KwsdError | None = None  # why this process can never hear it again
-        self.refusal = ""  # why the last one failed
         self._device: Device | None = None
         self.rate, self.channels = 48_000, 1  # until it is there
         self._listened_to = [channel]
@@ -204,13 +203,12 @@ class Microphone:
             self._failure = None
             self._open()
         except AudioError as error:
-            self._failure, self.refusal = error, str(error)
+            self._failure = error
             return False
         deadline = time.monotonic() + FIRST_BLOCK_S
         while not self._delivering.wait(0.1):
             if self._failure or self._stopping.is_set() or time.monotonic() > deadline:
                 self._failure = self._failure or AudioError(f"{self._name}: was opened and delivers nothing")
-                self.refusal = str(self._failure)
                 self._opening = object()
                 self._close()
                 return False
@@ -273,6 +271,11 @@ class OtherChannel:
     def fatal(self) -> KwsdError | None:
         """Why this process can never hear the microphone again."""
         return self._microphone.fatal
+
+    @property
+    def attempts(self) -> int:
+        """To open the microphone again, ever."""
+        return self._microphone.attempts
 
     def recover(self) -> bool:
         """Open the microphone again, for all its streams."""

@@ -60,6 +60,11 @@ class Source(Protocol):
         ...
 
     @property
+    def attempts(self) -> int:
+        """To open it again, ever."""
+        ...
+
+    @property
     def fatal(self) -> KwsdError | None:
         """Why it cannot be had again as long as this process lives."""
         ...
@@ -70,6 +75,7 @@ class _Reader:
 
     block_s: float | None = None
     may_be_deaf = False
+    attempts = 0
     fatal = None
 
     def __init__(self, rate: int, channels: int, *, realtime: bool) -> None:
