@@ -3,6 +3,8 @@
 # make check  the same, with format, lint and types first
 
 PYTHON ?= python3
+# Processes that test. Most tests wait for a daemon that hears in real time, so there may be more than cores.
+TESTERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -13,7 +15,7 @@ demo: $(VENV)/.installed
 	@sh tests/demo.sh $(BIN)/kwsd
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile
 
 check: lint test
 
