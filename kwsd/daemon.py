@@ -1,12 +1,14 @@
 """The daemon: wires sources, pipeline and sinks together; owns lifecycle, signals and reload."""
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio would import it at the end, when no descriptor may be left
+import errno
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +42,7 @@ from kwsd.event import (
     StreamLeft,
     unnumbered,
 )
+from kwsd.listener import try_door
 from kwsd.listening import Listening, Reports, make_sources
 from kwsd.log import UNLIMITED
 from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, lines
@@ -58,6 +61,8 @@ log = logging.getLogger("kwsd")
 
 T = TypeVar("T")
 
+SOUND_S = 5.0  # the sound system has so long to open the devices of a new configuration
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
 STALE_S = 5.0  # without a window scored, where audio ought to come, all is not well
 NAMED = 8  # streams: of more the status names so many
 
@@ -148,9 +153,10 @@ class Daemon:
             path = config.sinks.socket.path
             place = default_path() if path == "auto" else config.resolve(path)
             key = f"{place} {config.sinks.socket.queue} {config.sinks.socket.group}"
-            open_there = [sink for sink in self._sinks.values() if isinstance(sink, UnixSocket) and sink.path == place]
-            if key not in self._sinks and open_there:
-                await open_there[0].close()
+            for other, sink in list(self._sinks.items()):
+                if other != key and isinstance(sink, UnixSocket) and sink.path == place:
+                    del self._sinks[other]  # whatever comes next, it is closed
+                    await sink.close()
             if key not in self._sinks:
                 log.info("events on %s", place)
             wanted[key] = self._sinks.get(key) or await self._open_socket(config, place)
@@ -221,13 +227,20 @@ class Daemon:
 
         return Reports(progress, audio, over, satellite, overload, scores, idle)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run slow work aside. Raises what it raises, or Stopped if a signal came first."""
+    async def _in_thread(
+        self, work: Callable[[], T], within_s: float | None = None, late: Callable[[T], None] = lambda _: None
+    ) -> T:
+        """Run slow work aside, and give what comes of it too late to somebody else.
+
+        Raises what it raises, Stopped if a signal came first, or KwsdError if it takes longer than it may.
+        """
         done: asyncio.Future[T] = self._loop.create_future()
 
         def deliver(result: T | None, error: Exception | None) -> None:
             self.loading = False
             if done.cancelled():
+                if error is None:
+                    late(result)  # type: ignore[arg-type]
                 return
             done.set_exception(error) if error else done.set_result(result)  # type: ignore[arg-type]
 
@@ -244,12 +257,14 @@ class Daemon:
         threading.Thread(target=body, name="loading", daemon=True).start()
         stopping = asyncio.ensure_future(self._stop.wait())
         either: list[asyncio.Future[Any]] = [done, stopping]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not done.done():
-            done.cancel()
+        if done.done():
+            return done.result()
+        done.cancel()
+        if self._stop.is_set():
             raise Stopped
-        return done.result()
+        raise KwsdError(f"the sound system does not answer within {within_s:g} s", exit_code=UNAVAILABLE)
 
     # --- main loop ---
 
@@ -400,7 +415,9 @@ class Daemon:
 
         def in_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             error = context.get("exception")
-            if isinstance(error, Exception):
+            if isinstance(error, OSError) and error.errno in SHORTAGES:
+                log.warning("nobody can connect now: %s", error.strerror)
+            elif isinstance(error, Exception):
                 self._on_fault("main thread", error)
             else:
                 log.warning("%s", context["message"])
@@ -461,44 +478,72 @@ class Daemon:
         if artefact.sha256 != self._artefact.sha256 or config.device != self._config.device:
             spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         before = self._config
-        await self._open_sinks(config)
         try:
+            await self._open_sinks(config)
             if config.http != before.http:
                 await self._open_endpoint(config)
-            self._relisten(config, spotter)
-        except KwsdError:
-            await self._open_sinks(before)
-            if config.http != before.http:
-                await self._open_endpoint(before)
+            await self._relisten(config, spotter)
+        except KwsdError as refusal:
+            await self._or_end(self._go_back(before, config), refusal)
             raise
         self._config, self._spotter, self._artefact = config, spotter, artefact
         self._beat()
         self._see_who_watches()
 
-    def _relisten(self, config: Config, spotter: Spotter) -> None:
+    async def _go_back(self, before: Config, config: Config) -> None:
+        """Sinks and endpoint as they were."""
+        await self._open_sinks(before)
+        if config.http != before.http:
+            await self._open_endpoint(before)
+
+    async def _or_end(self, going_back: Coroutine[Any, Any, None], refusal: KwsdError) -> None:
+        """Where it is impossible to go on as before, the daemon must end: half of one would hear or tell nothing."""
+        try:
+            await going_back
+        except KwsdError as error:
+            failure = KwsdError(f"reload refused ({refusal}), and no way back: {error}", exit_code=error.exit_code)
+            self._end(str(failure), failure)
+
+    async def _relisten(self, config: Config, spotter: Spotter) -> None:
         """Keep the sources running if they are the same; else start the new ones, or the old ones again."""
         old = self._running()
         if _same_streams(config, old.config):
             old.replace(old.pipeline(config, spotter))
-            old.config = config
+            old.reconfigure(config)
             return
-        sources = _sources_ahead(config)
-        since = time.monotonic()
-        for name in old.source_names:
-            self._emit(AudioLost(stream=name, reason="reload: the sources are opened anew"))
+        for address in config.addresses:
+            if address not in old.config.addresses:
+                try_door(address, config.listen.group)
+        sources = await self._in_thread(lambda: _sources_ahead(config), SOUND_S, _stop_all)
+        since = self._silence(old)
+        try:
+            self._listening = new = Listening(config, self._reports(), sources)
+            await self._in_thread(lambda: new.start(spotter, self._welcome, since), SOUND_S)
+        except KwsdError as refusal:
+            await self._or_end(self._listen_again(old, since), refusal)
+            raise
+        for state in old.states():
+            if state.stream not in new.names:
+                self._emit(StreamLeft(stream=state.stream, reason="reload", heard_s=state.heard_s))
+
+    def _silence(self, old: Listening) -> dict[str, float]:
+        """Stop these sources, for others; since when each is not heard (monotonic s)."""
+        since = dict.fromkeys(old.source_names, time.monotonic())
+        for name in since:
+            event = AudioLost(stream=name, reason="reload: the sources are opened anew")
+            self._count_audio(event)
+            self._emit(event)
         old.stop()
         self._counters.absorb(old.counters())
-        try:
-            self._listening = Listening(config, self._reports(), sources)
-            self._listening.start(spotter, self._welcome, since)
-        except KwsdError:
-            if self._listening is not old and self._listening is not None:
-                self._listening.stop()
-            # What is kept must go on, even if its microphone went just now: then it is opened when it comes back.
-            sources = make_sources(old.config, patient=True)
-            self._listening = Listening(old.config, self._reports(), sources)
-            self._listening.start(self._spotter, self._welcome, since)
-            raise
+        return since
+
+    async def _listen_again(self, old: Listening, since: dict[str, float]) -> None:
+        """To the sources that were stopped, even if a microphone went just now: it is opened when it comes back."""
+        if self._listening is not None:
+            self._listening.stop()
+        sources = await self._in_thread(lambda: make_sources(old.config, patient=True), SOUND_S, _stop_all)
+        self._listening = again = Listening(old.config, self._reports(), sources)
+        await self._in_thread(lambda: again.start(self._spotter, self._welcome, since), SOUND_S)
 
     # --- shutdown ---
 
@@ -585,6 +630,11 @@ class Daemon:
         """What is wrong with which stream, first of all."""
         ill = [f"{stream}: {ailment}" for stream, ailment in self._running().ailments().items()]
         return f"NOT HEARING {', '.join(ill[:NAMED])}; " if ill else ""
+
+
+def _stop_all(sources: Sequence[Source] | None) -> None:
+    for source in sources or ():
+        source.stop()
 
 
 def _sources_ahead(config: Config) -> Sequence[Source] | None:

@@ -72,7 +72,7 @@ class Health:
 
     def __init__(self, dead_after_s: float) -> None:
         """A fault is told when it has lasted so many seconds."""
-        self._dead_after_s = dead_after_s
+        self.dead_after_s = dead_after_s
         self.fault: str | None = None  # told, and not over
         self._ill_s = 0.0  # since that fault began
         self._seen: str | None = None
@@ -88,7 +88,7 @@ class Health:
         if fault is None:
             over, self.fault = self.fault, None
             return Finding(over, over=True, lasted_s=self._ill_s - seconds) if over else None
-        if self._seen_s >= self._dead_after_s:
+        if self._seen_s >= self.dead_after_s:
             self.fault, self._ill_s = fault, self._seen_s
             return Finding(fault, over=False, lasted_s=self._seen_s)
         return None

@@ -443,11 +443,9 @@ class Listener:
     # --- doors ---
 
     def _open(self, address: Address) -> None:
+        door = _bind(address, self._group)
         if address.path is not None:
-            door = bind(address.path, "listen.on", self._group)
             self._paths.append((address.path, address.path.stat().st_ino))
-        else:
-            door = bind_tcp(address.host, address.port, f"listen.on: {address.text}")
         self._doors[door.fileno()] = (door, address)
         self._epoll.register(door, select.EPOLLIN)
 
@@ -478,3 +476,16 @@ def _allow_descriptors(more: int) -> None:
 
 def _interest(satellite: Satellite) -> int:
     return select.EPOLLIN | (select.EPOLLOUT if satellite.outbox else 0)
+
+
+def try_door(address: Address, group: str | None) -> None:
+    """Whether satellites could connect at an address. Raises KwsdError if it cannot be had."""
+    _bind(address, group).close()
+    if address.path is not None:
+        address.path.unlink(missing_ok=True)
+
+
+def _bind(address: Address, group: str | None) -> socket.socket:
+    if address.path is not None:
+        return bind(address.path, "listen.on", group)
+    return bind_tcp(address.host, address.port, f"listen.on: {address.text}")

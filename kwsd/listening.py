@@ -6,7 +6,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +144,12 @@ class Listening:
         self._successor: Pipeline | None = None
         self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, reports.audio)
         self._left: set[int] = set()  # sources that ended, and were told
-        self.listener = self._make_listener() if config.listen.on else None
+        try:
+            self.listener = self._make_listener() if config.listen.on else None
+        except KwsdError:
+            for source in self.sources:
+                source.stop()
+            raise
         self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
 
     def _make_listener(self) -> Listener:
@@ -161,12 +166,15 @@ class Listening:
         )
 
     def start(
-        self, spotter: Spotter, hello: Callable[[str], Line] = lambda _: b"", silent_since: float | None = None
+        self,
+        spotter: Spotter,
+        hello: Callable[[str], Line] = lambda _: b"",
+        silent_since: Mapping[str, float] | None = None,
     ) -> None:
-        """`hello` makes the first line for a satellite of a name; `silent_since` is when the sources before these were
-        stopped (monotonic s). Raises KwsdError if a source refuses to start."""
+        """`hello` makes the first line for a satellite of a name; `silent_since` says since when streams are not heard
+        that others brought before (monotonic s). Raises KwsdError if a source refuses to start."""
         self._pipeline = self.pipeline(self.config, spotter)
-        self._supervisor.start(silent_since)
+        self._supervisor.start(silent_since or {})
         for source, inlet in zip(self.sources, self._inlets, strict=True):
             source.start(inlet, self._waker(inlet))
         sys.setswitchinterval(SWITCH_S)
@@ -215,6 +223,11 @@ class Listening:
         self._successor = successor
         self._wake()
 
+    def reconfigure(self, config: Config) -> None:
+        """Take what another config says of the same streams."""
+        self.config = config
+        self._supervisor.adopt(config.capture)
+
     def time_writes(self, durations_us: list[float]) -> None:
         """Before `start`, with one stream: note how long each block holds up the thread that delivers it."""
         [inlet] = self._inlets
@@ -229,6 +242,8 @@ class Listening:
 
     def stop(self) -> None:
         """Stop the sources and the thread; returns when both have."""
+        if self._stopping:
+            return
         self._stopping = True
         for source in self.sources:
             source.stop()

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 BURST, PER_S = 10, 60.0  # so many lines of one kind in so many seconds; what comes more often is counted
+MOST_KINDS = 1000  # remembered
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # of syslog
 UNLIMITED = {"unlimited": True}  # `extra` of lines that somebody asked for
 
@@ -46,7 +47,10 @@ class RateLimit(logging.Filter):
             return True
         first = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
         kind = record.msg, first
-        passed, now = self._passed.setdefault(kind, deque(maxlen=BURST)), self._clock()
+        now = self._clock()
+        if len(self._passed) >= MOST_KINDS:
+            self._forget(now)
+        passed = self._passed.setdefault(kind, deque(maxlen=BURST))
         if len(passed) == BURST and now - passed[0] < PER_S:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return False
@@ -55,3 +59,10 @@ class RateLimit(logging.Filter):
         if left_out:
             record.msg, record.args = f"{record.getMessage()} ({left_out} more like it were left out)", ()
         return True
+
+    def _forget(self, now: float) -> None:
+        """Kinds of which nothing was said for a while."""
+        for kind, passed in list(self._passed.items()):
+            if now - passed[-1] >= PER_S:
+                del self._passed[kind]
+                self._left_out.pop(kind, None)

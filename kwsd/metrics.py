@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from kwsd.load import LagMeter
 
+MOST_LABELS = 2000  # values of one figure; more are counted together
 LAG_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0)
 
 Labels = tuple[str, ...]
@@ -58,8 +59,11 @@ class Counters:
 
     def add(self, name: str, *labels: str, count: int = 1) -> None:
         """`count` more of one of COUNTED."""
+        counts = self._counts[name]
+        if labels not in counts and len(counts) >= MOST_LABELS:  # satellites of ever new names
+            labels = ("other",) * len(labels)
         if count:
-            self._counts[name][labels] += count
+            counts[labels] += count
 
     def metrics(self, more: "Counters | None" = None) -> Iterator[Metric]:
         """All of them, together with those of somebody else."""

@@ -29,7 +29,7 @@ class Microphone:
         """`wanted` is as `PortAudio.find` takes it. Who is patient takes a device that is not there yet.
 
         Raises AudioError if it is not there, has no such channel, or refuses every usual rate."""
-        self.wanted, self.channel, self._block_ms = wanted, channel, block_ms
+        self.wanted, self.channel, self._block_ms, self._patient = wanted, channel, block_ms, patient
         self.attempts = 0  # to open it again, ever
         self.fatal: KwsdError | None = None  # why this process can never hear it again
         self._device: Device | None = None
@@ -69,10 +69,13 @@ class Microphone:
         return self._failure
 
     def is_the_one(self, wanted: str | int) -> bool:
-        """Whether another stream that wants this means the same device. Raises AudioError if there is none."""
+        """Whether another stream that wants this means the same device."""
         if wanted == self.wanted or self._device is None:
             return wanted == self.wanted
-        return bool(self._audio.find(wanted)["index"] == self._device["index"])
+        try:
+            return bool(self._audio.find(wanted)["index"] == self._device["index"])
+        except AudioError:  # one that is not there is another one
+            return False
 
     def open_for(self, channel: int | None) -> None:
         """Before `start`: another stream listens to this channel. Raises AudioError if there is none."""
@@ -88,7 +91,12 @@ class Microphone:
         """Open the device. Raises AudioError if it refuses."""
         self.deliver_to(inlet)
         if self._device is not None:
-            self._open()
+            try:
+                self._open()
+            except AudioError as error:
+                if not self._patient:
+                    raise
+                self._failure = error
 
     def recover(self) -> bool:
         """Open the device again, as often as it takes, in a thread of its own. What the old stream still delivers
@@ -105,6 +113,8 @@ class Microphone:
     def stop(self) -> None:
         """Close the device; a driver that hangs is not waited for."""
         with self._handing_over:
+            if self._stopping.is_set():
+                return
             self._stopping.set()
             self._opening = object()
             closing = self._reopening

@@ -21,6 +21,7 @@ from kwsd.errors import UNAVAILABLE, AudioError
 
 USUAL_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8_000)  # Hz, tried when a device refuses its own default
 CARD = re.compile(r" \(hw:\d+,\d+\)$")  # ALSA's number of a card, which changes when it is plugged in again
+COUNT_S = 3.0  # how long one thread waits for another that starts the library
 COPY_NAME = "libportaudio"
 
 Device = dict[str, Any]  # what PortAudio says of a device
@@ -29,9 +30,9 @@ Device = dict[str, Any]  # what PortAudio says of a device
 class PortAudio:
     """One instance of the library."""
 
-    def __init__(self, module: Any) -> None:
-        """`module` is a sounddevice of its own."""
-        self._module = module
+    def __init__(self, module: Any, *, counted: bool = False) -> None:
+        """`module` is a sounddevice of its own; that of the library itself is `counted`."""
+        self._module, self._counted = module, counted
 
     def devices(self) -> list[Device]:
         """Every device that can record, as it was when the library last looked."""
@@ -39,13 +40,14 @@ class PortAudio:
 
     def look_again(self) -> None:
         """Make a new list of devices. No stream of this instance may be open. Raises AudioError."""
-        try:
-            with quietly():
-                if self._module._initialized:
-                    self._module._terminate()
-                self._module._initialize()
-        except self._module.PortAudioError as error:
-            raise AudioError(f"PortAudio does not start ({error})", exit_code=UNAVAILABLE) from None
+        with _counting(self._counted):
+            try:
+                with quietly():
+                    if self._module._initialized:
+                        self._module._terminate()
+                    self._module._initialize()
+            except self._module.PortAudioError as error:
+                raise AudioError(f"PortAudio does not start ({error})", exit_code=UNAVAILABLE) from None
 
     def find(self, wanted: str | int) -> Device:
         """An input device by number, by exact name, or by a pattern (`*USB*`) that fits just one; `default`.
@@ -135,6 +137,7 @@ class PortAudio:
 
 _free: list[PortAudio] = []  # instances whose microphone was closed
 _lock = threading.Lock()
+_count = threading.Lock()
 
 
 @functools.cache
@@ -143,13 +146,15 @@ def portaudio() -> PortAudio:
     try:
         with quietly():
             import sounddevice
-    except OSError:
+    except Exception as error:  # PortAudio's own exceptions have no other base in common
+        if not isinstance(error, OSError):
+            raise AudioError(f"PortAudio does not start ({error})", exit_code=UNAVAILABLE) from None
         raise AudioError(
             "the PortAudio library is not installed; on Debian and Ubuntu: apt install libportaudio2, "
             "on Fedora: dnf install portaudio, on Arch: pacman -S portaudio",
             exit_code=UNAVAILABLE,
         ) from None
-    first = PortAudio(sounddevice)
+    first = PortAudio(sounddevice, counted=True)
     _free.append(first)
     return first
 
@@ -180,25 +185,51 @@ def give_back(audio: PortAudio) -> None:
 def _copy() -> PortAudio:
     """One more instance: the same library from another file, one that lies in memory and stays open, as a name that
     was loaded before would give the same instance again."""
-    spec = importlib.util.find_spec("sounddevice")
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
+    copy = -1
     try:
         with quietly():
-            spec.loader.exec_module(module)
-            module._terminate()  # of the library itself, which counts how often it is used
+            module = _another_module()
             copy = os.memfd_create(COPY_NAME, os.MFD_CLOEXEC)
             with os.fdopen(copy, "wb", closefd=False) as file:
                 file.write(_where_it_lies().read_bytes())
             module._lib = module._ffi.dlopen(f"/proc/self/fd/{copy}")
             module._initialize()
-    except OSError as error:
+    except Exception as error:  # PortAudio's own exceptions have no other base in common
+        if copy >= 0:
+            os.close(copy)
         raise AudioError(
             f"PortAudio cannot be loaded a second time, for another microphone ({error}); name one microphone only, or "
             "run a second kwsd",
             exit_code=UNAVAILABLE,
         ) from None
     return PortAudio(module)
+
+
+def _another_module() -> Any:
+    """A sounddevice of its own, which is not in use of any library."""
+    spec = importlib.util.find_spec("sounddevice")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with _counting(True):
+        spec.loader.exec_module(module)
+        module._terminate()  # of the library itself
+    return module
+
+
+@contextlib.contextmanager
+def _counting(counted: bool) -> Iterator[None]:
+    """The library itself counts how often it was started, and does not expect two threads to do so at once.
+
+    Raises AudioError if another thread is at it for long: a sound server that hangs."""
+    if not counted:
+        yield
+        return
+    if not _count.acquire(timeout=COUNT_S):
+        raise AudioError("PortAudio is busy with a device that hangs", exit_code=UNAVAILABLE)
+    try:
+        yield
+    finally:
+        _count.release()
 
 
 def _where_it_lies() -> Path:

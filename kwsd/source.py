@@ -193,7 +193,7 @@ class RawPcm(_Reader):
         self.channel = channel
         self._name = "stdin" if path == "-" else path
         self._decoder = PcmDecoder(sample_format, channels)
-        self._fd = self._open(path)
+        self._fd, self._closing = self._open(path), threading.Lock()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 
@@ -238,6 +238,21 @@ class RawPcm(_Reader):
                 exit_code=0,
             )
 
+    def stop(self) -> None:
+        """Deliver no more, and let the writer know."""
+        super().stop()
+        self._close()
+
+    def _deliver(self, inlet: Inlet, wake: Callable[[], None]) -> None:
+        super()._deliver(inlet, wake)
+        self._close()
+
+    def _close(self) -> None:
+        with self._closing:
+            fd, self._fd = self._fd, -1
+        if fd > 0:  # stdin stays
+            os.close(fd)
+
     def _read(self, size: int) -> bytes | None:
         """Bytes, b'' at the end, None if nothing came for a while."""
         if not self._poll.poll(100):
@@ -247,6 +262,8 @@ class RawPcm(_Reader):
         except BlockingIOError:
             return None
         except OSError as error:
+            if self._stop.is_set():
+                return b""
             if error.errno == errno.EISDIR:
                 raise AudioError(f"{self._name}: is a folder") from None
             raise AudioError(f"{self._name}: cannot be read ({error.strerror})", exit_code=IO) from None

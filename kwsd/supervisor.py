@@ -1,7 +1,7 @@
 """Looks after the sources: says what was lost and what came back, has it opened again, and notices who is deaf."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ class _Charge:
     name: str
     source: Source
     inlet: Inlet
-    health: Health | None  # None: a recording may be as silent as it likes
+    health: Health | None = None  # None: a recording may be as silent as it likes
     missing_s: float = 0.0  # looked at in vain
     wrote_at: float = -1.0  # when its last block came, the last time we looked
     began_at: float = 0.0  # wrote_at before its first block
@@ -52,21 +52,28 @@ class Supervisor:
         """`tell` gets every event, and why where something is lost."""
         self._capture, self._tell = capture, tell
         self._charges = [
-            _Charge(name, source, inlet, self._health(source))
-            for name, source, inlet in zip(names, sources, inlets, strict=True)
+            _Charge(name, source, inlet) for name, source, inlet in zip(names, sources, inlets, strict=True)
         ]
         self._looked_at = time.monotonic()
         self.failure: KwsdError | None = None  # the first source that is lost for good, and why
+        self.adopt(capture)
 
-    def _health(self, source: Source) -> Health | None:
-        dead_after_s = self._capture.dead_after_s
-        return Health(dead_after_s) if source.may_be_deaf and dead_after_s else None
+    def adopt(self, capture: CaptureConfig) -> None:
+        """What counts as deaf from now on. May be called from any thread."""
+        self._capture = capture
+        for charge in self._charges:
+            if not (charge.source.may_be_deaf and capture.dead_after_s):
+                charge.health = None
+            elif charge.health is None:
+                charge.health = Health(capture.dead_after_s)
+            else:
+                charge.health.dead_after_s = capture.dead_after_s
 
-    def start(self, silent_since: float | None = None) -> None:
-        """The sources are about to start; where others before them were stopped, when that was (monotonic s)."""
+    def start(self, silent_since: Mapping[str, float]) -> None:
+        """The sources are about to start; since when streams are not heard that others brought (monotonic s)."""
         self._looked_at = time.monotonic()
         for charge in self._charges:
-            charge.silent_since = silent_since
+            charge.silent_since = silent_since.get(charge.name)
             charge.began_at = charge.wrote_at = charge.inlet.wrote_at = charge.examined_at = self._looked_at
 
     @property

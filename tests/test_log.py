@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwsd.log import BURST, PER_S, UNLIMITED, RateLimit
+from kwsd.log import BURST, MOST_KINDS, PER_S, UNLIMITED, RateLimit
 
 
 class Log:
@@ -40,6 +40,14 @@ def test_lines_of_another_kind_pass_meanwhile(other):
         log.say("no audio from %s: %s", "mic", "unplugged")
     log.say(*other)
     assert len(log.lines) == BURST + 1
+
+
+def test_kinds_of_which_nothing_is_said_any_more_are_forgotten():
+    log = Log()
+    for n in range(10 * MOST_KINDS):
+        log.now += 1.0
+        log.say("satellite %s", f"room {n}")
+    assert len(log.lines) == 10 * MOST_KINDS and len(log.limit._passed) <= MOST_KINDS
 
 
 def test_what_was_asked_for_is_not_limited():

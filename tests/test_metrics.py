@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwsd.load import LagMeter
-from kwsd.metrics import COUNTED, LAG_BUCKETS_S, Counters, Metric, lag_histogram, lines
+from kwsd.metrics import COUNTED, LAG_BUCKETS_S, MOST_LABELS, Counters, Metric, lag_histogram, lines
 
 ADDED = st.lists(st.tuples(st.sampled_from(["mic", "tap"]), st.integers(0, 5)), max_size=20)
 
@@ -27,6 +27,15 @@ def test_what_another_one_counted_is_added_and_may_be_taken_in(mine, theirs):
     assert counted(counters, "blocks", other) == expected
     counters.absorb(other)
     assert counted(counters, "blocks") == expected
+
+
+def test_names_without_end_are_counted_together():
+    counters = Counters()
+    for n in range(2 * MOST_LABELS):
+        counters.add("losses", f"room {n}")
+    values = counted(counters, "losses")
+    assert len(values) == MOST_LABELS + 1 and sum(values.values()) == 2 * MOST_LABELS
+    assert values["other",] == MOST_LABELS
 
 
 def test_every_count_is_there_from_the_start_and_only_of_known_names():

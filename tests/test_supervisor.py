@@ -37,7 +37,7 @@ class Room:
         self.supervisor = Supervisor(
             ["mic"], [self.source], [self.inlet], capture, lambda event, failure: self.events.append((self.now, event))
         )
-        self.supervisor.start()
+        self.supervisor.start({})
 
     def deliver(self, seconds, level=0.1, look_s=LOOK_S):
         return self.wait(seconds, look_s=look_s, level=level)
@@ -103,14 +103,14 @@ def test_what_comes_back_is_told_with_the_gap_and_may_be_lost_again(room):
 
 
 def test_who_is_opened_in_the_place_of_others_is_told_with_the_time_since_then(room):
-    room.supervisor.start(silent_since=room.now - 1.5)
+    room.supervisor.start({"mic": room.now - 1.5})
     room.wait(1.0).deliver(3.0)
     [(_, restored)] = room.events
     assert restored.gap_s == pytest.approx(2.5, abs=0.1)
 
 
 def test_one_that_was_not_even_there_then_is_told_once(room):
-    room.supervisor.start(silent_since=room.now)
+    room.supervisor.start({"mic": room.now})
     room.source.failure = AudioError("not there", exit_code=IO)
     room.wait(3.0)
     room.inlet.reopen(SAMPLE_RATE, 1)

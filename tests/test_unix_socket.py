@@ -163,6 +163,26 @@ def test_scores_are_for_those_who_asked_and_as_long_as_they_want(tmp_path):
     assert changes[:4] == [True, False, True, False]
 
 
+def test_there_are_no_more_readers_than_descriptors_for_all_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("kwsd.sinks.unix_socket.MOST_READERS", 3)
+
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        readers = [await asyncio.open_unix_connection(str(sink.path)) for _ in range(4)]
+        kinds = [json.loads(await incoming.readline())["type"] for incoming, _ in readers]
+        readers[0][1].close()
+        while len(sink._readers) > 2:
+            await asyncio.sleep(0.01)
+        again, leaving = await asyncio.open_unix_connection(str(sink.path))
+        kinds.append(json.loads(await again.readline())["type"])
+        for _, outgoing in [*readers, (again, leaving)]:
+            outgoing.close()
+        await sink.close()
+        return kinds
+
+    assert asyncio.run(scenario()) == ["hello", "hello", "hello", "refused", "hello"]
+
+
 @pytest.mark.parametrize("said", [b'{"subscribe":["all"]}\n', b'{"mute":true}\n', b"[]\n", b"\xff\n", b"{}\n"])
 def test_what_is_nearly_a_command_is_refused(tmp_path, said):
     async def scenario():

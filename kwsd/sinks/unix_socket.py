@@ -15,6 +15,7 @@ from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
 from kwsd.event import Dropped, Line, Refused, Subscribed, unnumbered
 
 UNDERSTOOD = 'not understood; a reader may say {"subscribe": ["scores"]} or nothing'
+MOST_READERS = 512  # so that descriptors are left for all else
 LONGEST_COMMAND = 4096  # bytes
 FLUSH_S = 0.3  # how long `close` waits for readers
 
@@ -147,6 +148,10 @@ class UnixSocket:
                 pass
 
     async def _serve(self, incoming: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._readers) >= MOST_READERS:
+            writer.write(unnumbered(Refused(reason=f"there are {MOST_READERS} readers already")))
+            writer.close()
+            return
         reader = Reader(self._queue, self._hello())
         serving = asyncio.current_task()
         assert serving is not None

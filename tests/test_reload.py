@@ -1,0 +1,178 @@
+"""A reload takes all of a new configuration or nothing of it, and leaves no half of a daemon behind."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from running import Running, clean_environment
+from sound_server import SoundServer, missing
+from test_microphone import THREE_WORDS_S, TWO_SERVERS
+
+from kwsd.recording import DEMO
+
+needs_sound = pytest.mark.skipif(
+    bool(missing()), reason=f"not installed: {', '.join(missing())}; make test installs it"
+)
+TAPE = {"source": "file", "path": str(DEMO), "name": "tape"}
+
+
+class Daemon(Running):
+    """With a config file that can be changed."""
+
+    def __init__(self, folder, config, environment=None):
+        self.file = folder / "kwsd.yaml"
+        self.file.write_text(json.dumps(config))
+        super().__init__(
+            "--config", str(self.file), environment=environment or clean_environment(XDG_RUNTIME_DIR=str(folder))
+        )
+
+    def reload(self, config):
+        """The event that answers."""
+        self.file.write_text(json.dumps(config))
+        self.process.send_signal(signal.SIGHUP)
+        return self.wait_for("reload", timeout=20)
+
+    def open_files(self, like):
+        """How many descriptors are of something."""
+        folder, found = Path(f"/proc/{self.process.pid}/fd"), 0
+        for entry in folder.iterdir():
+            try:
+                found += like in str(entry.readlink())
+            except OSError:  # it was closed meanwhile
+                continue
+        return found
+
+
+@pytest.fixture
+def port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
+
+
+def test_a_socket_for_a_group_that_is_not_there_leaves_the_one_there_was(tmp_path):
+    with Daemon(tmp_path, {"streams": [TAPE]}) as daemon:
+        daemon.wait_for("ready")
+        answer = daemon.reload({"streams": [TAPE], "sinks": {"socket": {"group": "nobodys"}}})
+        assert not answer["ok"] and "there is no group 'nobodys'" in answer["error"]
+        assert stat.S_ISSOCK((tmp_path / "kwsd/events.sock").stat().st_mode)
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(tmp_path / "kwsd/events.sock"))
+            assert b'"hello"' in reader.recv(4096)
+            assert daemon.reload({"streams": [TAPE]})["ok"]
+            daemon.stop()
+            assert b'"shutdown"' in reader.recv(1 << 16)
+
+
+def test_an_address_in_use_touches_no_source(tmp_path, port_in_use):
+    with Daemon(tmp_path, {"streams": [TAPE]}) as daemon:
+        daemon.wait_for("ready")
+        for _ in range(3):
+            answer = daemon.reload({"streams": [TAPE], "listen": {"on": [f"tcp://127.0.0.1:{port_in_use}"]}})
+            assert not answer["ok"] and "cannot be bound" in answer["error"]
+        daemon.wait_for("detection")
+        daemon.stop()
+    assert "audio_lost" not in {event["type"] for event in daemon.events}
+
+
+def test_when_a_microphone_counts_as_deaf_is_taken_at_once(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    stream = {"source": "pcm", "path": str(pipe), "name": "tap"}
+    with Daemon(tmp_path, {"streams": [stream], "capture": {"dead_after_s": 0}}) as daemon, pipe.open("wb", 0) as out:
+        silence = bytes(3200)
+
+        def feed(seconds):
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                out.write(silence)
+                time.sleep(0.1)
+
+        feed(3.0)
+        assert "audio_fault" not in {event["type"] for event in daemon.events}
+        assert daemon.reload({"streams": [stream], "capture": {"dead_after_s": 1}})["ok"]
+        feed(4.0)
+        assert [event["fault"] for event in daemon.events if event["type"] == "audio_fault"] == ["digital silence"]
+        assert "audio_lost" not in {event["type"] for event in daemon.events}
+        daemon.stop()
+
+
+def test_pipes_that_are_not_read_any_more_are_closed(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    stream = {"source": "pcm", "path": str(pipe), "name": "tap"}
+    with Daemon(tmp_path, {"streams": [stream, TAPE]}) as daemon, pipe.open("wb", 0):
+        daemon.wait_for("ready")
+        for n in range(6):
+            assert daemon.reload({"streams": [stream | {"name": f"tap {n}"}, TAPE]})["ok"]
+        assert daemon.open_files(str(pipe)) == 1
+        assert daemon.reload({"streams": [TAPE]})["ok"]
+        assert daemon.open_files(str(pipe)) == 0
+        daemon.stop()
+    left = [event["stream"] for event in daemon.events if event["type"] == "stream_left"]
+    assert left == ["tap", *(f"tap {n}" for n in range(6))]
+    restored = [event["stream"] for event in daemon.events if event["type"] == "audio_restored"]
+    assert set(restored) <= {"tape"}, "a stream that is new was never lost"
+
+
+@needs_sound
+def test_refused_with_one_of_two_microphones_gone_it_hears_the_other(tmp_path, port_in_use):
+    servers = [SoundServer(tmp_path), SoundServer(tmp_path / "other", sink="ear")]
+    (tmp_path / "other").mkdir()
+    for server in servers:
+        server.start()
+    (tmp_path / ".asoundrc").write_text(TWO_SERVERS.format(one=servers[0], other=servers[1]))
+    speech, rate = soundfile.read(DEMO, dtype="float32")
+    soundfile.write(tmp_path / "words.wav", np.asarray(speech[: round(THREE_WORDS_S * rate)]), rate)
+    environment = {name: value for name, value in servers[0].environment.items() if name != "PULSE_SERVER"}
+    both = {"streams": [{"source": "microphone", "name": name, "device": name} for name in ("mouth", "ear")]}
+    try:
+        with Daemon(tmp_path, both, environment) as daemon:
+            daemon.wait_for("ready")
+            time.sleep(2.5)  # a null sink is slow to begin
+            copies = daemon.open_files("memfd:libportaudio")
+            servers[1].kill()
+            daemon.wait_for("audio_lost")
+            # Bound by us and by another: it is found only when the sources were stopped already.
+            path = tmp_path / "folder/audio.sock"
+            assert not daemon.reload(both | {"listen": {"on": [f"unix:{path}"]}})["ok"]
+            assert not daemon.reload({"streams": both["streams"][:1], "window": {"hop_ms": 50}, "listen": {
+                "on": ["tcp://127.0.0.1:0", f"tcp://127.0.0.1:{port_in_use}"]}})["ok"]  # fmt: skip
+            before = len(daemon.detections)
+            time.sleep(2.5)
+            servers[0].speak(tmp_path / "words.wav")
+            assert len(daemon.detections) == before + 3
+            assert daemon.open_files("memfd:libportaudio") <= copies + 1
+            assert daemon.stop()[0] == 0
+    finally:
+        for server in servers:
+            server.kill()
+
+
+@needs_sound
+def test_a_sound_server_that_hangs_does_not_hold_up_anything_but_the_reload(tmp_path):
+    server = SoundServer(tmp_path)
+    server.start()
+    microphone = {"source": "microphone"}
+    try:
+        with Daemon(tmp_path, {"streams": [microphone, TAPE]}, server.environment) as daemon:
+            daemon.wait_for("ready")
+            server.signal(signal.SIGSTOP)
+            daemon.wait_for("audio_lost")
+            begun = time.monotonic()
+            answer = daemon.reload({"streams": [microphone | {"name": "new"}, TAPE]})
+            assert not answer["ok"] and "does not answer within 5 s" in answer["error"]
+            assert time.monotonic() - begun < 8.0
+            code, took = daemon.stop()
+            assert code == 0 and took < 2.0
+            assert len([word for word in daemon.detections if word["stream"] == "tape"]) >= 2
+            assert all(word["latency_ms"] < 1000 for word in daemon.detections)
+    finally:
+        server.signal(signal.SIGCONT)
+        server.kill()
