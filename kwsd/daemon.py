@@ -32,7 +32,6 @@ from kwsd.event import (
     Hello,
     Line,
     Overload,
-    Overrun,
     Ready,
     Reload,
     Scores,
@@ -272,7 +271,6 @@ class Daemon:
         if len(progress.scored):
             self._now_ready()
         for overrun in progress.overruns:
-            self._count_overrun(overrun)
             log.warning(
                 "overrun on %s: %d windows were skipped, %d samples lost, and the sound system dropped audio %d times",
                 overrun.stream,
@@ -286,17 +284,10 @@ class Daemon:
                 self._detections += 1
                 self._last_heard = f"; last heard: {heard.keyword}"
                 self._notifier.status(self._status())
-                self._counters.add("detections", heard.stream, heard.keyword)
-            else:
-                self._counters.add("rejections", heard.keyword, heard.reason)
             if isinstance(heard, Heard) or self._config.events.rejected:
                 self._emit(heard)
-
-    def _count_overrun(self, overrun: Overrun) -> None:
-        self._counters.add("overruns", overrun.stream)
-        self._counters.add("windows_skipped", overrun.stream, count=overrun.skipped_windows)
-        self._counters.add("samples_lost", overrun.stream, count=overrun.lost_samples)
-        self._counters.add("device_overflows", overrun.stream, count=overrun.device_overflows)
+            else:
+                self._counters.note(heard)
 
     def _now_ready(self) -> None:
         """Audio reached the model, or satellites may come."""
@@ -332,7 +323,6 @@ class Daemon:
         if failure is not None and failure.exit_code == OK:  # worth a word, but everything there was has been heard
             log.warning("%s", failure)
             return
-        self._count_audio(event)
         match event:
             case AudioLost() if self._running().goes_on:  # else it is the last line, which the caller writes
                 log.warning("no audio from %s: %s", event.stream, event.reason)
@@ -345,18 +335,8 @@ class Daemon:
         self._emit(event)
         self._notifier.status(self._status())
 
-    def _count_audio(self, event: AudioEvent) -> None:
-        match event:
-            case AudioLost():
-                self._counters.add("losses", event.stream)
-            case AudioRestored():
-                self._counters.add("reconnects", event.stream)
-            case AudioFault():
-                self._counters.add("faults", event.stream, event.fault)
-
     def _on_satellite(self, event: StreamJoined | StreamLeft) -> None:
         if isinstance(event, StreamJoined):
-            self._counters.add("satellites")
             log.info("satellite %s: %d Hz, %d channels", event.stream, event.rate, event.channels)
         else:
             log.info("stream %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
@@ -389,6 +369,7 @@ class Daemon:
             self._stop.set()
 
     def _emit(self, event: Event) -> None:
+        self._counters.note(event)
         line = self._stamp.line(event)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
@@ -457,12 +438,10 @@ class Daemon:
             try:
                 await self._switch_to(self._load())
                 self._refused = ""
-                self._counters.add("reloads", "yes")
                 self._emit(Reload(ok=True))
                 log.info("reloaded")
             except KwsdError as error:
                 self._refused = f"; reload refused: {error}"
-                self._counters.add("reloads", "no")
                 self._emit(Reload(ok=False, error=str(error)))
                 log.error("reload: %s; the old configuration is kept", error)
             except Stopped:
@@ -530,9 +509,7 @@ class Daemon:
         """Stop these sources, for others; since when each is not heard (monotonic s)."""
         since = dict.fromkeys(old.source_names, time.monotonic())
         for name in since:
-            event = AudioLost(stream=name, reason="reload: the sources are opened anew")
-            self._count_audio(event)
-            self._emit(event)
+            self._emit(AudioLost(stream=name, reason="reload: the sources are opened anew"))
         old.stop()
         self._counters.absorb(old.counters())
         return since

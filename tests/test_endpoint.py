@@ -91,8 +91,10 @@ def test_counts_survive_a_reload_that_opens_sources_anew(tmp_path):
     assert {dict(labels)["stream"] for labels in found["kwsd_detections_total"]} == {"one", "other"}
     assert {dict(labels)["stream"] for labels in found["kwsd_blocks_total"]} == {"one", "other"}
     assert found["kwsd_reloads_total"] == {(("ok", "yes"),): 1}
-    kinds = [event["type"] for event in daemon.events]
-    assert kinds.index("audio_lost") < kinds.index("audio_restored")
+    ended = [
+        (event["type"], event["stream"]) for event in daemon.events if event["type"] in {"audio_lost", "stream_left"}
+    ]
+    assert ended == [("audio_lost", "one"), ("stream_left", "one")]
 
 
 def test_a_signal_has_it_all_in_the_log(tmp_path):
