@@ -4,6 +4,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from kwsd.event import (
+    AudioFault,
+    AudioLost,
+    AudioRestored,
+    Event,
+    Heard,
+    Overrun,
+    Rejected,
+    Reload,
+    StreamJoined,
+)
 from kwsd.load import LagMeter
 
 MOST_LABELS = 2000  # values of one figure; more are counted together
@@ -64,6 +75,29 @@ class Counters:
             labels = ("other",) * len(labels)
         if count:
             counts[labels] += count
+
+    def note(self, event: Event) -> None:
+        """What an event says that happened."""
+        match event:
+            case Heard():
+                self.add("detections", event.stream, event.keyword)
+            case Rejected():
+                self.add("rejections", event.keyword, event.reason)
+            case Overrun():
+                self.add("overruns", event.stream)
+                self.add("windows_skipped", event.stream, count=event.skipped_windows)
+                self.add("samples_lost", event.stream, count=event.lost_samples)
+                self.add("device_overflows", event.stream, count=event.device_overflows)
+            case AudioLost():
+                self.add("losses", event.stream)
+            case AudioRestored():
+                self.add("reconnects", event.stream)
+            case AudioFault():
+                self.add("faults", event.stream, event.fault)
+            case StreamJoined():
+                self.add("satellites")
+            case Reload():
+                self.add("reloads", "yes" if event.ok else "no")
 
     def metrics(self, more: "Counters | None" = None) -> Iterator[Metric]:
         """All of them, together with those of somebody else."""

@@ -4,6 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kwsd.event import (
+    AudioFault,
+    AudioHealed,
+    AudioLost,
+    AudioRestored,
+    Overrun,
+    Rejected,
+    Reload,
+    Shutdown,
+    StreamJoined,
+)
 from kwsd.load import LagMeter
 from kwsd.metrics import COUNTED, LAG_BUCKETS_S, MOST_LABELS, Counters, Metric, lag_histogram, lines
 
@@ -36,6 +47,28 @@ def test_names_without_end_are_counted_together():
     values = counted(counters, "losses")
     assert len(values) == MOST_LABELS + 1 and sum(values.values()) == 2 * MOST_LABELS
     assert values["other",] == MOST_LABELS
+
+
+EVENTS = [
+    (Overrun(stream="mic", skipped_windows=3, lost_samples=0, device_overflows=2), {
+        "overruns": 1, "windows_skipped": 3, "device_overflows": 2}),
+    (AudioLost(stream="mic", reason="x"), {"losses": 1}),
+    (AudioRestored(stream="mic", gap_s=1.0), {"reconnects": 1}),
+    (AudioFault(stream="mic", fault="quiet", meaning="x", lasted_s=1.0, level_dbfs=-90.0), {"faults": 1}),
+    (AudioHealed(stream="mic", fault="quiet", lasted_s=1.0), {}),
+    (StreamJoined(stream="tap", rate=16_000, channels=1), {"satellites": 1}),
+    (Reload(ok=False, error="x"), {"reloads": 1}),
+    (Rejected(stream="mic", keyword="go", score=0.5, threshold=0.7, reason="margin", at_s=1.0), {"rejections": 1}),
+    (Shutdown(reason="x", detections=3), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "expected"), EVENTS, ids=[type(event).__name__ for event, _ in EVENTS])
+def test_an_event_counts_for_what_it_says(event, expected):
+    counters = Counters()
+    counters.note(event)
+    counts = {metric.name: sum(metric.values.values()) for metric in counters.metrics()}
+    assert {name: count for name, count in counts.items() if count} == expected
 
 
 def test_every_count_is_there_from_the_start_and_only_of_known_names():
