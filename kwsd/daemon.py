@@ -60,6 +60,7 @@ log = logging.getLogger("kwsd")
 
 T = TypeVar("T")
 
+TWICE_S = 0.1  # timeout(1) sends its signal to the process and then to the group: to us that is one
 SOUND_S = 5.0  # the sound system has so long to open the devices of a new configuration
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
 STALE_S = 5.0  # without a window scored, where audio ought to come, all is not well
@@ -101,6 +102,7 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._born = time.monotonic()
+        self._asked_at = 0.0  # to stop, monotonic s
         self._next_beat: asyncio.TimerHandle | None = None
         self._counters = Counters()
         self._endpoint: Endpoint | None = None
@@ -412,8 +414,10 @@ class Daemon:
         self._end(str(failure), failure)
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
-        if self._stop.is_set():  # the second one forces
+        now = time.monotonic()
+        if self._stop.is_set() and now - self._asked_at > TWICE_S:  # the second one forces
             os._exit(128 + number)
+        self._asked_at = now
         self._end(number.name)
 
     def _on_metrics_signal(self) -> None:
