@@ -200,9 +200,14 @@ class Daemon:
                 sink.show(line)
 
     def _reports(self) -> Reports:
+        def alive() -> None:
+            """By way of the main thread: that one must be alive as well."""
+            if self._notifier.is_due:
+                self._loop.call_soon_threadsafe(self._notifier.alive)
+
         def progress(progress: Progress) -> None:
             if len(progress.scored):
-                self._notifier.alive()
+                alive()
             if progress.heard or progress.overruns or not self._ready:
                 self._loop.call_soon_threadsafe(self._on_progress, progress)
 
@@ -222,7 +227,7 @@ class Daemon:
             self._loop.call_soon_threadsafe(self._on_scores, scores)
 
         def idle() -> None:
-            self._notifier.alive()
+            alive()
             if not self._ready:
                 self._loop.call_soon_threadsafe(self._now_ready)
 

@@ -25,11 +25,15 @@ class Notifier:
         """One line for `systemctl status`."""
         self._send(f"STATUS={status}")
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `alive` would tell anything. Cheap to ask often, from any thread."""
+        return self._alive_every > 0.0 and time.monotonic() - self._alive_at >= self._alive_every
+
     def alive(self) -> None:
-        """Audio reached the model. Cheap to call often."""
-        now = time.monotonic()
-        if self._alive_every and now - self._alive_at >= self._alive_every:
-            self._alive_at = now
+        """Audio reached the model."""
+        if self.is_due:
+            self._alive_at = time.monotonic()
             self._send("WATCHDOG=1")
 
     def reloading(self) -> None:

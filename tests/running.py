@@ -21,6 +21,11 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("KWSD_")} | more
 
 
+def _heed_ctrl_c() -> None:
+    """What is started in the background is told to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """`with Running("--source", "-") as daemon: daemon.wait_for("ready")`"""
 
@@ -34,6 +39,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment or clean_environment(),
+            preexec_fn=_heed_ctrl_c,
         )
         self.events: list[dict] = []
         self.arrivals: list[float] = []  # when each event was read, in seconds since the epoch

@@ -1,9 +1,12 @@
 """What a microphone that cannot hear delivers, told from what one that hears does."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from running import Running, clean_environment
 
 from kwsd.health import CLIPPING, CONSTANT, MEANING, QUIET, SILENCE, STUCK, Finding, Health, fault_in, repeats
 from kwsd.recording import DEMO, read_recording
@@ -112,3 +115,39 @@ def test_a_second_of_something_else_does_not_end_it():
         Finding(SILENCE, over=False, lasted_s=3.0),
         Finding(SILENCE, over=True, lasted_s=7.0),
     ]
+
+
+# --- a real daemon at the end of a pipe ---
+
+PIECE_S = 0.1
+
+
+def piped(name):
+    """0.9 s of 16 kHz, as a pipe brings it: so often does the buffer fit."""
+    samples, fault = SICK[name]
+    return (np.clip(samples[:14_400], -1, 1 - 1 / 32768) * 32768).astype("<i2"), fault
+
+
+@pytest.mark.parametrize(
+    "name", ["zeros", "an offset alone", "a buffer of 50 ms", "noise far too loud", "the last bit"]
+)
+def test_a_daemon_says_so_once_and_once_when_it_is_over(name, tmp_path):
+    second, fault = piped(name)
+    room = (noise(-50, samples=3 * 16_000) * 32768).astype("<i2")
+    environment = clean_environment(XDG_RUNTIME_DIR=str(tmp_path))
+    with Running("--source", "-", "--set", "capture.dead_after_s=2", environment=environment) as daemon:
+
+        def feed(sound, times):
+            whole = np.tile(sound, times)
+            for piece in np.array_split(whole, round(len(whole) / 16_000 / PIECE_S)):
+                daemon.process.stdin.write(piece.tobytes())
+                daemon.process.stdin.flush()
+                time.sleep(PIECE_S)
+
+        feed(second, 5)
+        feed(room, 1)
+        daemon.process.stdin.close()
+        assert daemon.finish() == 0
+    told = [(event["type"], event["fault"]) for event in daemon.events if event["type"].startswith("audio_")]
+    assert told == [("audio_fault", fault), ("audio_healed", fault)]
+    assert any("is deaf: " in line for line in daemon.errors) and any("hears again" in line for line in daemon.errors)

@@ -141,3 +141,31 @@ def test_a_release_above_a_recommended_threshold_is_refused(config):
     debouncer = msgspec.structs.replace(config.debouncer, release=0.99)
     with pytest.raises(ConfigError, match=r"release 0\.99 is above its threshold"):
         make_rules(msgspec.structs.replace(config, debouncer=debouncer), read_info(config.model_path))
+
+
+# --- a microphone that was lost over a word ---
+
+
+@pytest.mark.parametrize("cut_s", [2.1, 2.2, 2.3])
+def test_a_word_of_which_a_gap_took_a_part_is_not_put_together(config, spotter, cut_s):
+    """ "stop" is said from 2.0 to 2.44 s. The device is lost in it, and opened again: neither the halves side by side
+    nor what was said before the gap makes a word after it."""
+    speech = read_recording(DEMO)[: 9 * RATE]
+    ring = make_ring(config, 1)
+    inlet = Inlet(ring, 0, RATE, 1, None)
+    pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo("mic", True, False)])
+    heard = []
+
+    def feed(samples):
+        for piece in np.array_split(samples, max(1, len(samples) // 1600)):
+            inlet.write(piece[:, None])
+            heard.extend(pipeline.advance().heard)
+
+    cut = round(cut_s * RATE)
+    feed(speech[:cut])
+    told = len(heard)
+    inlet.reopen(RATE, 1)
+    feed(speech[cut:])
+    after = [word.keyword for word in heard[told:]]
+    assert told == 0 or heard[0].keyword == "stop"
+    assert after == ["yes", "up"], "what came whole is heard, and nothing else"
