@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+HEED_CTRL_C = ("env", "--default-signal=INT")  # which what is started in the background is told to ignore
 KWSD = Path(sys.executable).with_name("kwsd")
 MOST_ERRORS = 10_000
 PATIENCE_S = 40.0  # importing torch on a busy machine
@@ -21,11 +22,6 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("KWSD_")} | more
 
 
-def _heed_ctrl_c() -> None:
-    """What is started in the background is told to ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Running:
     """`with Running("--source", "-") as daemon: daemon.wait_for("ready")`"""
 
@@ -34,12 +30,11 @@ class Running:
     ) -> None:
         """`log` is where its stderr goes, if it is not to be read here."""
         self.process = subprocess.Popen(
-            [str(KWSD), "run", *arguments],
+            [*HEED_CTRL_C, str(KWSD), "run", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment or clean_environment(),
-            preexec_fn=_heed_ctrl_c,
         )
         self.events: list[dict] = []
         self.arrivals: list[float] = []  # when each event was read, in seconds since the epoch
