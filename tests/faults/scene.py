@@ -60,6 +60,7 @@ class Ledger:
 
     said: list[tuple[float, float, str]] = field(default_factory=list)  # from, to (s since the epoch), word
     excused: list[tuple[float, float]] = field(default_factory=list)  # times in which nobody claimed to listen
+    late_s: float = LATE_S  # where there is too much to do, an event may come later
 
     def settle(self, runs: list[list[dict]]) -> dict:
         """Match the events of one or more runs of the daemon with what was said."""
@@ -68,7 +69,7 @@ class Ledger:
         heard = [(when(event), event["keyword"]) for event in events if event["type"] == "detection"]
         found, excused, missed = 0, 0, []
         for start, end, word in self.said:
-            until = max([end, *(to for since, to in self.excused if start < to and since < end)]) + LATE_S
+            until = max([end, *(to for since, to in self.excused if start < to and since < end)]) + self.late_s
             match = next((h for h in heard if h[1] == word and start <= h[0] <= until), None)
             if match:
                 heard.remove(match)

@@ -55,6 +55,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         make(Path(place) / "slow.pt", given.window_ms / 1000)
         with Scene("--model", f"{place}/slow.pt", "--set", "device=cpu", seed=given.seed) as scene:
+            scene.ledger.late_s = 5.0
             scene.talk(given.seconds)
             hops = [event["hop_ms"] for event in scene.daemon.events if event["type"] == "overload"]
             code = scene.settle(window_ms=given.window_ms, hops=hops)
