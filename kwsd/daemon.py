@@ -466,16 +466,19 @@ class Daemon:
         if artefact.sha256 != self._artefact.sha256 or config.device != self._config.device:
             spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         before = self._config
+        sources = await self._look_ahead(config)
         try:
             await self._open_sinks(config)
             if config.http != before.http:
                 await self._open_endpoint(config)
-            await self._relisten(config, spotter)
+            await self._relisten(config, spotter, sources)
         except KwsdError as refusal:
+            _stop_all(sources)
             await self._or_end(self._go_back(before, config), refusal)
             raise
         self._config, self._spotter, self._artefact = config, spotter, artefact
-        self._beat()
+        if config.events.heartbeat_s != before.events.heartbeat_s:
+            self._beat()
         self._see_who_watches()
 
     async def _go_back(self, before: Config, config: Config) -> None:
@@ -492,17 +495,24 @@ class Daemon:
             failure = KwsdError(f"reload refused ({refusal}), and no way back: {error}", exit_code=error.exit_code)
             self._end(str(failure), failure)
 
-    async def _relisten(self, config: Config, spotter: Spotter) -> None:
+    async def _look_ahead(self, config: Config) -> Sequence[Source] | None:
+        """The sources of another config while those of this one are heard, and whether its addresses can be had; None
+        if they are the same, or can be had only when these are closed. Raises KwsdError before anything is touched."""
+        old = self._running().config
+        if _same_streams(config, old):
+            return None
+        for address in config.addresses:
+            if address not in old.addresses:
+                try_door(address, config.listen.group)
+        return await self._in_thread(lambda: _sources_ahead(config), SOUND_S, _stop_all)
+
+    async def _relisten(self, config: Config, spotter: Spotter, sources: Sequence[Source] | None) -> None:
         """Keep the sources running if they are the same; else start the new ones, or the old ones again."""
         old = self._running()
         if _same_streams(config, old.config):
             old.replace(old.pipeline(config, spotter))
             old.reconfigure(config)
             return
-        for address in config.addresses:
-            if address not in old.config.addresses:
-                try_door(address, config.listen.group)
-        sources = await self._in_thread(lambda: _sources_ahead(config), SOUND_S, _stop_all)
         since = self._silence(old)
         try:
             self._listening = new = Listening(config, self._reports(), sources)
@@ -567,6 +577,7 @@ class Daemon:
                 model=self._artefact.info.id,
                 keywords=self._keywords(),
                 streams=streams,
+                ailments=self._listening.ailments() if self._listening else {},
             )
         )
 

@@ -68,15 +68,16 @@ def examine(load: Callable[[], Config], seconds: float) -> Findings:
     seconds. Raises nothing for what is wrong: that is what it looks for."""
     try:
         config = load()
-        yield Finding(OK, f"configuration: {len(config.streams)} streams")
+        yield Finding(OK, f"configuration: streams {', '.join(stream.name for stream in config.streams) or 'none'}")
     except KwsdError as error:
         yield Finding(FAIL, f"configuration: {error}", "kwsd check says the same until it is right")
         return
     yield from _model(config)
     yield from _sound_system()
-    yield from _devices()
+    devices = list(_devices())
+    yield from devices
     heard: set[str | int] = set()
-    for stream in config.streams:
+    for stream in config.streams if all(device.state == OK for device in devices) else ():
         if isinstance(stream, MicrophoneConfig) and stream.device not in heard:
             heard.add(stream.device)
             yield from _microphone(stream, config, seconds)
@@ -93,9 +94,7 @@ def _model(config: Config) -> Findings:
         rules = make_rules(config, artefact.info)
         spotter = make_spotter(artefact, config.device)
     except KwsdError as error:
-        yield Finding(
-            FAIL, f"model: {error}", "see models/README.md, or leave model out to use the one kwsd comes with"
-        )
+        yield Finding(FAIL, f"model: {error}")
         return
     window, begun = np.zeros((1, WINDOW), np.float32), time.perf_counter()
     for _ in range(WINDOWS):

@@ -162,6 +162,7 @@ class Hello(_Event, frozen=True, kw_only=True, tag="hello"):
     model: str
     keywords: tuple[str, ...]
     streams: tuple[str, ...]
+    ailments: dict[str, str] = {}  # of streams that do not hear: lost, or the fault
 
 
 class Dropped(_Event, frozen=True, kw_only=True, tag="dropped"):

@@ -17,7 +17,7 @@ from kwsd import load
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import INTERNAL, NO_PERMISSION, ConfigError, KwsdError
-from kwsd.event import AudioEvent, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
+from kwsd.event import AudioEvent, AudioRestored, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
 from kwsd.metrics import Counters, Labels, Metric
@@ -142,7 +142,7 @@ class Listening:
         self._stopping = False
         self._pipeline: Pipeline | None = None
         self._successor: Pipeline | None = None
-        self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, reports.audio)
+        self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, self._tell)
         self._left: set[int] = set()  # sources that ended, and were told
         try:
             self.listener = self._make_listener() if config.listen.on else None
@@ -223,6 +223,11 @@ class Listening:
         self._successor = successor
         self._wake()
 
+    def _tell(self, event: AudioEvent, failure: KwsdError | None) -> None:
+        if isinstance(event, AudioRestored):
+            self.scored_at = time.monotonic()  # before a second is full, no window is late
+        self._reports.audio(event, failure)
+
     def reconfigure(self, config: Config) -> None:
         """Take what another config says of the same streams."""
         self.config = config
@@ -282,6 +287,8 @@ class Listening:
         counters.add("windows_scored", count=self.windows)
         for name, inlet in zip(self._names, self._inlets, strict=True):
             counters.add("blocks", name, count=inlet.blocks)
+            for what in ("overruns", "windows_skipped", "samples_lost", "device_overflows", "losses", "reconnects"):
+                counters.add(what, name, count=0)
             counters.add("attempts", name, count=self.sources[inlet.stream].attempts)
         return counters
 

@@ -21,6 +21,7 @@ def set_up_logging(level: int) -> None:
     handler.addFilter(_add_priority)
     handler.setFormatter(logging.Formatter("<%(priority)d>%(message)s" if journal else "%(asctime)s kwsd: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("asyncio").setLevel(max(level, logging.INFO))  # what it does all day is nobody's business
     logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback, nor to hear less
 
 

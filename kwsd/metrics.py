@@ -73,8 +73,7 @@ class Counters:
         counts = self._counts[name]
         if labels not in counts and len(counts) >= MOST_LABELS:  # satellites of ever new names
             labels = ("other",) * len(labels)
-        if count:
-            counts[labels] += count
+        counts[labels] += count  # a zero is there to be seen, too
 
     def note(self, event: Event) -> None:
         """What an event says that happened."""
@@ -102,15 +101,16 @@ class Counters:
     def metrics(self, more: "Counters | None" = None) -> Iterator[Metric]:
         """All of them, together with those of somebody else."""
         for name, (about, labels) in COUNTED.items():
-            values: Counter[Labels] = self._counts[name] + (more._counts[name] if more else Counter())
-            if not labels:
-                values[()] += 0
-            yield Metric(name, "counter", about, labels, dict(values))
+            values: dict[Labels, float] = {} if labels else {(): 0}
+            for counts in (self._counts[name], more._counts[name] if more else {}):
+                for key, count in counts.items():
+                    values[key] = values.get(key, 0) + count
+            yield Metric(name, "counter", about, labels, values)
 
     def absorb(self, other: "Counters") -> None:
         """Count what another one counted as our own."""
         for name, counts in other._counts.items():
-            self._counts[name] += counts
+            self._counts[name].update(counts)
 
 
 def lag_histogram(lags: LagMeter) -> Histogram:

@@ -59,7 +59,8 @@ class View:
             return
         if kind in {"hello", "subscribed", "heartbeat"}:
             if kind == "hello":
-                self.model, self.state = event["model"], "listening"
+                self.model, self.state = f" {event['model']}", "listening"
+                self.ailments = dict(event.get("ailments", {}))
             return
         if kind == "detection":
             self.heard[event["keyword"]] = self.heard.get(event["keyword"], 0) + 1
@@ -102,7 +103,7 @@ class View:
         from rich.text import Text
 
         wrong = "".join(f"; {stream}: {ailment}" for stream, ailment in self.ailments.items())
-        return Text(f"kwsd {self.model}: {self.state}{wrong}   (Ctrl-C ends)", style="bold red" if wrong else "bold")
+        return Text(f"kwsd{self.model}: {self.state}{wrong}   (Ctrl-C ends)", style="bold red" if wrong else "bold")
 
     def _colour(self, name: str, now: float) -> str:
         return "red" if name in self.ailments or now - self.seen_at[name] > STALE_S else "green"
@@ -127,7 +128,7 @@ class View:
         for title in ("keyword", "score, and │ its threshold", "now", "peak", "heard"):
             table.add_column(title, justify="left" if title.startswith(("keyword", "score")) else "right")
         for keyword, score in scores["scores"].items():
-            threshold, peak = scores["thresholds"][keyword], self.peaks.get((name, keyword), 0.0)
+            threshold, peak = scores["thresholds"][keyword], max(score, self.peaks.get((name, keyword), 0.0))
             style = "bold green" if peak >= threshold else "yellow" if peak >= 0.5 * threshold else ""
             heard = str(self.heard.get(keyword, ""))
             table.add_row(keyword, bar(score, threshold), f"{score:.2f}", f"{peak:.2f}", heard, style=style)
@@ -196,12 +197,17 @@ def lines_of(path: Path) -> Iterator[dict[str, Any]]:
                 exit_code=UNAVAILABLE,
             ) from None
         connection.sendall(b'{"subscribe": ["scores"]}\n')
+        ended = False
         try:
             with connection.makefile("rb") as lines:
                 for line in lines:
-                    yield json.loads(line)
+                    event = json.loads(line)
+                    ended = event["type"] == "shutdown"
+                    yield event
         except (OSError, ValueError) as error:
             raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
+        if not ended:
+            raise KwsdError(f"{path}: kwsd is gone without a word; its log may say why", exit_code=UNAVAILABLE)
 
 
 @contextlib.contextmanager

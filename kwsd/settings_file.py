@@ -118,11 +118,11 @@ class SettingsFile:
 
     def error(self, key: str, what: str) -> ConfigError:
         """A complaint about one key, with where it was set."""
-        if key in self._sources:
-            return ConfigError(f"{self._sources[key]}: {key}: {what}")
         where = key
-        while where and where not in self._lines:
+        while where and where not in self._lines and where not in self._sources:
             where = where.rpartition(".")[0]
+        if where in self._sources:
+            return ConfigError(f"{self._sources[where]}: {key}: {what}")
         line = f":{self._lines[where]}" if where else ""
         return ConfigError(f"{self.path}{line}: {key}: {what}")
 

@@ -84,7 +84,7 @@ def test_without_a_microphone_it_says_so_and_goes_on(kwsd, tmp_path):
     (tmp_path / "alsa.conf").write_text("pcm.broken { type hw card 31 }\n")
     result = kwsd("doctor", more={"ALSA_CONFIG_PATH": str(tmp_path / "alsa.conf")})
     assert result.code == UNAVAILABLE
-    assert "FAIL  devices: no microphone" in result.out and "FAIL  microphone mic" in result.out
+    assert "FAIL  devices: no microphone" in result.out and "events socket" in result.out
     assert "systemd: " in result.out.splitlines()[-1] or "unit: " in result.out
 
 
@@ -103,7 +103,7 @@ def test_a_model_that_is_not_there_is_found(kwsd):
 def test_a_recording_as_source_has_no_microphone_to_be_examined(kwsd):
     result = kwsd("doctor", "--set", f"streams=[{{source: file, path: {DEMO}}}]")
     assert [line for line in result.out.splitlines() if line[6:].startswith("microphone")] == []
-    assert "1 streams" in result.out
+    assert "configuration: streams file" in result.out
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "100"])

@@ -34,7 +34,7 @@ def test_what_another_one_counted_is_added_and_may_be_taken_in(mine, theirs):
     total = {}
     for stream, count in mine + theirs:
         total[stream] = total.get(stream, 0) + count
-    expected = {(stream,): count for stream, count in total.items() if count}
+    expected = {(stream,): count for stream, count in total.items()}
     assert counted(counters, "blocks", other) == expected
     counters.absorb(other)
     assert counted(counters, "blocks") == expected
