@@ -14,6 +14,7 @@ MOST_CHANNELS = 8  # of a real device
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0  # before a device is tried again; each is twice the one before
 SETTLED_S = 10.0  # a device that delivered for so long is tried again as soon as at first
 FIRST_BLOCK_S = 5.0  # a device that was opened and delivers nothing for so long is closed again
+BLOCK_LOOK_S = 0.1  # how often is looked for its first block
 CLOSE_S = 0.5  # how long `stop` waits for a driver that may hang
 SPIN_LOOK_S, SPIN_SHARE = 1.0, 0.5  # a thread that takes this share of this time and should end does not
 
@@ -38,7 +39,6 @@ class Microphone:
         self._inlets: list[Inlet] = []
         self._stream: Any = None
         self._opening = object()  # blocks of any other one are late and thrown away
-        self._delivering = threading.Event()
         self._opened_at = -SETTLED_S
         self._pause = FIRST_PAUSE_S
         self._stopping = threading.Event()
@@ -143,7 +143,6 @@ class Microphone:
         """Raises AudioError if it refuses."""
         assert self._device is not None
         opening = self._opening = object()
-        delivering = self._delivering = threading.Event()
         inlets = self._inlets
 
         def callback(block: bytes, count: int, time: object, status: Any) -> None:
@@ -154,7 +153,6 @@ class Microphone:
                 if status.input_overflow:
                     each.overflow()
                 each.append(block)
-            delivering.set()
 
         def finished() -> None:
             if self._opening is opening:
@@ -205,6 +203,8 @@ class Microphone:
 
     def _delivers_again(self) -> bool:
         self.attempts += 1
+        first = self._inlets[0]
+        before = first.blocks
         try:
             self._audio.look_again()
             self._look_up()
@@ -216,8 +216,8 @@ class Microphone:
             self._failure = error
             return False
         deadline = time.monotonic() + FIRST_BLOCK_S
-        while not self._delivering.wait(0.1):
-            if self._failure or self._stopping.is_set() or time.monotonic() > deadline:
+        while first.blocks == before:
+            if self._stopping.wait(BLOCK_LOOK_S) or self._failure or time.monotonic() > deadline:
                 self._failure = self._failure or AudioError(f"{self._name}: was opened and delivers nothing")
                 self._opening = object()
                 self._close()
