@@ -121,6 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_devices,
         _add_doctor,
         _add_monitor,
+        _add_ctl,
         _add_replay,
         _add_train,
         _add_eval,
@@ -201,6 +202,27 @@ def _add_monitor(commands: "Commands") -> None:
         "--source", metavar="SOURCE", help="listen to this, without a daemon: microphone, a FIFO, or an audio file"
     )
     _add_config_options(parser)
+
+
+def _add_ctl(commands: "Commands") -> None:
+    parser = _add(commands, "ctl", control, "Tell a running daemon what to do, or ask how it is.")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="of the daemon (default: where it usually is)")
+    parser.add_argument("--json", action="store_true", help="the answer as the daemon gives it")
+    orders = parser.add_subparsers(title="what to do", metavar="DO", dest="order", required=True)
+    orders.add_parser("status", help="how it is: streams, keywords, what is wrong")
+    for order, about in (("mute", "tell no more of what is said"), ("unmute", "tell it again")):
+        muting = orders.add_parser(order, help=about, description=f"{about.capitalize()}.")
+        muting.add_argument("streams", nargs="*", metavar="STREAM", help="which (default: all, and those to come)")
+    threshold = orders.add_parser(
+        "threshold", help="from which score on a keyword counts", description="Until the configuration is read again."
+    )
+    threshold.add_argument("keyword", metavar="KEYWORD")
+    threshold.add_argument("value", metavar="SCORE", help="0 to 1, or default: what the configuration says")
+    orders.add_parser("reload", help="read the configuration again")
+    watch = orders.add_parser("watch", help="print events as they come", description="Print events as they come.")
+    for name, about in (("types", "such as detection"), ("streams", "by name"), ("keywords", "by name")):
+        watch.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"only these: {about}")
+    watch.add_argument("--scores", action="store_true", help="also what the model says of every window")
 
 
 def _add_replay(commands: "Commands") -> None:
@@ -437,6 +459,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 def monitor(options: argparse.Namespace) -> int:
     """`kwsd monitor`"""
+    from kwsd import client
     from kwsd import monitor as monitoring
 
     alone = bool(options.source or options.config or options.model or options.set)
@@ -446,10 +469,49 @@ def monitor(options: argparse.Namespace) -> int:
         if alone:
             path = stack.enter_context(monitoring.daemon_of_our_own(_own_daemon(options)))
         else:
-            path = options.socket or monitoring.usual_socket()
+            path = options.socket or client.usual_socket("name a --source to listen to")
         with contextlib.suppress(KeyboardInterrupt):
-            monitoring.monitor(lambda: monitoring.lines_of(path))
+            monitoring.monitor(lambda: client.lines_of(path, scores=True))
     return OK
+
+
+def control(options: argparse.Namespace) -> int:
+    """`kwsd ctl`"""
+    import json
+
+    from kwsd import client
+
+    path = options.socket or client.usual_socket()
+    if options.order == "watch":
+        wish = {"types": options.types, "streams": options.streams, "keywords": options.keywords}
+        hidden = {"hello", "answer"} | ({"shutdown"} - set(options.types) if options.types else set())
+        for event in client.lines_of(path, scores=options.scores, **wish):
+            if event["type"] == "refused":
+                raise ConfigError(f"watch: {event['reason']}", exit_code=USAGE)
+            if event["type"] not in hidden:
+                show(f"{json.dumps(event, separators=(',', ':'))}\n")
+        return OK
+    answer = client.ask(path, options.order, **_arguments(options))
+    if options.json:
+        show(f"{json.dumps(answer)}\n")
+    elif "status" in answer:
+        show(client.describe(answer["status"]))
+    return OK
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, object]:
+    """Of a command for the daemon."""
+    if options.order in ("mute", "unmute"):
+        return {"streams": options.streams or None}
+    if options.order != "threshold":
+        return {}
+    try:
+        value = None if options.value == "default" else float(options.value)
+    except ValueError:
+        value = -1.0
+    if value is not None and not 0.0 <= value <= 1.0:
+        raise ConfigError(f"threshold {options.value}: a number from 0 to 1, or default", exit_code=USAGE)
+    return {"keyword": options.keyword, "value": value}
 
 
 def _own_daemon(options: argparse.Namespace) -> list[str]:

@@ -126,6 +126,7 @@ class SocketConfig(_Section, frozen=True, kw_only=True):
     path: str = "auto"
     group: Name | None = None
     queue: Count = 256
+    control: bool = True
 
 
 class SinksConfig(_Section, frozen=True, kw_only=True):

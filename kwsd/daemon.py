@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,10 +18,12 @@ import msgspec
 from kwsd import __version__
 from kwsd.artefact import Artefact, read_artefact
 from kwsd.config import Config
+from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
 from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, KwsdError
 from kwsd.event import (
     VERSION,
+    Answer,
     AudioEvent,
     AudioFault,
     AudioHealed,
@@ -30,15 +33,20 @@ from kwsd.event import (
     Heard,
     Heartbeat,
     Hello,
+    KeywordState,
     Line,
+    Muted,
     Overload,
     Ready,
     Reload,
     Scores,
     Shutdown,
     Stamp,
+    StatusNow,
     StreamJoined,
     StreamLeft,
+    StreamState,
+    ThresholdSet,
     unnumbered,
 )
 from kwsd.listener import try_door
@@ -60,6 +68,7 @@ log = logging.getLogger("kwsd")
 
 T = TypeVar("T")
 
+STOPPING = KwsdError("kwsd is stopping", exit_code=UNAVAILABLE)
 TWICE_S = 0.1  # timeout(1) sends its signal to the process and then to the group: to us that is one
 SOUND_S = 5.0  # the sound system has so long to open the devices of a new configuration
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
@@ -100,11 +109,12 @@ class Daemon:
         self._refused = ""
         self._reload_wanted = False
         self._reloading = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._born = time.monotonic()
         self._asked_at = 0.0  # to stop, monotonic s
         self._next_beat: asyncio.TimerHandle | None = None
         self._counters = Counters()
+        self._adjustments = Adjustments()
         self._endpoint: Endpoint | None = None
 
     async def main(self) -> int:
@@ -153,7 +163,8 @@ class Daemon:
         if config.sinks.socket.enabled:
             path = config.sinks.socket.path
             place = default_path() if path == "auto" else config.resolve(path)
-            key = f"{place} {config.sinks.socket.queue} {config.sinks.socket.group}"
+            settings = config.sinks.socket
+            key = f"{place} {settings.queue} {settings.group} {settings.control}"
             for other, sink in list(self._sinks.items()):
                 if other != key and isinstance(sink, UnixSocket) and sink.path == place:
                     del self._sinks[other]  # whatever comes next, it is closed
@@ -182,7 +193,12 @@ class Daemon:
     async def _open_socket(self, config: Config, place: Path) -> UnixSocket:
         settings = config.sinks.socket
         return await UnixSocket.open(
-            place, settings.queue, self._hello, group=settings.group, watched=self._see_who_watches
+            place,
+            settings.queue,
+            self._hello,
+            group=settings.group,
+            watched=self._see_who_watches,
+            obey=self._obey if settings.control else None,
         )
 
     def _see_who_watches(self) -> None:
@@ -195,9 +211,10 @@ class Daemon:
 
     def _on_scores(self, scores: tuple[Scores, ...]) -> None:
         for now in scores:
-            line = unnumbered(now)
-            for sink in self._sockets():
-                sink.show(line)
+            if now.stream not in self._adjustments.muting:
+                line = unnumbered(now)
+                for sink in self._sockets():
+                    sink(now, line)
 
     def _reports(self) -> Reports:
         def alive() -> None:
@@ -287,6 +304,8 @@ class Daemon:
             )
             self._emit(overrun)
         for heard in progress.heard:
+            if heard.stream in self._adjustments.muting:
+                continue
             if isinstance(heard, Heard):
                 self._detections += 1
                 self._last_heard = f"; last heard: {heard.keyword}"
@@ -319,7 +338,7 @@ class Daemon:
                     detections=self._detections,
                     windows=lags.windows,
                     lag_p99_ms=lags.percentile_ms(99.0),
-                    streams=self._running().states(),
+                    streams=self._states(),
                 )
             )
             self._next_beat = self._loop.call_later(self._config.events.heartbeat_s, self._beat)
@@ -348,6 +367,8 @@ class Daemon:
         else:
             log.info("stream %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
         self._emit(event)
+        if isinstance(event, StreamJoined) and event.stream in self._adjustments.muting:
+            self._emit(Muted(stream=event.stream, muted=True))
         self._notifier.status(self._status())
 
     def _on_overload(self, event: Overload) -> None:
@@ -381,7 +402,7 @@ class Daemon:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
         for sink in self._sinks.values():
-            sink(line)
+            sink(event, line)
         if isinstance(event, Heard):
             self._running().tell(event.stream, line)
 
@@ -434,29 +455,35 @@ class Daemon:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> KwsdError | None:
+        """Why the old configuration is kept, if it is."""
         async with self._reloading:
             if self._listening is None:  # still starting: as soon as there is something to reload
                 self._reload_wanted = True
-                return
+                return None
             if self._stop.is_set():
-                return
+                return STOPPING
+            refusal: KwsdError | None = None
             was_ready = self._ready  # READY is for audio that reached the model, and a reload brings none
             if was_ready:
                 self._notifier.reloading()
+            before = self._thresholds()
             try:
                 await self._switch_to(self._load())
                 self._refused = ""
                 self._emit(Reload(ok=True))
                 log.info("reloaded")
+                self._tell_thresholds(before)
             except KwsdError as error:
+                refusal = error
                 self._refused = f"; reload refused: {error}"
                 self._emit(Reload(ok=False, error=str(error)))
                 log.error("reload: %s; the old configuration is kept", error)
             except Stopped:
-                return
+                return STOPPING
             if was_ready:
                 self._notifier.ready(self._status())
+            return refusal
 
     async def _switch_to(self, config: Config) -> None:
         """All of a new configuration, or nothing of it. Raises KwsdError for why not."""
@@ -477,6 +504,7 @@ class Daemon:
             await self._or_end(self._go_back(before, config), refusal)
             raise
         self._config, self._spotter, self._artefact = config, spotter, artefact
+        self._adjustments = Adjustments(self._adjustments.muting)  # thresholds are the file's again
         if config.events.heartbeat_s != before.events.heartbeat_s:
             self._beat()
         self._see_who_watches()
@@ -541,6 +569,93 @@ class Daemon:
         self._listening = again = Listening(old.config, self._reports(), sources)
         await self._in_thread(lambda: again.start(self._spotter, self._welcome, since), SOUND_S)
 
+    # --- commands ---
+
+    async def _obey(self, command: Command) -> Answer:
+        """Carry out what somebody asked for, and say what came of it."""
+        to, status = str(command.__struct_config__.tag), None
+        try:
+            match command:
+                case Mute():
+                    self._mute(command.streams, True)
+                case Unmute():
+                    self._mute(command.streams, False)
+                case Threshold():
+                    await self._set_threshold(command.keyword, command.value)
+                case ReloadConfig():
+                    refusal = await self._reload()
+                    if refusal is not None:
+                        raise refusal
+                case Status():
+                    status = self._status_now()
+        except KwsdError as error:
+            return Answer(to=to, ok=False, id=command.id, error=str(error), exit_code=error.exit_code)
+        return Answer(to=to, ok=True, id=command.id, status=status)
+
+    def _mute(self, streams: tuple[str, ...] | None, muted: bool) -> None:
+        """Raises ConfigError for a stream that is not there."""
+        names = self._names()
+        check_known(streams or (), names, "stream")
+        before = self._adjustments.muting
+        muting = before.changed(streams, muted)
+        self._adjustments = replace(self._adjustments, muting=muting)
+        for name in names:
+            if (name in muting) != (name in before):
+                log.info("%s is %s", name, "muted" if muted else "not muted any more")
+                self._emit(Muted(stream=name, muted=muted))
+        self._notifier.status(self._status())
+
+    async def _set_threshold(self, keyword: str, value: float | None) -> None:
+        """Raises ConfigError for a keyword that is not listened for, or a threshold below its release."""
+        async with self._reloading:
+            if self._listening is None:
+                raise KwsdError("kwsd is still starting; try again", exit_code=UNAVAILABLE)
+            check_known((keyword,), self._keywords(), "keyword")
+            adjustments, before = self._adjustments.with_threshold(keyword, value), self._thresholds()
+            config = adjustments.applied_to(self._config, self._keywords())
+            self._listening.replace(self._listening.pipeline(config, self._spotter))
+            self._listening.reconfigure(config)
+            self._adjustments = adjustments
+            self._tell_thresholds(before)
+
+    def _tell_thresholds(self, before: dict[str, float]) -> None:
+        """Those that are not as before."""
+        for keyword, threshold in self._thresholds().items():
+            if threshold != before.get(keyword, threshold):
+                log.info("%s counts from %g on", keyword, threshold)
+                self._emit(ThresholdSet(keyword=keyword, threshold=threshold))
+
+    def _thresholds(self) -> dict[str, float]:
+        config = self._adjustments.applied_to(self._config, self._keywords())
+        return make_rules(config, self._artefact.info).thresholds
+
+    def _status_now(self) -> StatusNow:
+        configured, now = make_rules(self._config, self._artefact.info), self._thresholds()
+        releases = dict(zip(configured.keywords, configured.release.tolist(), strict=True))
+        keywords = {
+            name: KeywordState(threshold=now[name], configured=threshold, release=round(releases[name], 4))
+            for name, threshold in configured.thresholds.items()
+        }
+        return StatusNow(
+            kwsd=__version__,
+            schema=VERSION,
+            model=self._artefact.info.id,
+            ready=self._ready,
+            problems=tuple(self._problems()),
+            uptime_s=round(time.monotonic() - self._born, 1),
+            detections=self._detections,
+            windows=self._listening.windows if self._listening else 0,
+            hop_ms=self._listening.hop_ms if self._listening else self._config.window.hop_ms,
+            streams=self._states(),
+            muted=self._adjustments.muting.everything,
+            keywords=keywords,
+        )
+
+    def _states(self) -> tuple[StreamState, ...]:
+        states = self._listening.states() if self._listening else ()
+        muting = self._adjustments.muting
+        return tuple(msgspec.structs.replace(state, muted=state.stream in muting) for state in states)
+
     # --- shutdown ---
 
     async def _shut_down(self) -> None:
@@ -578,6 +693,7 @@ class Daemon:
                 keywords=self._keywords(),
                 streams=streams,
                 ailments=self._listening.ailments() if self._listening else {},
+                muted=tuple(stream for stream in streams if stream in self._adjustments.muting),
             )
         )
 
@@ -590,6 +706,10 @@ class Daemon:
         yield Metric("ready", "gauge", "Whether audio reached the model.", (), {(): float(self._ready)})
         if self._listening is not None:
             yield from self._listening.gauges()
+            muted: dict[Labels, float] = {(name,): float(name in self._adjustments.muting) for name in self._names()}
+            yield Metric("muted", "gauge", "Whether nothing that is said on a stream is told.", ("stream",), muted)
+            thresholds: dict[Labels, float] = {(word,): score for word, score in self._thresholds().items()}
+            yield Metric("threshold", "gauge", "Score from which a keyword counts.", ("keyword",), thresholds)
             yield lag_histogram(self._listening.lags_ever)
 
     def _problems(self) -> list[str]:
@@ -626,6 +746,7 @@ class Daemon:
     def _ailments(self) -> str:
         """What is wrong with which stream, first of all."""
         ill = [f"{stream}: {ailment}" for stream, ailment in self._running().ailments().items()]
+        ill += [f"{stream}: muted" for stream in self._names() if stream in self._adjustments.muting]
         return f"NOT HEARING {', '.join(ill[:NAMED])}; " if ill else ""
 
 

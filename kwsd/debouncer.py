@@ -32,6 +32,11 @@ class Rules:
     smoothing: int  # windows in the mean
     hop: int  # samples between windows
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By keyword, as they were configured: float32 has more digits than meaning."""
+        return {word: round(score, 4) for word, score in zip(self.keywords, self.threshold.tolist(), strict=True)}
+
 
 @dataclass(frozen=True)
 class Detection:

@@ -119,6 +119,20 @@ class StreamLeft(_Event, frozen=True, kw_only=True, tag="stream_left"):
     heard_s: float  # audio it sent
 
 
+class Muted(_Event, frozen=True, kw_only=True, tag="mute"):
+    """From now on nothing that is said on a stream is told, or it is again."""
+
+    stream: str
+    muted: bool
+
+
+class ThresholdSet(_Event, frozen=True, kw_only=True, tag="threshold"):
+    """A keyword counts from another score on."""
+
+    keyword: str
+    threshold: float
+
+
 class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     """How a stream is."""
 
@@ -128,6 +142,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     level_dbfs: float | None  # of the last second; null: digital silence, or too little came
     floor_dbfs: float | None = None  # of the quietest tenth of it
     ailment: str | None = None  # lost, or the fault that was told; null: none
+    muted: bool = False
 
 
 class Heartbeat(_Event, frozen=True, kw_only=True, tag="heartbeat"):
@@ -163,6 +178,7 @@ class Hello(_Event, frozen=True, kw_only=True, tag="hello"):
     keywords: tuple[str, ...]
     streams: tuple[str, ...]
     ailments: dict[str, str] = {}  # of streams that do not hear: lost, or the fault
+    muted: tuple[str, ...] = ()  # streams
 
 
 class Dropped(_Event, frozen=True, kw_only=True, tag="dropped"):
@@ -189,15 +205,46 @@ class Scores(_Event, frozen=True, kw_only=True, tag="scores"):
     thresholds: dict[str, float]  # per keyword
 
 
-class Subscribed(_Event, frozen=True, kw_only=True, tag="subscribed"):
-    """To one reader: what it asked for, it gets."""
+class KeywordState(msgspec.Struct, frozen=True, kw_only=True):
+    """From which score on a keyword counts."""
 
-    to: tuple[str, ...]
+    threshold: float
+    configured: float  # what the configuration or the model says
+    release: float  # a threshold is not below it
+
+
+class StatusNow(msgspec.Struct, frozen=True, kw_only=True):
+    """How a daemon is."""
+
+    kwsd: str  # version
+    schema: int  # of the events
+    model: str
+    ready: bool
+    problems: tuple[str, ...]  # why nothing may be heard
+    uptime_s: float
+    detections: int
+    windows: int  # scored since the sources were opened
+    hop_ms: float  # between windows, as the load allows
+    streams: tuple[StreamState, ...]
+    muted: bool  # streams that come later are
+    keywords: dict[str, KeywordState]
+
+
+class Answer(_Event, frozen=True, kw_only=True, tag="answer"):
+    """To whoever gave a command."""
+
+    to: str  # the command
+    ok: bool
+    id: str | int | None = None  # the command's
+    error: str | None = None
+    exit_code: int | None = None  # of `kwsd ctl`, if it is not ok
+    status: StatusNow | None = None
 
 
 Verdict = Heard | Rejected
 AudioEvent = AudioLost | AudioRestored | AudioFault | AudioHealed
-Event = Verdict | Ready | Overrun | Overload | AudioEvent | Heartbeat | Reload | Shutdown | StreamJoined | StreamLeft
+StreamEvent = StreamJoined | StreamLeft | Overrun | AudioEvent | Muted
+Event = Verdict | StreamEvent | Ready | Overload | Heartbeat | ThresholdSet | Reload | Shutdown
 Line = bytes
 
 _encoder = msgspec.json.Encoder()
@@ -218,7 +265,7 @@ class Stamp:
         return _encoder.encode(head | fields) + b"\n"
 
 
-def unnumbered(notice: Hello | Dropped | Refused | Scores | Subscribed) -> Line:
+def unnumbered(notice: Hello | Dropped | Refused | Scores | Answer) -> Line:
     """A line that concerns one reader or satellite only, and so has no place in the sequence."""
     fields = msgspec.to_builtins(notice)
     return _encoder.encode({"v": VERSION, "type": fields.pop("type"), "time": iso(time.time())} | fields) + b"\n"

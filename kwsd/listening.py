@@ -278,6 +278,11 @@ class Listening:
         may_wait = not any(source.live and not inlet.ended for source, inlet in self._supplies())
         return 0.0 if may_wait else time.monotonic() - self.scored_at
 
+    @property
+    def hop_ms(self) -> float:
+        """Between windows, as the load allows."""
+        return self.config.window.hop_ms * self._overload.stretch
+
     def _supplies(self) -> Iterator[tuple[Source, Inlet]]:
         return zip(self.sources, self._inlets, strict=True)
 
@@ -307,8 +312,7 @@ class Listening:
         yield Metric("audio_age_seconds", "gauge", "Since the last audio came.", ("stream",), age_s)
         yield Metric("level_dbfs", "gauge", "Of the last second.", ("stream",), level)
         yield Metric("noise_floor_dbfs", "gauge", "Of the quietest tenth of the last second.", ("stream",), floor)
-        hop_s = self.config.window.hop_ms * self._overload.stretch / 1000
-        yield Metric("hop_seconds", "gauge", "Between the windows that are scored.", (), {(): hop_s})
+        yield Metric("hop_seconds", "gauge", "Between the windows that are scored.", (), {(): self.hop_ms / 1000})
 
     def _state(self, stream: int) -> StreamState:
         end, second = self._ring.ends[stream], np.zeros(WINDOW, np.float32)
@@ -456,8 +460,7 @@ class Listening:
         successor = self.pipeline(config, spotter)
         successor.take_over(self._pipeline)
         self._pipeline = successor
-        hop_ms = config.window.hop_ms * self._overload.stretch
-        self._reports.overload(Overload(hop_ms=hop_ms, lag_ms=lag_ms))
+        self._reports.overload(Overload(hop_ms=self.hop_ms, lag_ms=lag_ms))
 
     def _meet_satellites(self) -> None:
         """Who came and who went since, before anything of theirs is scored."""

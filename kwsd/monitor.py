@@ -1,10 +1,7 @@
 """`kwsd monitor`: what a daemon hears, as it hears it, in a terminal: level, scores against thresholds, events, lag."""
 
 import contextlib
-import json
-import os
 import queue
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,14 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kwsd.errors import IO, UNAVAILABLE, USAGE, ConfigError, KwsdError
-from kwsd.sinks.unix_socket import default_path
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
-SYSTEM_SOCKET = Path("/run/kwsd/events.sock")
 REFRESH_S = 0.1
 BAR = 30  # characters
 QUIETEST_DBFS = -80.0  # where the level's bar begins
@@ -57,10 +52,10 @@ class View:
             for keyword, score in event["scores"].items():
                 self.peaks[stream, keyword] = max(score, self.peaks.get((stream, keyword), 0.0))
             return
-        if kind in {"hello", "subscribed", "heartbeat"}:
+        if kind in {"hello", "answer", "heartbeat"}:
             if kind == "hello":
                 self.model, self.state = f" {event['model']}", "listening"
-                self.ailments = dict(event.get("ailments", {}))
+                self.ailments = dict.fromkeys(event.get("muted", ()), "muted") | event.get("ailments", {})
             return
         if kind == "detection":
             self.heard[event["keyword"]] = self.heard.get(event["keyword"], 0) + 1
@@ -74,10 +69,18 @@ class View:
             self.ailments[stream] = event["fault"]
         elif kind in {"audio_restored", "audio_healed"}:
             self.ailments.pop(stream, None)
+        elif kind == "mute":
+            self._note_mute(stream, event["muted"])
         elif kind == "stream_left":
             self.streams.pop(stream, None)
         elif kind == "shutdown":
             self.state = f"stopped: {event['reason']}"
+
+    def _note_mute(self, stream: str, muted: bool) -> None:
+        if muted:
+            self.ailments.setdefault(stream, "muted")
+        elif self.ailments.get(stream) == "muted":
+            del self.ailments[stream]
 
     def fade(self) -> None:
         """Peaks fall with time."""
@@ -164,50 +167,6 @@ def describe(event: dict[str, Any]) -> str:
 
 
 # --- the daemon that is watched ---
-
-
-def usual_socket() -> Path:
-    """Of this user's daemon, or of the system's. Raises KwsdError if neither is there."""
-    places = [SYSTEM_SOCKET]
-    with contextlib.suppress(ConfigError):
-        places.insert(0, default_path())
-    found = [place for place in places if os.path.exists(place)]  # noqa: PTH110 - a closed folder is no error
-    if not found:
-        raise KwsdError(
-            f"no kwsd runs: {' and '.join(map(str, places))} are not there; start one, or name a --source to listen to",
-            exit_code=UNAVAILABLE,
-        )
-    return found[0]
-
-
-def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """What a daemon says on its socket, scores as well, until it hangs up.
-
-    Raises KwsdError if none answers there.
-    """
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(path))
-        except PermissionError:
-            raise KwsdError(f"{path}: no permission; sudo usermod -aG kwsd $USER, then log in anew") from None
-        except OSError as error:
-            raise KwsdError(
-                f"{path}: no kwsd answers there ({error.strerror}); start one, name its socket with --socket, or a "
-                "--source to listen to",
-                exit_code=UNAVAILABLE,
-            ) from None
-        connection.sendall(b'{"subscribe": ["scores"]}\n')
-        ended = False
-        try:
-            with connection.makefile("rb") as lines:
-                for line in lines:
-                    event = json.loads(line)
-                    ended = event["type"] == "shutdown"
-                    yield event
-        except (OSError, ValueError) as error:
-            raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
-        if not ended:
-            raise KwsdError(f"{path}: kwsd is gone without a word; its log may say why", exit_code=UNAVAILABLE)
 
 
 @contextlib.contextmanager

@@ -7,15 +7,18 @@ import os
 import threading
 import time
 
+from kwsd.event import Reload
 from kwsd.sinks import stdout
 from kwsd.sinks.stdout import Stdout
+
+EVENT = Reload(ok=True)
 
 
 def test_lines_come_out_in_order_and_close_flushes():
     out, into = os.pipe()
     sink = Stdout(lambda error: None, into)
     for n in range(100):
-        sink(b"%d\n" % n)
+        sink(EVENT, b"%d\n" % n)
     asyncio.run(sink.close())
     os.close(into)
     with os.fdopen(out, "rb") as reader:
@@ -29,7 +32,7 @@ def test_a_reader_that_pauses_delays_nobody_and_is_told_what_it_lost():
     begun = time.monotonic()
     total = 3 * stdout.QUEUE
     for _ in range(total):
-        sink(line)
+        sink(EVENT, line)
     assert time.monotonic() - begun < 1.0
     received = []
 
@@ -53,10 +56,10 @@ def test_a_reader_that_goes_is_reported_once():
     errors = []
     sink = Stdout(errors.append, into)
     os.close(out)
-    sink(b"1\n")
-    sink(b"2\n")
+    sink(EVENT, b"1\n")
+    sink(EVENT, b"2\n")
     time.sleep(0.2)
-    sink(b"3\n")
+    sink(EVENT, b"3\n")
     asyncio.run(sink.close())
     os.close(into)
     assert [error.errno for error in errors] == [errno.EPIPE]

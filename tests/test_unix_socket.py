@@ -9,10 +9,14 @@ import stat
 
 import pytest
 
-from kwsd.errors import ConfigError, KwsdError
+from kwsd.control import Command
+from kwsd.errors import NO_PERMISSION, ConfigError, KwsdError
+from kwsd.event import Answer, Heard, Reload, RunnerUp, Scores
 from kwsd.sinks.unix_socket import UnixSocket, default_path
 
+EVENT = Reload(ok=True)
 HELLO = b'{"type":"hello"}\n'
+SCORES = Scores(stream="a", at_s=0.0, level_dbfs=0.0, lag_ms=0, posteriors={}, scores={}, thresholds={})
 LINE = b'{"type":"detection","n":%d,"pad":"' + b"x" * 200 + b'"}\n'
 
 
@@ -42,7 +46,7 @@ def test_ten_readers_each_get_a_hello_and_then_every_line(tmp_path):
         while len(sink._readers) < 10:
             await asyncio.sleep(0.01)
         for n in range(5):
-            sink(LINE % n)
+            sink(EVENT, LINE % n)
         await sink.close()
         return await asyncio.gather(*readers)
 
@@ -59,7 +63,7 @@ def test_a_frozen_reader_loses_its_oldest_lines_and_is_told_how_many(tmp_path):
         while len(sink._readers) < 2:
             await asyncio.sleep(0.01)
         for n in range(2000):
-            sink(LINE % n)
+            sink(EVENT, LINE % n)
             await asyncio.sleep(0)
         awake_lines = await asyncio.wait_for(awake, 10)
         closing = asyncio.create_task(sink.close())
@@ -97,7 +101,7 @@ def test_a_reader_that_vanishes_harms_nobody(tmp_path):
             await asyncio.sleep(0.01)
         gone.close()
         for n in range(10):
-            sink(LINE % n)
+            sink(EVENT, LINE % n)
             await asyncio.sleep(0.01)
         assert len(sink._readers) == 1
         await sink.close()
@@ -114,7 +118,7 @@ def test_what_a_reader_says_that_is_no_command_is_answered_once_and_then_ignored
         outgoing.write(b"\x00garbage\n" * 10_000)
         await outgoing.drain()
         answer = json.loads(await incoming.readline())
-        sink(LINE % 7)
+        sink(EVENT, LINE % 7)
         line = json.loads(await incoming.readline())
         outgoing.close()
         await sink.close()
@@ -134,20 +138,20 @@ def test_scores_are_for_those_who_asked_and_as_long_as_they_want(tmp_path):
         assert await incoming.readline() == await others.readline() == HELLO
 
         async def ask(*wanted):
-            outgoing.write(json.dumps({"subscribe": wanted}).encode() + b"\n")
-            assert json.loads(await incoming.readline())["to"] == list(wanted)
+            outgoing.write(json.dumps({"command": "subscribe", "scores": "scores" in wanted}).encode() + b"\n")
+            assert json.loads(await incoming.readline())["ok"]
 
         async def numbers(lines, count):
             return [json.loads(await lines.readline())["n"] for _ in range(count)]
 
-        sink.show(LINE % 1)
+        sink(SCORES, LINE % 1)
         await ask("scores")
-        sink.show(LINE % 2)
-        sink(LINE % 3)
+        sink(SCORES, LINE % 2)
+        sink(EVENT, LINE % 3)
         mine = await numbers(incoming, 2)
         await ask()
-        sink.show(LINE % 4)
-        sink(LINE % 5)
+        sink(SCORES, LINE % 4)
+        sink(EVENT, LINE % 5)
         mine += await numbers(incoming, 1)
         theirs = await numbers(others, 2)
         await ask("scores")
@@ -161,6 +165,56 @@ def test_scores_are_for_those_who_asked_and_as_long_as_they_want(tmp_path):
     mine, theirs, changes = asyncio.run(scenario())
     assert (mine, theirs) == ([2, 3, 5], [3, 5])
     assert changes[:4] == [True, False, True, False]
+
+
+def heard(stream, keyword):
+    return Heard(
+        stream=stream, keyword=keyword, score=0.9, threshold=0.5, runner_up=RunnerUp("no", 0.1), start_s=0.0, end_s=1.0,
+        level_dbfs=-20.0, model="m",
+    )  # fmt: skip
+
+
+def test_a_reader_gets_the_types_streams_and_keywords_it_asked_for(tmp_path):
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
+        await incoming.readline()
+        outgoing.write(
+            b'{"command":"subscribe","id":7,"types":["detection","reload"],"streams":["a","b"],"keywords":["go"]}\n'
+        )
+        answer = json.loads(await incoming.readline())
+        events = [heard("a", "go"), heard("a", "no"), heard("c", "go"), Reload(ok=True), SCORES, heard("b", "go")]
+        for n, event in enumerate(events):
+            sink(event, LINE % n)
+        got = [json.loads(await incoming.readline())["n"] for _ in range(3)]
+        outgoing.close()
+        await sink.close()
+        return answer, got
+
+    answer, got = asyncio.run(scenario())
+    assert answer | {"time": ""} == {"v": 1, "type": "answer", "time": "", "to": "subscribe", "ok": True, "id": 7}
+    assert got == [0, 3, 5]
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_commands_are_answered_in_order_where_readers_may_give_them(tmp_path, may):
+    async def obey(command: Command):
+        return Answer(to="mute", ok=True, id=command.id)
+
+    async def scenario():
+        sink = await UnixSocket.open(tmp_path / "s", 16, lambda: HELLO, obey=obey if may else None)
+        incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
+        await incoming.readline()
+        for n in range(3):
+            outgoing.write(b'{"command":"mute","id":%d}\n' % n)
+        answers = [json.loads(await incoming.readline()) for _ in range(3)]
+        outgoing.close()
+        await sink.close()
+        return answers
+
+    answers = asyncio.run(scenario())
+    assert [(answer["to"], answer["id"], answer["ok"]) for answer in answers] == [("mute", n, may) for n in range(3)]
+    assert may or ("control is false" in answers[0]["error"] and answers[0]["exit_code"] == NO_PERMISSION)
 
 
 def test_there_are_no_more_readers_than_descriptors_for_all_else(tmp_path, monkeypatch):
@@ -183,7 +237,20 @@ def test_there_are_no_more_readers_than_descriptors_for_all_else(tmp_path, monke
     assert asyncio.run(scenario()) == ["hello", "hello", "hello", "refused", "hello"]
 
 
-@pytest.mark.parametrize("said", [b'{"subscribe":["all"]}\n', b'{"mute":true}\n', b"[]\n", b"\xff\n", b"{}\n"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"command":"subscribe","types":["wombat"]}\n',
+        b'{"command":"mute","streams":[]}\n',
+        b'{"command":"threshold","keyword":"go","value":2}\n',
+        b'{"command":"dance"}\n',
+        b'{"mute":true}\n',
+        b"[]\n",
+        b"\xff\n",
+        b"{}\n",
+        b"[" * 4000 + b"\n",
+    ],
+)
 def test_what_is_nearly_a_command_is_refused(tmp_path, said):
     async def scenario():
         sink = await opened(tmp_path / "s")

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from kwsd.event import Dropped, Line, unnumbered
+from kwsd.event import Dropped, Event, Line, unnumbered
 
 QUEUE = 1024  # lines kept for a reader that is slow
 FLUSH_S = 0.3  # how long `close` waits for it
@@ -23,7 +23,7 @@ class Stdout:
         self._thread = threading.Thread(target=self._write_all, name="stdout", daemon=True)
         self._thread.start()
 
-    def __call__(self, line: Line) -> None:
+    def __call__(self, _: Event, line: Line) -> None:
         """Queue a line; the oldest goes if the queue is full."""
         with self._ready:
             if len(self._lines) >= QUEUE:

@@ -1,42 +1,42 @@
-"""Events on a UNIX socket: many readers, each with a bounded queue of its own."""
+"""Events on a UNIX socket: many readers, each with a bounded queue of its own, who may give commands."""
 
 import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
 
-import msgspec
-
+from kwsd.control import Command, Subscribe, parse
 from kwsd.door import bind
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
-from kwsd.event import Dropped, Line, Refused, Subscribed, unnumbered
+from kwsd.event import Answer, Dropped, Event, Line, Refused, Scores, unnumbered
 
-UNDERSTOOD = 'not understood; a reader may say {"subscribe": ["scores"]} or nothing'
 MOST_READERS = 512  # so that descriptors are left for all else
 LONGEST_COMMAND = 4096  # bytes
 FLUSH_S = 0.3  # how long `close` waits for readers
+FORBIDDEN = "sinks.socket.control is false: readers of this socket give no commands"
 
 
-class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a reader may ask for, in one line of JSON."""
-
-    subscribe: tuple[Literal["scores"], ...]  # besides events; nothing: only those
+Obey = Callable[[Command], Awaitable[Answer]]
 
 
 class Reader:
     """One connection. What it is too slow for, it loses, oldest first, and is told."""
 
     def __init__(self, queue: int, hello: Line) -> None:
-        self.watches = False  # it asked for scores
+        self.wish = Subscribe()
         self._lines: deque[Line] = deque([hello])
         self._queue = queue
         self._dropped = 0
         self._ready = asyncio.Event()
         self._ready.set()
         self._closed = False
+
+    def tell(self, event: Event | Scores, line: Line) -> None:
+        """Queue the line of an event, if it is wanted."""
+        if self.wish.wants(event):
+            self.put(line)
 
     def put(self, line: Line) -> None:
         """Queue a line."""
@@ -71,9 +71,11 @@ class Reader:
 class UnixSocket:
     """Listens at a path. Open it with `await UnixSocket.open(…)`."""
 
-    def __init__(self, path: Path, queue: int, hello: Callable[[], Line], watched: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, queue: int, hello: Callable[[], Line], watched: Callable[[], None], obey: Obey | None
+    ) -> None:
         self.path = path
-        self._on_watched = watched
+        self._on_watched, self._obey = watched, obey
         self._queue, self._hello = queue, hello
         self._readers: dict[Reader, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
@@ -88,33 +90,28 @@ class UnixSocket:
         *,
         group: str | None = None,
         watched: Callable[[], None] = lambda: None,
+        obey: Obey | None = None,
     ) -> "UnixSocket":
         """Bind and listen. `hello` makes the first line for a reader; besides us, only a group may read. `watched` is
-        called when `self.watched` may have changed.
+        called when `self.watched` may have changed, `obey` for commands; None: readers may give none.
 
         Raises ConfigError or KwsdError if the folder is missing, forbidden, or another daemon answers there.
         """
-        sink = cls(path, queue, hello, watched)
+        sink = cls(path, queue, hello, watched, obey)
         listener = bind(path, "sinks.socket.path", group)
         sink._inode = path.stat().st_ino
         sink._server = await asyncio.start_unix_server(sink._serve, sock=listener, limit=LONGEST_COMMAND)
         return sink
 
-    def __call__(self, line: Line) -> None:
-        """Queue a line for every reader."""
+    def __call__(self, event: Event | Scores, line: Line) -> None:
+        """Queue a line for every reader that wants it."""
         for reader in self._readers:
-            reader.put(line)
+            reader.tell(event, line)
 
     @property
     def watched(self) -> bool:
         """Whether a reader asked for scores."""
-        return any(reader.watches for reader in self._readers)
-
-    def show(self, line: Line) -> None:
-        """Queue scores for those who asked for them."""
-        for reader in self._readers:
-            if reader.watches:
-                reader.put(line)
+        return any(reader.wish.scores for reader in self._readers)
 
     async def close(self) -> None:
         """Let readers have what is queued, shortly; then remove the socket file if it is still ours."""
@@ -131,21 +128,29 @@ class UnixSocket:
             if self.path.stat().st_ino == self._inode:
                 self.path.unlink()
 
-    async def _obey(self, reader: Reader, incoming: asyncio.StreamReader) -> None:
+    async def _listen_to(self, reader: Reader, incoming: asyncio.StreamReader) -> None:
         """Returns when the reader hung up. What is no command is answered once, and all after it thrown away."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: a line longer than any command
             while line := await incoming.readline():
                 try:
-                    command = msgspec.json.decode(line, type=Command)
-                except (msgspec.MsgspecError, UnicodeDecodeError):
-                    reader.put(unnumbered(Refused(reason=UNDERSTOOD)))
+                    command = parse(line)
+                except ConfigError as error:
+                    reader.put(unnumbered(Refused(reason=str(error))))
                     break
-                reader.watches = "scores" in command.subscribe
-                reader.put(unnumbered(Subscribed(to=command.subscribe)))
-                self._on_watched()
+                reader.put(unnumbered(await self._answer(reader, command)))
         with contextlib.suppress(OSError):
             while await incoming.read(LONGEST_COMMAND):
                 pass
+
+    async def _answer(self, reader: Reader, command: Subscribe | Command) -> Answer:
+        if isinstance(command, Subscribe):
+            reader.wish = command
+            self._on_watched()
+            return Answer(to="subscribe", ok=True, id=command.id)
+        if self._obey is None:
+            to = str(command.__struct_config__.tag)
+            return Answer(to=to, ok=False, id=command.id, error=FORBIDDEN, exit_code=NO_PERMISSION)
+        return await self._obey(command)
 
     async def _serve(self, incoming: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._readers) >= MOST_READERS:
@@ -157,7 +162,7 @@ class UnixSocket:
         assert serving is not None
         self._readers[reader] = serving
         sending = asyncio.create_task(reader.send_to(writer))
-        gone = asyncio.create_task(self._obey(reader, incoming))
+        gone = asyncio.create_task(self._listen_to(reader, incoming))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:

@@ -1,0 +1,114 @@
+"""The other end of the events socket: what a daemon says, and commands for it."""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kwsd.errors import IO, UNAVAILABLE, ConfigError, KwsdError
+from kwsd.sinks.unix_socket import default_path
+
+SYSTEM_SOCKET = Path("/run/kwsd/events.sock")
+ANSWER_S = 60.0  # a reload may load another model
+
+
+def usual_socket(otherwise: str = "name its --socket") -> Path:
+    """Of this user's daemon, or of the system's. Raises KwsdError if neither is there, with what else can be done."""
+    places = [SYSTEM_SOCKET]
+    with contextlib.suppress(ConfigError):
+        places.insert(0, default_path())
+    found = [place for place in places if os.path.exists(place)]  # noqa: PTH110 - a closed folder is no error
+    if not found:
+        raise KwsdError(
+            f"no kwsd runs: {' and '.join(map(str, places))} are not there; start one, or {otherwise}",
+            exit_code=UNAVAILABLE,
+        )
+    return found[0]
+
+
+def lines_of(path: Path, **wish: Any) -> Iterator[dict[str, Any]]:
+    """What a daemon says on its socket, until it hangs up. `wish` is what a `subscribe` command says: `scores=True`.
+    Among any types there is the shutdown, which tells the end from a crash.
+
+    Raises KwsdError if none answers there.
+    """
+    if wish.get("types") is not None:
+        wish["types"] = [*wish["types"], "shutdown"]
+    with _connected(path) as connection:
+        connection.sendall(_command("subscribe", wish))
+        ended = False
+        try:
+            with connection.makefile("rb") as lines:
+                for line in lines:
+                    event = json.loads(line)
+                    ended = event["type"] == "shutdown"
+                    yield event
+        except (OSError, ValueError) as error:
+            raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
+        if not ended:
+            raise KwsdError(f"{path}: kwsd is gone without a word; its log may say why", exit_code=UNAVAILABLE)
+
+
+def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
+    """Give a daemon a command, and take its answer. Raises KwsdError if none answers, or it says no."""
+    with _connected(path) as connection:
+        connection.settimeout(ANSWER_S)
+        connection.sendall(_command("subscribe", {"types": ()}) + _command(command, arguments))
+        try:
+            with connection.makefile("rb") as lines:
+                for line in lines:
+                    answer: dict[str, Any] = json.loads(line)
+                    if answer["type"] == "refused":
+                        raise KwsdError(f"{path}: {answer['reason']}", exit_code=UNAVAILABLE)
+                    if answer["type"] == "answer" and answer["to"] == command:
+                        if not answer["ok"]:
+                            raise KwsdError(f"{command}: {answer['error']}", exit_code=answer["exit_code"])
+                        return answer
+        except TimeoutError:
+            raise KwsdError(f"{path}: no answer within {ANSWER_S:g} s", exit_code=UNAVAILABLE) from None
+        except (OSError, ValueError) as error:
+            raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
+    raise KwsdError(f"{path}: kwsd hung up without an answer; its log may say why", exit_code=UNAVAILABLE)
+
+
+def describe(status: dict[str, Any]) -> str:
+    """How a daemon is, for people."""
+    wrong = status["problems"]
+    lines = [
+        f"kwsd {status['kwsd']} with {status['model']}: {'; '.join(wrong) if wrong else 'listening'}",
+        f"up {status['uptime_s']:.0f} s, {status['detections']} words heard, {status['windows']} windows scored, "
+        f"one every {status['hop_ms']:g} ms",
+    ]
+    for stream in status["streams"]:
+        level = stream["level_dbfs"]
+        state = "muted" if stream.get("muted") else stream.get("ailment") or "heard"
+        quiet = "no sound" if level is None else f"{level:.1f} dBFS"
+        lines.append(f"stream {stream['stream']}: {state}, {quiet}, {stream['heard_s']:.0f} s so far")
+    lines += ["streams that come later are muted"] if status["muted"] else []
+    for word, keyword in status["keywords"].items():
+        changed = f" (configured: {keyword['configured']:g})" if keyword["threshold"] != keyword["configured"] else ""
+        lines.append(f"keyword {word}: from {keyword['threshold']:g} on{changed}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _command(command: str, arguments: dict[str, Any]) -> bytes:
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return json.dumps({"command": command} | given).encode() + b"\n"
+
+
+def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except PermissionError:
+        connection.close()
+        raise KwsdError(f"{path}: no permission; sudo usermod -aG kwsd $USER, then log in anew") from None
+    except OSError as error:
+        connection.close()
+        raise KwsdError(
+            f"{path}: no kwsd answers there ({error.strerror}); start one, or name its --socket", exit_code=UNAVAILABLE
+        ) from None
+    return connection

@@ -1,0 +1,193 @@
+"""Commands for a running daemon: by `kwsd ctl`, from a second process, on a real socket."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+from running import Running
+
+from kwsd.config import Config, KeywordConfig
+from kwsd.control import Adjustments, Muting, Subscribe, parse
+from kwsd.errors import CONFIG, NO_PERMISSION, UNAVAILABLE, USAGE, ConfigError
+from kwsd.event import Reload
+from kwsd.recording import DEMO, read_recording
+
+KITCHEN = ("--set", 'streams=[{source: pcm, name: kitchen, path: "-"}]')
+BRISK = ("--set", "debouncer.isolation_s=0")
+
+
+@pytest.fixture
+def spoken():
+    """The demo recording as PCM: ten words, ten heard."""
+    return (read_recording(DEMO) * 32767).astype("<i2").tobytes()
+
+
+def say(daemon, audio):
+    daemon.process.stdin.write(audio)
+    daemon.process.stdin.flush()
+
+
+def asked(kwsd, *arguments, code=0):
+    result = kwsd("ctl", *arguments)
+    assert result.code == code, result
+    return result
+
+
+def settled(kwsd, windows):
+    """The status, once so many windows are scored."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        status = json.loads(asked(kwsd, "--json", "status").out)["status"]
+        if status["windows"] >= windows:
+            return status
+        time.sleep(0.05)
+    raise AssertionError(status)
+
+
+# --- muting ---
+
+
+@pytest.mark.parametrize(
+    ("steps", "muted", "heard"),
+    [
+        ([], "", "abc"),
+        ([(None, True)], "abc", ""),
+        ([(("a",), True)], "a", "bc"),
+        ([(None, True), (("b",), False)], "ac", "b"),
+        ([(None, True), (("b",), False), (("b",), True)], "abc", ""),
+        ([(("a", "b"), True), (("a",), False), (("a",), False)], "b", "ac"),
+        ([(("a",), True), (None, False)], "", "abc"),
+    ],
+)
+def test_what_is_muted_is_what_was_said_last_of_it(steps, muted, heard):
+    muting = Muting()
+    for streams, on in steps:
+        muting = muting.changed(streams, on)
+    assert all(name in muting for name in muted) and not any(name in muting for name in heard)
+
+
+def test_a_muted_stream_is_told_of_nothing_and_hears_again_afterwards_even_over_a_reload(kwsd, environment, spoken):
+    with Running(*KITCHEN, *BRISK, environment=environment) as daemon:
+        say(daemon, spoken)
+        assert daemon.wait_for("ready")["streams"] == ["kitchen"]
+        first = settled(kwsd, 1)["windows"]
+        before = len(daemon.detections)
+        assert asked(kwsd, "mute", "kitchen").out == ""
+        assert daemon.wait_for("mute")["muted"] is True
+        asked(kwsd, "reload")
+        daemon.wait_for("reload")
+        [stream] = settled(kwsd, first)["streams"]
+        assert stream["muted"] is True
+        told = len(daemon.detections)
+        say(daemon, spoken)
+        settled(kwsd, 2 * len(spoken) // 2 // 1600 - 30)
+        assert len(daemon.detections) == told, "something was told of a muted stream"
+        asked(kwsd, "unmute")
+        assert daemon.wait_for("mute")["muted"] is False
+        say(daemon, spoken)
+        daemon.wait_for("detection")
+        daemon.process.stdin.close()
+        daemon.finish()
+    assert before > 0 and len(daemon.detections) - told > 5
+
+
+def test_all_muted_means_those_that_come_later_too(kwsd, environment, tmp_path):
+    path = tmp_path / "in"
+    with Running("--set", "streams=[]", "--set", f"listen.on=['unix:{path}']", environment=environment) as daemon:
+        daemon.wait_for("ready")
+        asked(kwsd, "mute")
+        with socket.socket(socket.AF_UNIX) as satellite:
+            satellite.connect(str(path))
+            satellite.sendall(b'{"name": "attic"}\n')
+            event = daemon.wait_for("mute")
+            assert (event["stream"], event["muted"]) == ("attic", True)
+            assert json.loads(satellite.recv(4096).splitlines()[0])["muted"] == ["attic"]
+        assert "come later are muted" in asked(kwsd, "status").out
+
+
+# --- thresholds ---
+
+
+def test_a_threshold_holds_until_the_configuration_is_read_again(kwsd, environment, spoken):
+    with Running(*KITCHEN, environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        asked(kwsd, "threshold", "stop", "0.75")
+        event = daemon.wait_for("threshold")
+        assert (event["keyword"], event["threshold"]) == ("stop", 0.75)
+        status = json.loads(asked(kwsd, "--json", "status").out)["status"]
+        assert status["keywords"]["stop"] == {"threshold": 0.75, "configured": 0.65, "release": 0.4}
+        assert "keyword stop: from 0.75 on (configured: 0.65)" in asked(kwsd, "status").out
+        asked(kwsd, "threshold", "stop", "default")
+        assert daemon.wait_for("threshold")["threshold"] == 0.65
+        asked(kwsd, "threshold", "go", "1")
+        asked(kwsd, "reload")
+        daemon.wait_for("reload")
+        assert daemon.wait_for("threshold")["threshold"] == 0.65
+
+
+def test_a_word_below_the_new_threshold_is_not_heard_any_more(kwsd, environment, spoken):
+    with Running(*KITCHEN, environment=environment) as daemon:
+        say(daemon, spoken[:32_000])
+        daemon.wait_for("ready")
+        asked(kwsd, "threshold", "stop", "1")
+        say(daemon, spoken[32_000:])
+        daemon.process.stdin.close()
+        assert daemon.finish() == 0
+    words = {event["keyword"] for event in daemon.detections}
+    assert len(words) > 6 and "stop" not in words
+
+
+def test_adjusted_thresholds_leave_the_rest_of_a_keyword_as_it_is():
+    config = Config(keywords={"go": KeywordConfig(margin=0.3), "no": KeywordConfig()})
+    adjusted = Adjustments().with_threshold("go", 0.9).with_threshold("no", 0.8).with_threshold("no", None)
+    assert adjusted.applied_to(config, ("go", "no")).keywords == {
+        "go": KeywordConfig(margin=0.3, threshold=0.9),
+        "no": KeywordConfig(),
+    }
+    assert Adjustments().applied_to(config, ()) is config
+
+
+# --- what goes wrong ---
+
+
+def test_what_cannot_be_done_is_one_line_with_a_remedy(kwsd, environment, tmp_path, spoken):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\n")
+    kwsd("ctl", "status").refused(UNAVAILABLE, "no kwsd runs", "start one")
+    with Running("--config", str(config), environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        kwsd("ctl", "mute", "attic").refused(USAGE, "there is no stream 'attic'", "there are kitchen")
+        kwsd("ctl", "threshold", "stopp", "0.5").refused(USAGE, "there is no keyword 'stopp'")
+        kwsd("ctl", "threshold", "stop", "0.1").refused(CONFIG, "release")
+        kwsd("ctl", "threshold", "stop", "high").refused(USAGE, "a number from 0 to 1")
+        kwsd("ctl", "watch", "--types", "wombat").refused(USAGE, "no event is called 'wombat'")
+        config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\nwombat: 1\n")
+        kwsd("ctl", "reload").refused(CONFIG, "kwsd.yaml:2", "unknown key")
+        assert daemon.wait_for("reload")["ok"] is False
+
+
+def test_readers_that_may_only_read_give_no_commands(kwsd, environment, spoken):
+    with Running(*KITCHEN, "--set", "sinks.socket.control=false", environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        kwsd("ctl", "mute").refused(NO_PERMISSION, "sinks.socket.control is false")
+
+
+def test_watching_prints_what_was_asked_for_until_the_daemon_stops(kwsd, environment, spoken):
+    with Running(*KITCHEN, environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        time.sleep(0.3)
+        threading.Timer(1.5, lambda: (say(daemon, spoken[64_000:]), daemon.process.stdin.close())).start()
+        result = asked(kwsd, "watch", "--types", "detection", "--keywords", "go", "yes")
+        assert result.types == ["detection", "detection"] and result.err.count("\n") == 0
+
+
+def test_a_command_is_named_in_what_is_not_understood():
+    with pytest.raises(ConfigError, match=r"not understood .*dance.*mute, unmute, threshold, reload, subscribe"):
+        parse(b'{"command": "dance"}')
+    assert Subscribe().wants(Reload(ok=True))
