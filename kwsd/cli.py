@@ -415,9 +415,11 @@ def check(options: argparse.Namespace) -> int:
     from kwsd.artefact import read_artefact
     from kwsd.config import effective_yaml, load_config
     from kwsd.pipeline import make_rules
+    from kwsd.sinks.hooks import make_hooks
 
     config = load_config(options.config, _settings(options))
-    make_rules(config, read_artefact(config.model_path, config.model_sha256).info)
+    rules = make_rules(config, read_artefact(config.model_path, config.model_sha256).info)
+    make_hooks(config.hooks, rules.keywords, config.resolve)
     show(effective_yaml(config))
     return OK
 

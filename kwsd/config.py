@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -11,6 +12,7 @@ from msgspec import Meta
 
 from kwsd.address import Address, parse_address
 from kwsd.errors import ConfigError
+from kwsd.event import EVENT_TYPES
 from kwsd.settings_file import SettingsFile
 
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
@@ -18,6 +20,7 @@ MODELS = DEFAULT_PATH.with_name("models")  # those that kwsd comes with
 DEFAULT_MODEL = MODELS / "commands.onnx"  # for a config that names none, wherever it lies
 MISSING = "no such config; leave out --config to use the one kwsd comes with"
 ENVIRONMENT = "KWSD_"
+OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
 NOT_SETTINGS = {"KWSD_DATA"}  # names the recordings that the tests use
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -25,6 +28,7 @@ Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]
 Seconds = Annotated[float, Meta(ge=0.0, le=60.0)]
 Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Names = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,6 +140,22 @@ class SinksConfig(_Section, frozen=True, kw_only=True):
     socket: SocketConfig = SocketConfig()
 
 
+class HookConfig(_Section, frozen=True, kw_only=True):
+    """A program or a webhook that events start."""
+
+    name: Name | None = None
+    events: tuple[str, ...] = ("detection",)
+    streams: Names | None = None
+    keywords: Names | None = None
+    run: Names | None = None
+    shell: str | None = None
+    post: str | None = None
+    token_file: str | None = None
+    within_s: Annotated[float, Meta(gt=0.0, le=3600.0)] = 10.0
+    at_once: Annotated[int, Meta(ge=1, le=64)] = 2
+    waiting: Annotated[int, Meta(ge=0, le=1024)] = 16
+
+
 class EventsConfig(_Section, frozen=True, kw_only=True):
     """What is told besides detections and what goes wrong."""
 
@@ -157,6 +177,7 @@ class Config(_Section, frozen=True, kw_only=True):
     debouncer: DebouncerConfig = DebouncerConfig()
     events: EventsConfig = EventsConfig()
     sinks: SinksConfig = SinksConfig()
+    hooks: tuple[HookConfig, ...] = ()
     http: HttpConfig = HttpConfig()
     folder: str = "."
 
@@ -229,9 +250,33 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     if not config.streams and not config.listen.on:
         raise place.error("streams", "is empty; name a stream, or an address in listen.on")
     _check_addresses(config, place)
+    for i, hook in enumerate(config.hooks):
+        _check_hook(hook, f"hooks.{i}", place)
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
     if len(stdin) > 1:
         raise place.error(f"streams.{stdin[1]}", "only one stream can read stdin")
+
+
+def _check_hook(hook: HookConfig, where: str, place: SettingsFile) -> None:
+    if sum(way is not None for way in (hook.run, hook.shell, hook.post)) != 1:
+        raise place.error(where, "say one of run: [PROGRAM, ARGUMENT, …], shell: COMMAND, or post: URL")
+    for kind in hook.events:
+        if kind not in EVENT_TYPES:
+            raise place.error(f"{where}.events", f"no event is called {kind!r}; there are {', '.join(EVENT_TYPES)}")
+    if "hook_failed" in hook.events:
+        raise place.error(f"{where}.events", "a hook that fails would start itself; leave hook_failed out")
+    if hook.token_file is not None and hook.post is None:
+        raise place.error(f"{where}.token_file", "is for post; a program reads its secrets itself")
+    if hook.post is not None:
+        try:
+            url = urlsplit(hook.post)
+            sound = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise place.error(
+                f"{where}.post", f"{hook.post} is no address; write http://HOST/PATH or https://HOST/PATH"
+            )
 
 
 def _check_addresses(config: Config, place: SettingsFile) -> None:
@@ -256,7 +301,7 @@ def _check_addresses(config: Config, place: SettingsFile) -> None:
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """`KWSD_DEBOUNCER__THRESHOLD=0.9`: two underscores part a section from its key."""
     for name in sorted(environment):
-        if name.startswith(ENVIRONMENT) and name not in NOT_SETTINGS:
+        if name.startswith(ENVIRONMENT) and name not in NOT_SETTINGS and not name.startswith(OF_HOOKS):
             yield name, name.removeprefix(ENVIRONMENT).lower().replace("__", "."), environment[name]
 
 

@@ -3,18 +3,13 @@ MQTT. And what it remembers of it: which streams are muted, and which thresholds
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, get_args
 
 import msgspec
-from msgspec import Meta
 
-from kwsd.config import Config, KeywordConfig, Share
+from kwsd.config import Config, KeywordConfig, Names, Share
 from kwsd.errors import USAGE, ConfigError
-from kwsd.event import Event, Scores
+from kwsd.event import EVENT_TYPES, Event, Scores
 
-Names = Annotated[tuple[str, ...], Meta(min_length=1)]
-
-EVENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Event))
 SHOWN = 80  # characters of what was not understood
 
 
@@ -88,7 +83,7 @@ def parse(line: bytes) -> Subscribe | Command:
     if isinstance(command, Subscribe) and command.types is not None:
         for kind in command.types:
             if kind not in EVENT_TYPES:
-                raise ConfigError(f"subscribe: no event is called {kind!r}; there are {', '.join(sorted(EVENT_TYPES))}")
+                raise ConfigError(f"subscribe: no event is called {kind!r}; there are {', '.join(EVENT_TYPES)}")
     return command
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from kwsd import __version__
-from kwsd.artefact import Artefact, read_artefact
+from kwsd.artefact import Artefact, ArtefactInfo, read_artefact
 from kwsd.config import Config
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
@@ -33,6 +33,7 @@ from kwsd.event import (
     Heard,
     Heartbeat,
     Hello,
+    HookFailed,
     KeywordState,
     Line,
     Muted,
@@ -55,6 +56,7 @@ from kwsd.log import UNLIMITED
 from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, lines
 from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks import Sink
+from kwsd.sinks.hooks import Hooks, make_hooks
 from kwsd.sinks.stdout import Stdout
 from kwsd.sinks.unix_socket import UnixSocket, default_path
 from kwsd.source import Source
@@ -143,7 +145,7 @@ class Daemon:
         self._artefact = artefact = self._read_artefact(config)
         make_rules(config, artefact.info)
         listening = Listening(config, self._reports())
-        await self._open_sinks(config)
+        await self._open_sinks(config, artefact.info)
         await self._open_endpoint(config)
         self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         self._listening = listening
@@ -156,8 +158,9 @@ class Daemon:
     def _read_artefact(self, config: Config) -> Artefact:
         return read_artefact(config.model_path, config.model_sha256)
 
-    async def _open_sinks(self, config: Config) -> None:
+    async def _open_sinks(self, config: Config, info: ArtefactInfo) -> None:
         wanted: dict[str, Sink] = {}
+        hooks = make_hooks(config.hooks, make_rules(config, info).keywords, config.resolve)
         if config.sinks.stdout:
             wanted["stdout"] = self._sinks.get("stdout") or Stdout(self._stdout_broke)
         if config.sinks.socket.enabled:
@@ -172,6 +175,9 @@ class Daemon:
             if key not in self._sinks:
                 log.info("events on %s", place)
             wanted[key] = self._sinks.get(key) or await self._open_socket(config, place)
+        if config.hooks:
+            key = f"hooks {config.hooks} {config.folder}"
+            wanted[key] = self._sinks.get(key) or Hooks(hooks, self._on_hook_failed, self._count_hook)
         old, self._sinks = self._sinks, wanted
         for key, sink in old.items():
             if key not in wanted:
@@ -375,6 +381,13 @@ class Daemon:
         log.warning("a window every %g ms now; the last second's were up to %s ms late", event.hop_ms, event.lag_ms)
         self._emit(event)
 
+    def _on_hook_failed(self, event: HookFailed) -> None:
+        log.warning("%s: %s", event.hook, event.reason)
+        self._emit(event)
+
+    def _count_hook(self, name: str, how: str) -> None:
+        self._counters.add("hooks", name, how)
+
     def _on_over(self, failure: KwsdError | None) -> None:
         wrong = failure if failure and failure.exit_code != OK else None
         self._end(str(wrong) if wrong else "end of audio", wrong)
@@ -495,7 +508,7 @@ class Daemon:
         before = self._config
         sources = await self._look_ahead(config)
         try:
-            await self._open_sinks(config)
+            await self._open_sinks(config, artefact.info)
             if config.http != before.http:
                 await self._open_endpoint(config)
             await self._relisten(config, spotter, sources)
@@ -511,7 +524,7 @@ class Daemon:
 
     async def _go_back(self, before: Config, config: Config) -> None:
         """Sinks and endpoint as they were."""
-        await self._open_sinks(before)
+        await self._open_sinks(before, self._artefact.info)
         if config.http != before.http:
             await self._open_endpoint(before)
 

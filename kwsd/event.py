@@ -3,6 +3,7 @@
 import secrets
 import time
 from datetime import UTC, datetime
+from typing import get_args
 
 import msgspec
 
@@ -133,6 +134,16 @@ class ThresholdSet(_Event, frozen=True, kw_only=True, tag="threshold"):
     threshold: float
 
 
+class HookFailed(_Event, frozen=True, kw_only=True, tag="hook_failed"):
+    """A command or webhook that an event was to start did not do what it should."""
+
+    hook: str  # its name, or its place in the config
+    reason: str
+    of: str  # the id of that event
+    stream: str | None = None
+    keyword: str | None = None
+
+
 class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     """How a stream is."""
 
@@ -244,8 +255,10 @@ class Answer(_Event, frozen=True, kw_only=True, tag="answer"):
 Verdict = Heard | Rejected
 AudioEvent = AudioLost | AudioRestored | AudioFault | AudioHealed
 StreamEvent = StreamJoined | StreamLeft | Overrun | AudioEvent | Muted
-Event = Verdict | StreamEvent | Ready | Overload | Heartbeat | ThresholdSet | Reload | Shutdown
+Event = Verdict | StreamEvent | Ready | Overload | Heartbeat | ThresholdSet | HookFailed | Reload | Shutdown
 Line = bytes
+
+EVENT_TYPES = tuple(sorted(str(kind.__struct_config__.tag) for kind in get_args(Event)))
 
 _encoder = msgspec.json.Encoder()
 

@@ -1,14 +1,11 @@
 """Sources and the inference thread of one configuration, from start to stop."""
 
-import os
 import queue
-import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,7 +13,7 @@ import numpy as np
 from kwsd import load
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
-from kwsd.errors import INTERNAL, NO_PERMISSION, ConfigError, KwsdError
+from kwsd.errors import INTERNAL, KwsdError
 from kwsd.event import AudioEvent, AudioRestored, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
@@ -25,12 +22,12 @@ from kwsd.microphone import Microphone, OtherChannel
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
 from kwsd.ring import Indices
 from kwsd.scoring import Scored
+from kwsd.secret import read_secret
 from kwsd.source import AudioFile, RawPcm, Source
 from kwsd.span import frame_levels_dbfs, level_dbfs
 from kwsd.spotter import Spotter
 from kwsd.supervisor import Supervisor
 
-CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpreter lock; Python has 5 ms
 SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
 LATE_S = 0.003  # how soon to look again for a block that is late
@@ -69,34 +66,6 @@ def make_source(stream: StreamConfig, config: Config, microphones: Sequence[Micr
         return AudioFile(config.resolve(stream.path), channel, realtime=stream.realtime)
     path = stream.path if stream.path == "-" else str(config.resolve(stream.path))
     return RawPcm(path, stream.rate, stream.channels, stream.format, channel)
-
-
-def read_token(named: str, resolve: Callable[[str], Path]) -> str:
-    """The secret satellites share with us, from a file. Raises ConfigError if there is none, or all may read it."""
-    path = _credential(named) if named.startswith(f"{CREDENTIALS}/") else resolve(named)
-    try:
-        if path.stat().st_mode & stat.S_IROTH:
-            raise ConfigError(f"listen.token_file: {path}: can be read by everybody; chmod o-r {path}")
-        token = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise ConfigError(f"listen.token_file: {path}: no such file; write a long random word into it") from None
-    except PermissionError:
-        raise ConfigError(f"listen.token_file: {path}: permission denied", exit_code=NO_PERMISSION) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"listen.token_file: {path}: cannot be read ({error})") from None
-    if not token:
-        raise ConfigError(f"listen.token_file: {path}: is empty; write a long random word into it")
-    return token
-
-
-def _credential(named: str) -> Path:
-    """Where systemd puts what `LoadCredential=` names."""
-    folder = os.environ.get(CREDENTIALS.removeprefix("$"))
-    if not folder:
-        raise ConfigError(
-            f"listen.token_file: {named}: systemd gave no credentials; add LoadCredential= to the unit, or name a file"
-        )
-    return Path(folder) / named.removeprefix(f"{CREDENTIALS}/")
 
 
 @dataclass(frozen=True)
@@ -159,11 +128,16 @@ class Listening:
             self._ring,
             len(self.sources),
             taken=self._names,
-            token=read_token(config.listen.token_file, config.resolve) if config.listen.token_file else "",
+            token=self._token(),
             group=config.listen.group,
             silent_s=config.listen.silent_s,
             wake=self._wake,
         )
+
+    def _token(self) -> str:
+        """The secret satellites share with us."""
+        listen = self.config.listen
+        return read_secret(listen.token_file, self.config.resolve, "listen.token_file") if listen.token_file else ""
 
     def start(
         self,

@@ -55,6 +55,7 @@ COUNTED = {
     "reconnects": ("Times that a lost stream delivered again.", ("stream",)),
     "attempts": ("Times that a microphone was tried to be opened again.", ("stream",)),
     "faults": ("Times that a microphone was found deaf.", ("stream", "fault")),
+    "hooks": ("Hooks that were run, by how they ended.", ("hook", "how")),
     "satellites": ("Satellites that connected.", ()),
     "reloads": ("Configurations read again, by whether they were taken.", ("ok",)),
     "windows_scored": ("Windows that went through the model.", ()),

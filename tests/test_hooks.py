@@ -1,0 +1,223 @@
+"""What events start: real programs and real webhooks, started by a real daemon."""
+
+import http.server
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from running import Running
+
+from kwsd.config import HookConfig
+from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
+from kwsd.recording import DEMO
+from kwsd.sinks.hooks import make_hooks
+
+
+@pytest.fixture
+def heard(tmp_path, environment):
+    """`heard(yaml)` has a daemon with these hooks hear the demo recording, and gives it when that is over; or, in real
+    time, when an event of the type `until` was told."""
+
+    def run(hooks, *, until=None):
+        realtime = "false" if until is None else "true"
+        config = tmp_path / "kwsd.yaml"
+        config.write_text(
+            f"streams: [{{source: file, path: {DEMO}, name: demo, realtime: {realtime}}}]\nhooks:\n{hooks}"
+        )
+        with Running("--config", str(config), environment=environment) as daemon:
+            if until is not None:
+                daemon.wait_for(until)
+                daemon.stop()
+            assert daemon.finish() == 0
+        return daemon
+
+    return run
+
+
+def failures(daemon):
+    return [event for event in daemon.events if event["type"] == "hook_failed"]
+
+
+def words(daemon):
+    return [event["keyword"] for event in daemon.detections]
+
+
+# --- programs ---
+
+
+def test_a_program_gets_its_arguments_and_the_fields_of_the_event_without_a_shell(heard, tmp_path):
+    script = tmp_path / "note"
+    script.write_text(f'#!/bin/sh\necho "$1 $KWSD_EVENT_KEYWORD $KWSD_EVENT_STREAM" > {tmp_path}/words\n')
+    script.chmod(0o755)
+    daemon = heard("  - {run: [./note, '$HOME; a'], keywords: [stop]}\n")
+    assert failures(daemon) == []
+    assert (tmp_path / "words").read_text() == "$HOME; a stop demo\n"
+
+
+def test_programs_run_for_the_keywords_and_streams_they_are_for(heard, tmp_path):
+    daemon = heard(
+        f"  - {{shell: 'cat >> {tmp_path}/stop', keywords: [stop], at_once: 1}}\n"
+        f"  - {{shell: 'echo $KWSD_EVENT_KEYWORD >> {tmp_path}/all', streams: [demo], at_once: 1}}\n"
+        f"  - {{shell: 'touch {tmp_path}/attic', streams: [attic]}}\n"
+        f"  - {{shell: 'echo $KWSD_EVENT_REASON > {tmp_path}/end', events: [shutdown]}}\n"
+    )
+    assert failures(daemon) == []
+    [line] = (tmp_path / "stop").read_text().splitlines()
+    assert json.loads(line) == next(event for event in daemon.detections if event["keyword"] == "stop")
+    told = (tmp_path / "all").read_text().split()
+    assert told == words(daemon)[: len(told)] and len(told) > 2
+    assert not (tmp_path / "attic").exists()
+    assert (tmp_path / "end").read_text() == "end of audio\n"
+
+
+def test_a_program_knows_nothing_of_our_own_environment_with_systemd(heard, tmp_path):
+    heard(f"  - {{shell: 'env > {tmp_path}/env', events: [shutdown]}}\n")
+    environment = (tmp_path / "env").read_text()
+    assert "KWSD_EVENT_REASON=" in environment and "NOTIFY_SOCKET" not in environment
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        ("shell: 'echo first >&2; echo no such saw >&2; exit 3'", "exit code 3: no such saw"),
+        ("shell: 'kill -9 $$'", "signal 9"),
+        ("shell: 'sleep 60', within_s: 0.3", "took longer than 0.3 s, and was ended"),
+        ("shell: 'trap \"\" TERM; sleep 60 & wait; sleep 60', within_s: 0.3", "took longer than 0.3 s, and was ended"),
+        ("post: 'http://127.0.0.1:9/'", "Cannot connect"),
+    ],
+)
+def test_a_hook_that_fails_is_an_event_and_nothing_more(heard, hook, reason):
+    daemon = heard(f"  - {{{hook}, keywords: [stop], name: saw}}\n", until="hook_failed")
+    [failure] = failures(daemon)
+    assert (failure["hook"], failure["keyword"], failure["stream"]) == ("saw", "stop", "demo")
+    assert reason in failure["reason"]
+    assert failure["of"] in [event["id"] for event in daemon.detections]
+    assert daemon.events[-1]["reason"] == "SIGTERM"
+
+
+def test_what_a_program_leaves_in_the_background_is_not_waited_for(heard):
+    daemon = heard("  - {shell: 'sleep 30 & exit 1', keywords: [stop]}\n", until="hook_failed")
+    assert [failure["reason"] for failure in failures(daemon)] == ["exit code 1"]
+
+
+def test_no_more_run_or_wait_than_may(heard, tmp_path):
+    daemon = heard(f"  - {{shell: 'echo >> {tmp_path}/ran; sleep 0.5', at_once: 1, waiting: 1}}\n")
+    reasons = {failure["reason"] for failure in failures(daemon)}
+    assert reasons == {"not started: 1 run and 1 wait"}
+    assert len(failures(daemon)) == len(words(daemon)) - 2
+
+
+def test_programs_that_run_when_kwsd_stops_are_ended_with_what_they_started(heard, tmp_path):
+    heard(f"  - {{shell: 'sleep 30 & echo $! > {tmp_path}/pid; wait', keywords: [stop]}}\n")
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().split()[2]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("still there")
+
+
+# --- webhooks ---
+
+
+@pytest.fixture
+def web():
+    """A server that keeps what is posted to it, as (path, headers, body); /no answers 500, /slow after 5 s."""
+    posted = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append((self.path, dict(self.headers), body))
+            if self.path == "/slow":
+                time.sleep(2)
+            self.send_response({"/no": 500, "/moved": 302}.get(self.path, 204))
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.posted, server.url = posted, f"http://127.0.0.1:{server.server_port}"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_webhook_gets_the_event_as_its_body_with_the_secret(heard, web, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("abc\n")
+    token.chmod(0o600)
+    daemon = heard(f"  - {{post: '{web.url}/hook', token_file: token, keywords: [stop]}}\n")
+    assert failures(daemon) == []
+    [(path, headers, body)] = web.posted
+    assert path == "/hook" and headers["Authorization"] == "Bearer abc"
+    assert headers["Content-Type"] == "application/json"
+    assert json.loads(body)["keyword"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("no", "HTTP 500"), ("moved", "HTTP 302"), ("slow", "no answer within 0.5 s")]
+)
+def test_a_webhook_that_says_no_moves_or_does_not_answer_is_told(heard, web, path, reason):
+    hook = f"  - {{post: '{web.url}/{path}', keywords: [stop], within_s: 0.5}}\n"
+    [failure] = failures(heard(hook, until="hook_failed"))
+    assert failure["reason"].startswith(reason)
+    assert [path for path, _, _ in web.posted] == [f"/{path}"]
+
+
+# --- configuration ---
+
+
+@pytest.mark.parametrize(
+    ("hook", "complaint"),
+    [
+        ("{}", "hooks.0: say one of run"),
+        ("{run: [ls], post: 'http://a/'}", "hooks.0: say one of run"),
+        ("{run: []}", "hooks.0.run"),
+        ("{run: ls}", "hooks.0.run"),
+        ("{run: [no-such-program]}", "hooks.0.run: no-such-program is not there"),
+        ("{run: [./kwsd.yaml]}", "hooks.0.run: ./kwsd.yaml is not there, or no program"),
+        ("{shell: ls, events: [wombat]}", "no event is called 'wombat'"),
+        ("{shell: ls, events: [hook_failed]}", "would start itself"),
+        ("{shell: ls, keywords: [wombat]}", "hooks.0.keywords: there is no keyword 'wombat'"),
+        ("{shell: ls, token_file: x}", "hooks.0.token_file: is for post"),
+        ("{post: 'ftp://a/'}", "hooks.0.post: ftp://a/ is no address"),
+        ("{post: 'http://a:b/'}", "is no address"),
+        ("{post: 'http://a/', token_file: none}", "hooks.0.token_file: "),
+        ("{shell: ls, within_s: 0}", "hooks.0.within_s"),
+        ("{shell: ls, at_once: 0}", "hooks.0.at_once"),
+        ("{shell: ls, name: a}, {shell: ls, name: a}", "hooks.1.name: 'a' is taken"),
+    ],
+)
+def test_a_wrong_hook_is_refused_before_anything_is_heard(kwsd, tmp_path, hook, complaint):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text(f"hooks: [{hook}]\n")
+    kwsd("check", "--config", config).refused(CONFIG, complaint)
+
+
+def test_a_secret_that_all_may_read_is_refused(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("abc")
+    token.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"hooks\.0\.token_file.*chmod o-r") as refused:
+        make_hooks([HookConfig(post="http://a/", token_file="token")], ("go",), lambda path: tmp_path / path)
+    assert refused.value.exit_code in (CONFIG, NO_PERMISSION)
+
+
+def test_what_is_done_and_failed_is_counted(heard):
+    daemon = heard(
+        "  - {shell: 'true', keywords: [stop], name: good}\n  - {shell: 'false', keywords: [stop], name: bad}\n"
+        "  - {shell: 'kill -USR1 $PPID; sleep 0.5', events: [shutdown], name: last}\n"
+    )
+    log = "".join(daemon.errors)
+    assert "hooks (hook=good, how=done): 1" in log and "hooks (hook=bad, how=failed): 1" in log
