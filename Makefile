@@ -35,7 +35,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime)
+	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime \
+		mosquitto openssl)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@
 

@@ -416,10 +416,13 @@ def check(options: argparse.Namespace) -> int:
     from kwsd.config import effective_yaml, load_config
     from kwsd.pipeline import make_rules
     from kwsd.sinks.hooks import make_hooks
+    from kwsd.sinks.mqtt import read_broker
 
     config = load_config(options.config, _settings(options))
     rules = make_rules(config, read_artefact(config.model_path, config.model_sha256).info)
     make_hooks(config.hooks, rules.keywords, config.resolve)
+    if config.sinks.mqtt.broker is not None:
+        read_broker(config.sinks.mqtt, config.resolve)
     show(effective_yaml(config))
     return OK
 

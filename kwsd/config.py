@@ -133,11 +133,28 @@ class SocketConfig(_Section, frozen=True, kw_only=True):
     control: bool = True
 
 
+class MqttConfig(_Section, frozen=True, kw_only=True):
+    """The MQTT broker that gets events."""
+
+    broker: str | None = None
+    site: Name = "home"
+    user_file: str | None = None
+    password_file: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    discovery: Annotated[str, Meta(pattern="^[^+#\\x00/][^+#\\x00]*$")] | None = "homeassistant"
+    state_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 30.0
+    queue: Count = 256
+    keep_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 60.0
+
+
 class SinksConfig(_Section, frozen=True, kw_only=True):
     """Where events go."""
 
     stdout: bool = True
     socket: SocketConfig = SocketConfig()
+    mqtt: MqttConfig = MqttConfig()
 
 
 class HookConfig(_Section, frozen=True, kw_only=True):
@@ -250,6 +267,7 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     if not config.streams and not config.listen.on:
         raise place.error("streams", "is empty; name a stream, or an address in listen.on")
     _check_addresses(config, place)
+    _check_mqtt(config.sinks.mqtt, place)
     for i, hook in enumerate(config.hooks):
         _check_hook(hook, f"hooks.{i}", place)
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
@@ -267,16 +285,29 @@ def _check_hook(hook: HookConfig, where: str, place: SettingsFile) -> None:
         raise place.error(f"{where}.events", "a hook that fails would start itself; leave hook_failed out")
     if hook.token_file is not None and hook.post is None:
         raise place.error(f"{where}.token_file", "is for post; a program reads its secrets itself")
-    if hook.post is not None:
-        try:
-            url = urlsplit(hook.post)
-            sound = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
-        except ValueError:
-            sound = False
-        if not sound:
-            raise place.error(
-                f"{where}.post", f"{hook.post} is no address; write http://HOST/PATH or https://HOST/PATH"
-            )
+    if hook.post is not None and not _is_url(hook.post, ("http", "https")):
+        raise place.error(f"{where}.post", f"{hook.post} is no address; write http://HOST/PATH or https://HOST/PATH")
+
+
+def _check_mqtt(mqtt: MqttConfig, place: SettingsFile) -> None:
+    if mqtt.broker is not None and (not _is_url(mqtt.broker, ("mqtt", "mqtts")) or urlsplit(mqtt.broker).path):
+        raise place.error("sinks.mqtt.broker", f"{mqtt.broker} is no broker; write mqtt://HOST:1883 or mqtts://HOST")
+    if mqtt.broker is None or not mqtt.broker.startswith("mqtts:"):
+        for key in ("ca_file", "cert_file", "key_file"):
+            if getattr(mqtt, key) is not None:
+                raise place.error(f"sinks.mqtt.{key}", "is for TLS; write mqtts://… as the broker")
+    if mqtt.key_file is not None and mqtt.cert_file is None:
+        raise place.error("sinks.mqtt.key_file", "belongs to a cert_file; name that, too")
+    if mqtt.password_file is not None and mqtt.user_file is None:
+        raise place.error("sinks.mqtt.password_file", "belongs to a user_file; name that, too")
+
+
+def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in schemes and bool(url.hostname) and url.username is None and (url.port or 1) > 0
+    except ValueError:
+        return False
 
 
 def _check_addresses(config: Config, place: SettingsFile) -> None:

@@ -1,7 +1,6 @@
 """The daemon: wires sources, pipeline and sinks together; owns lifecycle, signals and reload."""
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 - asyncio would import it at the end, when no descriptor may be left
 import errno
 import logging
 import os
@@ -17,6 +16,7 @@ import msgspec
 
 from kwsd import __version__
 from kwsd.artefact import Artefact, ArtefactInfo, read_artefact
+from kwsd.aside import DaemonThreads
 from kwsd.config import Config
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
@@ -29,6 +29,8 @@ from kwsd.event import (
     AudioHealed,
     AudioLost,
     AudioRestored,
+    BrokerLost,
+    BrokerRestored,
     Event,
     Heard,
     Heartbeat,
@@ -122,6 +124,7 @@ class Daemon:
     async def main(self) -> int:
         """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(DaemonThreads())
         self._capture_signals()
         self._capture_faults()
         try:
@@ -159,28 +162,39 @@ class Daemon:
         return read_artefact(config.model_path, config.model_sha256)
 
     async def _open_sinks(self, config: Config, info: ArtefactInfo) -> None:
+        """Those of a config, for the keywords of a model; what can be wrong is found before anything is touched.
+
+        Raises KwsdError."""
         wanted: dict[str, Sink] = {}
         hooks = make_hooks(config.hooks, make_rules(config, info).keywords, config.resolve)
+        mqtt = self._mqtt_opener(config)
         if config.sinks.stdout:
             wanted["stdout"] = self._sinks.get("stdout") or Stdout(self._stdout_broke)
         if config.sinks.socket.enabled:
-            path = config.sinks.socket.path
-            place = default_path() if path == "auto" else config.resolve(path)
             settings = config.sinks.socket
-            key = f"{place} {settings.queue} {settings.group} {settings.control}"
-            for other, sink in list(self._sinks.items()):
-                if other != key and isinstance(sink, UnixSocket) and sink.path == place:
-                    del self._sinks[other]  # whatever comes next, it is closed
-                    await sink.close()
+            place = default_path() if settings.path == "auto" else config.resolve(settings.path)
+            key = f"socket {place} {settings.queue} {settings.group} {settings.control}"
             if key not in self._sinks:
+                await self._close_sinks(lambda sink: isinstance(sink, UnixSocket) and sink.path == place)
                 log.info("events on %s", place)
             wanted[key] = self._sinks.get(key) or await self._open_socket(config, place)
-        if config.hooks:
+        if hooks:
             key = f"hooks {config.hooks} {config.folder}"
             wanted[key] = self._sinks.get(key) or Hooks(hooks, self._on_hook_failed, self._count_hook)
+        if mqtt is not None:
+            key = f"mqtt {config.sinks.mqtt} {config.folder}"
+            if key not in self._sinks:  # the one before says that the site is offline, and that must not come last
+                await self._close_sinks(lambda sink: hasattr(sink, "broker"))
+            wanted[key] = self._sinks.get(key) or mqtt()
         old, self._sinks = self._sinks, wanted
         for key, sink in old.items():
             if key not in wanted:
+                await sink.close()
+
+    async def _close_sinks(self, which: Callable[[Sink], bool]) -> None:
+        for key, sink in list(self._sinks.items()):
+            if which(sink):
+                del self._sinks[key]  # whatever comes next, it is closed
                 await sink.close()
 
     async def _open_endpoint(self, config: Config) -> None:
@@ -206,6 +220,20 @@ class Daemon:
             watched=self._see_who_watches,
             obey=self._obey if settings.control else None,
         )
+
+    def _mqtt_opener(self, config: Config) -> Callable[[], Sink] | None:
+        """Raises ConfigError for what would keep it from being opened."""
+        if config.sinks.mqtt.broker is None:
+            return None
+        from kwsd.sinks.mqtt import Host, Mqtt, read_broker
+
+        broker = read_broker(config.sinks.mqtt, config.resolve)
+        host = Host(__version__, self._status_now, self._obey, self._on_broker)
+        return lambda: Mqtt(config.sinks.mqtt, broker, host)
+
+    def _on_broker(self, event: BrokerLost | BrokerRestored) -> None:
+        if not self._stop.is_set():
+            self._emit(event)
 
     def _see_who_watches(self) -> None:
         """Scores are told only while somebody wants them."""

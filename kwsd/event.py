@@ -144,6 +144,21 @@ class HookFailed(_Event, frozen=True, kw_only=True, tag="hook_failed"):
     keyword: str | None = None
 
 
+class BrokerLost(_Event, frozen=True, kw_only=True, tag="broker_lost"):
+    """The MQTT broker does not answer; events wait for it."""
+
+    broker: str
+    reason: str
+
+
+class BrokerRestored(_Event, frozen=True, kw_only=True, tag="broker_restored"):
+    """It does again."""
+
+    broker: str
+    gap_s: float
+    dropped: int  # events it will never get
+
+
 class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     """How a stream is."""
 
@@ -154,6 +169,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     floor_dbfs: float | None = None  # of the quietest tenth of it
     ailment: str | None = None  # lost, or the fault that was told; null: none
     muted: bool = False
+    passing: bool = False  # a client of one of our services, not a place where somebody may be
 
 
 class Heartbeat(_Event, frozen=True, kw_only=True, tag="heartbeat"):
@@ -255,7 +271,8 @@ class Answer(_Event, frozen=True, kw_only=True, tag="answer"):
 Verdict = Heard | Rejected
 AudioEvent = AudioLost | AudioRestored | AudioFault | AudioHealed
 StreamEvent = StreamJoined | StreamLeft | Overrun | AudioEvent | Muted
-Event = Verdict | StreamEvent | Ready | Overload | Heartbeat | ThresholdSet | HookFailed | Reload | Shutdown
+SinkEvent = HookFailed | BrokerLost | BrokerRestored
+Event = Verdict | StreamEvent | SinkEvent | Ready | Overload | Heartbeat | ThresholdSet | Reload | Shutdown
 Line = bytes
 
 EVENT_TYPES = tuple(sorted(str(kind.__struct_config__.tag) for kind in get_args(Event)))

@@ -8,6 +8,7 @@ from kwsd.event import (
     AudioFault,
     AudioLost,
     AudioRestored,
+    BrokerRestored,
     Event,
     Heard,
     Overrun,
@@ -56,6 +57,7 @@ COUNTED = {
     "attempts": ("Times that a microphone was tried to be opened again.", ("stream",)),
     "faults": ("Times that a microphone was found deaf.", ("stream", "fault")),
     "hooks": ("Hooks that were run, by how they ended.", ("hook", "how")),
+    "mqtt_dropped": ("Events that an MQTT broker will never get, as it was away.", ("broker",)),
     "satellites": ("Satellites that connected.", ()),
     "reloads": ("Configurations read again, by whether they were taken.", ("ok",)),
     "windows_scored": ("Windows that went through the model.", ()),
@@ -96,6 +98,8 @@ class Counters:
                 self.add("faults", event.stream, event.fault)
             case StreamJoined():
                 self.add("satellites")
+            case BrokerRestored():
+                self.add("mqtt_dropped", event.broker, count=event.dropped)
             case Reload():
                 self.add("reloads", "yes" if event.ok else "no")
 

@@ -1,0 +1,387 @@
+"""Events for an MQTT broker, and commands from it; found by Home Assistant.
+
+Detections go to `kwsd/<site>/<stream>/detection`, all other events to `kwsd/<site>/event`, with QoS 1 and not retained.
+While the broker is away they wait, as long as they are worth something and as many as there is room for; what was
+dropped is told when it is back. What is retained says how things are: who is available and muted, and thresholds.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import secrets
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from kwsd import home_assistant
+from kwsd.config import MqttConfig
+from kwsd.control import Command, Mute, Threshold, Unmute
+from kwsd.errors import NO_PERMISSION, UNAVAILABLE, ConfigError
+from kwsd.event import (
+    Answer,
+    AudioLost,
+    AudioRestored,
+    BrokerLost,
+    BrokerRestored,
+    Event,
+    Heard,
+    Line,
+    Muted,
+    Ready,
+    Reload,
+    StatusNow,
+    StreamJoined,
+    StreamLeft,
+    ThresholdSet,
+)
+from kwsd.home_assistant import Setting, Topics
+from kwsd.secret import credential, read_secret
+
+if TYPE_CHECKING:
+    from aiomqtt import Message
+
+log = logging.getLogger("kwsd")
+
+PORT, TLS_PORT = 1883, 8883
+KEEPALIVE_S = 15  # how often the broker is asked whether it is there
+ANSWER_S = 5.0  # it has so long for each message
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between attempts; the last for ever
+FLUSH_S = 0.8  # how long `close` waits for the broker
+MOST_COMMANDS = 64  # that wait; more are dropped
+MOST_AWAY = 64  # satellites that left and are still known
+SETTLE_S = 0.2  # changes in so short a time are told together
+OF_STATE = (Ready, Reload, StreamJoined, StreamLeft, AudioLost, AudioRestored, Muted, ThresholdSet)
+
+
+@dataclass(frozen=True)
+class Host:
+    """How the daemon is asked and told."""
+
+    version: str
+    status: Callable[[], StatusNow]
+    obey: Callable[[Command], Awaitable[Answer]]
+    report: Callable[[BrokerLost | BrokerRestored], None]
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where it is and how it is spoken to, with all files read."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    user: str | None
+    password: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to be told."""
+
+    topic: str
+    payload: bytes
+    born: float  # monotonic s
+
+
+class Mqtt:
+    """One broker, from `read_broker`."""
+
+    def __init__(self, config: MqttConfig, broker: Broker, host: Host) -> None:
+        """Begins to connect. A broker that is not there is waited for."""
+        from aiomqtt import Client, Will
+
+        self.broker = broker
+        self._config, self._host = config, host
+        self._topics = Topics(config.site)
+        self._client = Client(
+            broker.host,
+            broker.port,
+            username=broker.user,
+            password=broker.password,
+            tls_context=broker.tls,
+            identifier=f"kwsd-{home_assistant.slug(config.site)[:40]}-{secrets.token_hex(4)}",
+            will=Will(self._topics.availability, b"offline", qos=1, retain=True),
+            keepalive=KEEPALIVE_S,
+            timeout=ANSWER_S,
+            max_queued_incoming_messages=MOST_COMMANDS,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # or every second message takes 40 ms
+        )
+        self._notes: deque[Note] = deque()
+        self._ready = asyncio.Event()
+        self._dropped = 0
+        self._lost_at: float | None = None  # monotonic s
+        self._announced: dict[str, bytes] = {}  # retained messages of this connection, by topic
+        self._changed = asyncio.Event()  # they may not be what they should be
+        self._states_due = asyncio.Event()
+        self._away: dict[str, None] = {}  # satellites that left, in that order
+        self._closing = False
+        self._task = asyncio.get_running_loop().create_task(self._stay_connected())
+        self._task.add_done_callback(_raise)
+
+    def __call__(self, event: Event, line: Line) -> None:
+        """Queue an event; the oldest goes if the queue is full."""
+        if len(self._notes) >= self._config.queue and not isinstance(event, BrokerRestored):  # which says how many go
+            self._notes.popleft()
+            self._dropped += 1
+        topic = self._topics.detection(event.stream) if isinstance(event, Heard) else self._topics.events
+        self._notes.append(Note(topic, line.rstrip(), time.monotonic()))
+        if isinstance(event, StreamLeft):
+            self._note_leaving(event)
+        if isinstance(event, OF_STATE):
+            self._changed.set()
+        self._ready.set()
+
+    async def close(self) -> None:
+        """Tell what is queued and that we are gone, but do not wait long for a broker that does not answer."""
+        self._closing = True
+        self._ready.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._task), FLUSH_S if self._lost_at is None else 0.0)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # --- the connection ---
+
+    async def _stay_connected(self) -> None:
+        from aiomqtt import MqttError
+
+        attempt = 0
+        while not self._closing:
+            try:
+                async with self._client:
+                    attempt = 0
+                    await self._serve()
+                return
+            except MqttError as error:
+                self._note_loss(str(error))
+            await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
+            attempt += 1
+
+    def _note_loss(self, reason: str) -> None:
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            log.warning("MQTT broker %s is lost: %s", self.broker.name, reason)
+            self._host.report(BrokerLost(broker=self.broker.name, reason=reason))
+        else:
+            log.info("MQTT broker %s: %s", self.broker.name, reason)
+
+    async def _serve(self) -> None:
+        """Until we close. Raises MqttError when the connection is lost."""
+        self._announced = {}
+        for wanted in ("+/mute/set", "threshold/+/set"):
+            await self._client.subscribe(f"{self._topics.base}/{wanted}", qos=1)
+        if self._config.discovery:
+            await self._client.subscribe(f"{self._config.discovery}/status", qos=1)
+        await self._announce()
+        self._note_return()
+        works = (self._tell_notes, self._keep_announced, self._tell_states, self._take_commands)
+        tasks = [asyncio.create_task(work()) for work in works]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        await self._client.publish(self._topics.availability, b"offline", qos=1, retain=True)
+
+    def _note_return(self) -> None:
+        self._drop_what_is_old()
+        dropped, self._dropped = self._dropped, 0
+        if self._lost_at is None and not dropped:
+            log.info("MQTT broker %s: connected", self.broker.name)
+            return
+        now = time.monotonic()
+        gap_s, self._lost_at = round(now - (self._lost_at or now), 1), None
+        log.warning("MQTT broker %s is back after %.1f s; %d events were dropped", self.broker.name, gap_s, dropped)
+        self._host.report(BrokerRestored(broker=self.broker.name, gap_s=gap_s, dropped=dropped))
+
+    def _drop_what_is_old(self) -> None:
+        """A command that was said minutes ago is not meant any more."""
+        oldest = time.monotonic() - self._config.keep_s
+        while self._config.keep_s and self._notes and self._notes[0].born < oldest:
+            self._notes.popleft()
+            self._dropped += 1
+
+    # --- telling ---
+
+    async def _tell_notes(self) -> None:
+        """Each is kept until the broker has it. Returns when all is told and we close."""
+        while True:
+            self._drop_what_is_old()
+            if self._notes:
+                note = self._notes[0]
+                await self._client.publish(note.topic, note.payload, qos=1)
+                if self._notes and self._notes[0] is note:  # the queue did not overflow meanwhile
+                    self._notes.popleft()
+            elif self._closing:
+                return
+            elif self._dropped:  # it is there, but too slow
+                self._note_return()
+            else:
+                self._ready.clear()
+                await self._ready.wait()
+
+    async def _keep_announced(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self._announce()
+            await asyncio.sleep(SETTLE_S)
+
+    async def _announce(self) -> None:
+        """Have retained messages say how things are, where they do not yet."""
+        self._changed.clear()
+        wanted = self._retained(self._host.status())
+        gone = {topic: b"" for topic in self._announced if topic not in wanted}
+        for topic, payload in (gone | wanted).items():
+            if self._announced.get(topic) != payload:
+                await self._client.publish(topic, payload, qos=1, retain=True)
+                self._announced[topic] = payload
+        for topic in gone:
+            del self._announced[topic]
+        self._states_due.set()
+
+    def _retained(self, status: StatusNow) -> dict[str, bytes]:
+        """What every retained message should be, by topic."""
+        topics, wanted = self._topics, {}
+        here = {state.stream: state for state in status.streams if not state.passing}
+        away = [stream for stream in self._away if stream not in here]
+        if self._config.discovery:
+            setting = Setting(topics, self._config.discovery, self._host.version, self._config.state_s)
+            for topic, payload in home_assistant.discovery(setting, [*here, *away], status.keywords):
+                wanted[topic] = json.dumps(payload).encode()
+        for keyword, known in status.keywords.items():
+            wanted[topics.threshold(keyword)] = f"{known.threshold:g}".encode()
+        for stream, state in here.items():
+            wanted[topics.mute(stream)] = b"ON" if state.muted else b"OFF"
+            wanted[topics.stream_availability(stream)] = b"offline" if state.ailment == "lost" else b"online"
+        for stream in away:
+            wanted[topics.stream_availability(stream)] = b"offline"
+        wanted[topics.availability] = b"online"
+        return wanted
+
+    def _note_leaving(self, event: StreamLeft) -> None:
+        """A satellite is only away; what a reload took is gone for good."""
+        self._away.pop(event.stream, None)
+        if event.reason != "reload" and self._topics.stream_availability(event.stream) in self._announced:
+            self._away[event.stream] = None
+            if len(self._away) > MOST_AWAY:
+                del self._away[next(iter(self._away))]
+
+    async def _tell_states(self) -> None:
+        while True:
+            self._states_due.clear()
+            for state in self._host.status().streams:
+                if not state.passing:
+                    await self._client.publish(self._topics.state(state.stream), msgspec.json.encode(state))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._states_due.wait(), self._config.state_s)
+
+    # --- being told ---
+
+    async def _take_commands(self) -> None:
+        async for message in self._client.messages:
+            if self._config.discovery and str(message.topic) == f"{self._config.discovery}/status":
+                if message.payload == b"online":
+                    self._announced = {}  # Home Assistant was started: all of it once more
+                    self._changed.set()
+            elif message.retain:
+                log.warning("MQTT %s: is retained, and ignored: it would come again and again", message.topic)
+            else:
+                await self._obey(message)
+
+    async def _obey(self, message: "Message") -> None:
+        """Do as a `/set` says, or say why not, and in any case how things are."""
+        try:
+            answer = await self._host.obey(self._command(message))
+            refusal = answer.error
+        except ConfigError as error:
+            refusal = str(error)
+        topic = str(message.topic).removesuffix("/set")
+        if refusal is not None:
+            log.warning("MQTT %s: %s", message.topic, refusal)
+        self._announced.pop(topic, None)  # whoever changed it shows what it asked for until it is told otherwise
+        self._changed.set()
+
+    def _command(self, message: "Message") -> Command:
+        """Raises ConfigError for a payload that is none of those a topic takes."""
+        *_, first, second, _ = str(message.topic).split("/")
+        said = message.payload.decode(errors="replace") if isinstance(message.payload, bytes) else str(message.payload)
+        if first == "threshold":
+            try:
+                value = float(said)
+            except ValueError:
+                value = -1.0
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{said[:40]!r} is no threshold; send a number from 0 to 1")
+            return Threshold(keyword=unquote(second), value=value)
+        if said not in ("ON", "OFF"):
+            raise ConfigError(f"{said[:40]!r}: send ON or OFF")
+        streams = (unquote(first),)
+        return Mute(streams=streams) if said == "ON" else Unmute(streams=streams)
+
+
+def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
+    """With its secrets and certificates. Raises ConfigError for a file that cannot be used, or if the library that
+    speaks to it is not installed."""
+    if importlib.util.find_spec("aiomqtt") is None:
+        raise ConfigError("sinks.mqtt: aiomqtt is not installed; pip install 'kwsd[mqtt]'", exit_code=UNAVAILABLE)
+    parts = urlsplit(str(config.broker))
+    secure = parts.scheme == "mqtts"
+    user, password = (
+        read_secret(named, resolve, f"sinks.mqtt.{key}") if named else None
+        for key, named in (("user_file", config.user_file), ("password_file", config.password_file))
+    )
+    return Broker(
+        host=str(parts.hostname),
+        port=parts.port or (TLS_PORT if secure else PORT),
+        tls=_tls(config, resolve) if secure else None,
+        user=user,
+        password=password,
+    )
+
+
+def _tls(config: MqttConfig, resolve: Callable[[str], Path]) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if config.ca_file is not None:
+        with _blamed("ca_file", config.ca_file, resolve) as path:
+            context = ssl.create_default_context(cafile=path)
+    if config.cert_file is not None:
+        with _blamed("cert_file", config.cert_file, resolve) as path:
+            context.load_cert_chain(path, resolve(config.key_file) if config.key_file else None)
+    return context
+
+
+@contextlib.contextmanager
+def _blamed(key: str, named: str, resolve: Callable[[str], Path]) -> Iterator[Path]:
+    """Raises ConfigError for what is wrong with a file."""
+    path = credential(named, f"sinks.mqtt.{key}") or resolve(named)
+    try:
+        yield path
+    except PermissionError:
+        raise ConfigError(f"sinks.mqtt.{key}: {path}: permission denied", exit_code=NO_PERMISSION) from None
+    except OSError as error:  # ssl.SSLError is one
+        what = "is no PEM, or does not fit its key" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(f"sinks.mqtt.{key}: {path}: {what}") from None
+
+
+def _raise(task: "asyncio.Task[None]") -> None:
+    """What nobody expected ends the daemon."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error

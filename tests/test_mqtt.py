@@ -1,0 +1,374 @@
+"""Events for a real Mosquitto, and commands from it, by a real daemon."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from broker import Broker, needs_mosquitto
+from running import Running
+from test_home_assistant import valid
+
+from kwsd.errors import CONFIG
+from kwsd.recording import DEMO, read_recording
+
+pytestmark = needs_mosquitto
+
+BASE = "kwsd/home"
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def broker(tmp_path, port):
+    with Broker(tmp_path, port) as running:
+        yield running
+
+
+@pytest.fixture
+def spoken():
+    """The demo recording as PCM."""
+    return (read_recording(DEMO) * 32767).astype("<i2").tobytes()
+
+
+def kitchen(broker, *more):
+    """Options of a daemon that hears its stdin and tells this broker."""
+    settings = [
+        'streams=[{source: pcm, name: kitchen, path: "-"}]',
+        f"sinks.mqtt.broker=mqtt://127.0.0.1:{broker.port}",
+        *more,
+    ]
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def say(daemon, audio):
+    daemon.process.stdin.write(audio)
+    daemon.process.stdin.flush()
+
+
+def lines(messages):
+    return [json.loads(message.payload) for message in messages]
+
+
+def test_detections_and_other_events_arrive_once_and_are_not_retained(broker, environment, spoken):
+    everything = broker.listener()
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        everything.wait_for(f"{BASE}/availability", "online")
+        say(daemon, spoken)
+        daemon.process.stdin.close()
+        assert daemon.finish() == 0
+    everything.wait_for(f"{BASE}/availability", "offline")
+    heard = everything.on(f"{BASE}/kitchen/detection")
+    assert lines(heard) == daemon.detections and len(heard) > 5
+    assert {(message.qos, message.retain) for message in heard} == {(1, False)}
+    others = [event["type"] for event in lines(everything.on(f"{BASE}/event"))]
+    assert others == [event["type"] for event in daemon.events if event["type"] != "detection"]
+    late = broker.listener()
+    late.wait_for(f"{BASE}/availability", "offline")
+    assert not late.on(f"{BASE}/kitchen/detection") and not late.on(f"{BASE}/event")
+
+
+def test_a_daemon_that_dies_is_offline_by_its_last_will(broker, environment):
+    everything = broker.listener()
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        everything.wait_for(f"{BASE}/availability", "online")
+        daemon.process.kill()
+        everything.wait_for(f"{BASE}/availability", "offline")
+
+
+def test_home_assistant_is_told_of_all_there_is_and_again_when_it_starts(broker, environment, spoken):
+    everything = broker.listener()
+    with Running(*kitchen(broker, "sinks.mqtt.state_s=1"), environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        everything.has(f"{BASE}/kitchen/availability", "online")
+        everything.has(f"{BASE}/availability", "online")
+        told = {message.topic: message for message in everything.messages if message.topic.endswith("/config")}
+        for topic, message in told.items():
+            valid("discovery_topic", topic)
+            valid(topic.split("/")[1], json.loads(message.payload))
+        assert len(told) == 6 + 10 + 10
+        state = json.loads(everything.wait_for(f"{BASE}/kitchen/state").payload)
+        assert state["stream"] == "kitchen" and "level_dbfs" in state and "lag_ms" in state
+        everything.has(f"{BASE}/threshold/go", "0.65")
+        everything.publish("homeassistant/status", "online")
+        everything.wait_for("homeassistant/status")
+        everything.wait_for("homeassistant/event/kwsd_home/kitchen_command/config")
+        everything.wait_for(f"{BASE}/availability", "online")
+
+
+def test_a_switch_mutes_and_a_number_sets_a_threshold(broker, environment, spoken):
+    everything = broker.listener()
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        everything.wait_for(f"{BASE}/kitchen/mute", "OFF")
+        everything.publish(f"{BASE}/kitchen/mute/set", "ON")
+        everything.wait_for(f"{BASE}/kitchen/mute", "ON")
+        assert daemon.wait_for("mute")["muted"] is True
+        everything.publish(f"{BASE}/threshold/stop/set", "0.72")
+        everything.wait_for(f"{BASE}/threshold/stop", "0.72")
+        assert daemon.wait_for("threshold") | {"id": "", "time": "", "seq": 0} == {
+            "v": 1, "type": "threshold", "id": "", "seq": 0, "time": "", "keyword": "stop", "threshold": 0.72,
+        }  # fmt: skip
+        daemon.process.send_signal(signal.SIGHUP)
+        everything.wait_for(f"{BASE}/threshold/stop", "0.65")
+        assert everything.on(f"{BASE}/kitchen/mute")[-1].payload == b"ON", "a mute survives a reload"
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "answer", "said"),
+    [
+        ("kitchen/mute", "WOMBAT", "OFF", "send ON or OFF"),
+        ("threshold/stop", "high", "0.65", "is no threshold"),
+        ("threshold/stop", "nan", "0.65", "is no threshold"),
+        ("threshold/stop", "0.1", "0.65", "its release 0.4 is above"),
+    ],
+)
+def test_what_cannot_be_done_is_logged_and_the_truth_is_told_again(
+    broker, environment, spoken, topic, payload, answer, said
+):
+    everything = broker.listener()
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        everything.has(f"{BASE}/{topic}", answer)
+        everything.publish(f"{BASE}/{topic}/set", payload)
+        everything.wait_for(f"{BASE}/{topic}/set")
+        everything.wait_for(f"{BASE}/{topic}", answer)
+        daemon.stop()
+    assert [line for line in daemon.errors if said in line and topic in line]
+
+
+def test_a_retained_command_is_ignored(broker, environment, spoken):
+    everything = broker.listener()
+    everything.publish(f"{BASE}/kitchen/mute/set", "ON", retain=True)
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        everything.wait_for(f"{BASE}/kitchen/mute", "OFF")
+        everything.publish(f"{BASE}/threshold/stop/set", "0.9")
+        daemon.wait_for("threshold")
+        daemon.stop()
+    assert "mute" not in {event["type"] for event in daemon.events}
+    assert [line for line in daemon.errors if "is retained, and ignored" in line]
+
+
+# --- the broker goes and comes ---
+
+
+def test_what_is_said_while_the_broker_is_away_waits_for_it_and_what_was_dropped_is_told(broker, environment, spoken):
+    everything = broker.listener()
+    with Running(*kitchen(broker, "sinks.mqtt.queue=4"), environment=environment) as daemon:
+        everything.wait_for(f"{BASE}/availability", "online")
+        broker.kill()
+        lost = daemon.wait_for("broker_lost")
+        assert lost["broker"] == f"127.0.0.1:{broker.port}"
+        say(daemon, spoken + bytes(64_000))
+        for _ in range(8):
+            daemon.wait_for("detection")
+        time.sleep(0.5)
+        told = len(daemon.detections)
+        broker.start()
+        again = broker.listener()
+        restored = daemon.wait_for("broker_restored")
+        again.wait_for(f"{BASE}/kitchen/detection")
+        time.sleep(1)
+        assert lines(again.on(f"{BASE}/kitchen/detection")) == daemon.detections[told - 4 :]
+        assert restored["dropped"] > 0 and restored["gap_s"] > 0
+        assert restored["dropped"] == next(
+            event["dropped"] for event in lines(again.on(f"{BASE}/event")) if event["type"] == "broker_restored"
+        )
+        again.has(f"{BASE}/availability", "online")
+        daemon.stop()
+    assert "back after" in "".join(daemon.errors)
+
+
+def test_what_is_too_old_is_not_told_any_more(broker, environment, spoken):
+    with Running(*kitchen(broker, "sinks.mqtt.keep_s=0.3"), environment=environment) as daemon:
+        broker.listener().wait_for(f"{BASE}/availability", "online")
+        broker.kill()
+        daemon.wait_for("broker_lost")
+        say(daemon, spoken)
+        for _ in range(5):
+            daemon.wait_for("detection")
+        time.sleep(1)
+        broker.start()
+        again = broker.listener(f"{BASE}/kitchen/detection")
+        assert daemon.wait_for("broker_restored")["dropped"] >= 5
+        assert not again.messages
+
+
+def test_a_broker_that_is_not_there_at_the_start_is_waited_for(tmp_path, port, environment, spoken):
+    broker = Broker(tmp_path, port)
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        daemon.wait_for("broker_lost")
+        say(daemon, spoken)
+        daemon.wait_for("detection")
+        with broker:
+            broker.listener().wait_for(f"{BASE}/kitchen/detection")
+            daemon.stop()
+
+
+def descriptors(daemon):
+    return len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
+
+
+def test_a_broker_that_hangs_delays_nothing_and_leaks_nothing(environment, spoken):
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        broker = type("Hanging", (), {"port": hanging.getsockname()[1]})
+        with Running(*kitchen(broker), environment=environment) as daemon:
+            say(daemon, spoken)
+            daemon.wait_for("ready")
+            daemon.wait_for("detection")
+            daemon.wait_for("broker_lost")
+            time.sleep(0.5)
+            before = descriptors(daemon)
+            time.sleep(8)
+            assert descriptors(daemon) <= before + 1
+            code, took = daemon.stop()
+    assert code == 0 and took < 2.0
+
+
+# --- streams that come and go ---
+
+
+def test_a_satellite_that_left_is_unavailable_and_what_a_reload_took_is_gone(broker, environment, tmp_path):
+    config = tmp_path / "kwsd.yaml"
+    door = tmp_path / "in"
+    text = (
+        f"sinks: {{mqtt: {{broker: 'mqtt://127.0.0.1:{broker.port}'}}}}\nlisten: {{on: ['unix:{door}']}}\n"
+        "streams: [{source: file, name: NAME, path: DEMO}]\n".replace("DEMO", str(DEMO))
+    )
+    config.write_text(text.replace("NAME", "old"))
+    everything = broker.listener()
+    with Running("--config", str(config), environment=environment) as daemon:
+        everything.wait_for("homeassistant/event/kwsd_home/old_command/config")
+        with socket.socket(socket.AF_UNIX) as satellite:
+            satellite.connect(str(door))
+            satellite.sendall(b'{"name": "attic"}\n' + bytes(32_000))
+            everything.wait_for("homeassistant/event/kwsd_home/attic_command/config")
+            everything.wait_for(f"{BASE}/attic/availability", "online")
+        everything.wait_for(f"{BASE}/attic/availability", "offline")
+        config.write_text(text.replace("NAME", "new"))
+        daemon.process.send_signal(signal.SIGHUP)
+        everything.wait_for("homeassistant/event/kwsd_home/new_command/config")
+        everything.wait_for(f"{BASE}/new/availability", "online")
+        gone = everything.on("homeassistant/event/kwsd_home/old_command/config")[-1]
+        assert gone.payload == b"" or everything.wait_for(gone.topic, "") is not None
+        assert everything.on("homeassistant/event/kwsd_home/attic_command/config")[-1].payload
+
+
+# --- secrets and TLS ---
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """`ca.pem`, and `broker.pem` with `broker.key` that it vouches for."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=tmp_path)
+
+    new = ("-newkey", "rsa:2048", "-nodes", "-days", "2")
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=an authority of our own")
+    openssl("req", *new[:-2], "-keyout", "broker.key", "-out", "broker.csr", "-subj", "/CN=127.0.0.1")
+    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl(
+        "x509", "-req", "-in", "broker.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+        "-extfile", "names", "-out", "broker.pem",
+    )  # fmt: skip
+    for key in tmp_path.glob("*.key"):
+        key.chmod(0o644)  # mosquitto gives up root before it reads them
+    tmp_path.chmod(0o755)
+    return tmp_path
+
+
+def secret(path, text):
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def locked(tmp_path, port, certificates):
+    """A broker that speaks TLS only and lets in `kwsd` with the password `open sesame`."""
+    passwords = tmp_path / "passwords"
+    subprocess.run(["mosquitto_passwd", "-b", "-c", passwords, "kwsd", "open sesame"], check=True)
+    passwords.chmod(0o644)
+    config = tmp_path / "mosquitto.conf"
+    files = "".join(
+        f"{key} {tmp_path}/{name}\n" for key, name in (("certfile", "broker.pem"), ("keyfile", "broker.key"))
+    )
+    config.write_text(
+        f"user root\nlistener {port} 127.0.0.1\n{files}allow_anonymous false\npassword_file {passwords}\n"
+        f"listener {port + 1} 127.0.0.1\n"
+    )
+    log = (tmp_path / "mosquitto.log").open("wb")
+    process = subprocess.Popen(["/usr/sbin/mosquitto", "-c", config, "-v"], stderr=log, stdout=log)
+    log.close()
+    yield port
+    process.kill()
+    process.wait()
+
+
+def with_tls(folder, port, password="open sesame", **files):
+    settings = {"user_file": secret(folder / "user", "kwsd\n"), "password_file": secret(folder / "password", password)}
+    settings |= {"ca_file": folder / "ca.pem"} | files
+    options = [f"sinks.mqtt.{key}={value}" for key, value in settings.items() if value]
+    return kitchen(type("Locked", (), {"port": port}), f"sinks.mqtt.broker=mqtts://127.0.0.1:{port}", *options)
+
+
+def test_over_tls_with_user_and_password_from_files(locked, tmp_path, environment):
+    with Running(*with_tls(tmp_path, locked), environment=environment) as daemon:
+        deadline = time.monotonic() + 20
+        while not any("connected" in line for line in daemon.errors):
+            assert time.monotonic() < deadline, daemon.errors
+            time.sleep(0.05)
+        assert daemon.stop()[0] == 0
+    assert "open sesame" not in "".join(daemon.errors)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [({"password": "no"}, "authori"), ({"ca_file": None}, "CERTIFICATE_VERIFY_FAILED")]
+)
+def test_a_broker_that_refuses_us_or_that_nobody_vouches_for_is_told_of(
+    locked, tmp_path, environment, spoken, wrong, reason
+):
+    with Running(*with_tls(tmp_path, locked, **wrong), environment=environment) as daemon:
+        assert reason in daemon.wait_for("broker_lost")["reason"]
+        say(daemon, spoken)
+        daemon.wait_for("detection")
+        assert daemon.stop()[0] == 0
+
+
+# --- configuration ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ("{broker: localhost}", "sinks.mqtt.broker: localhost is no broker"),
+        ("{broker: 'mqtt://me:pw@localhost'}", "is no broker"),
+        ("{broker: 'mqtt://h:x'}", "is no broker"),
+        ("{broker: 'mqtt://h', ca_file: x}", "sinks.mqtt.ca_file: is for TLS"),
+        ("{broker: 'mqtts://h', key_file: x}", "belongs to a cert_file"),
+        ("{broker: 'mqtt://h', password_file: x}", "belongs to a user_file"),
+        ("{broker: 'mqtts://h', ca_file: none.pem}", "sinks.mqtt.ca_file: "),
+        ("{broker: 'mqtts://h', ca_file: kwsd.yaml}", "is no PEM"),
+        ("{broker: 'mqtt://h', user_file: none}", "sinks.mqtt.user_file: "),
+        ("{broker: 'mqtt://h', discovery: 'a/#'}", "sinks.mqtt.discovery"),
+        ("{broker: 'mqtt://h', queue: 0}", "sinks.mqtt.queue"),
+    ],
+)
+def test_a_wrong_broker_is_refused_in_one_line(kwsd, tmp_path, settings, complaint):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text(f"sinks: {{mqtt: {settings}}}\n")
+    kwsd("check", "--config", config).refused(CONFIG, complaint)
