@@ -91,6 +91,15 @@ class HttpConfig(_Section, frozen=True, kw_only=True):
     group: Name | None = None
 
 
+class WyomingConfig(_Section, frozen=True, kw_only=True):
+    """Where clients of the Wyoming protocol find a wake-word service."""
+
+    on: tuple[str, ...] = ()
+    group: Name | None = None
+    unprotected: bool = False
+    zeroconf: Name | None = None
+
+
 class WindowConfig(_Section, frozen=True, kw_only=True):
     """How often a window is scored."""
 
@@ -189,6 +198,7 @@ class Config(_Section, frozen=True, kw_only=True):
     keywords: Literal["all"] | dict[str, KeywordConfig] = "all"
     streams: tuple[StreamConfig, ...] = (MicrophoneConfig(),)
     listen: ListenConfig = ListenConfig()
+    wyoming: WyomingConfig = WyomingConfig()
     capture: CaptureConfig = CaptureConfig()
     window: WindowConfig = WindowConfig()
     debouncer: DebouncerConfig = DebouncerConfig()
@@ -208,6 +218,11 @@ class Config(_Section, frozen=True, kw_only=True):
         return tuple(parse_address(text, self.resolve) for text in self.listen.on)
 
     @property
+    def has_satellites(self) -> bool:
+        """Whether streams may come and go."""
+        return bool(self.listen.on or self.wyoming.on)
+
+    @property
     def wants_rejected(self) -> bool:
         """Whether somebody wants to know of words that scored well and were not told."""
         return self.events.rejected or bool(self.http.on)
@@ -216,6 +231,11 @@ class Config(_Section, frozen=True, kw_only=True):
     def http_addresses(self) -> tuple[Address, ...]:
         """Where metrics and health are served. Raises ConfigError for what is no address."""
         return tuple(parse_address(text, self.resolve) for text in self.http.on)
+
+    @property
+    def wyoming_addresses(self) -> tuple[Address, ...]:
+        """Where clients of the Wyoming protocol connect. Raises ConfigError for what is no address."""
+        return tuple(parse_address(text, self.resolve) for text in self.wyoming.on)
 
     @property
     def model_path(self) -> Path:
@@ -264,8 +284,8 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise place.error(f"streams.{i}", f"the name {name!r} is taken; give every stream a name of its own")
-    if not config.streams and not config.listen.on:
-        raise place.error("streams", "is empty; name a stream, or an address in listen.on")
+    if not config.streams and not config.has_satellites:
+        raise place.error("streams", "is empty; name a stream, or an address in listen.on or wyoming.on")
     _check_addresses(config, place)
     _check_mqtt(config.sinks.mqtt, place)
     for i, hook in enumerate(config.hooks):
@@ -313,6 +333,7 @@ def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
 def _check_addresses(config: Config, place: SettingsFile) -> None:
     everywhere = [("listen.on", i, text) for i, text in enumerate(config.listen.on)]
     everywhere += [("http.on", i, text) for i, text in enumerate(config.http.on)]
+    everywhere += [("wyoming.on", i, text) for i, text in enumerate(config.wyoming.on)]
     for n, (where, i, text) in enumerate(everywhere):
         try:
             address = parse_address(text, config.resolve)
@@ -322,7 +343,13 @@ def _check_addresses(config: Config, place: SettingsFile) -> None:
             raise place.error(f"{where}.{i}", f"{text} is there twice")
         if address.beyond and where == "http.on":
             raise place.error(f"{where}.{i}", f"{text} can be reached from other machines; use 127.0.0.1 or unix:PATH")
-        if address.beyond and config.listen.token_file is None:
+        if address.beyond and where == "wyoming.on" and not config.wyoming.unprotected:
+            raise place.error(
+                f"{where}.{i}",
+                f"{text} can be reached from other machines, and the protocol has no password; say "
+                "wyoming.unprotected: true, or use 127.0.0.1",
+            )
+        if address.beyond and where == "listen.on" and config.listen.token_file is None:
             raise place.error(
                 f"listen.on.{i}",
                 f"{text} can be reached from other machines; name a listen.token_file, or use 127.0.0.1",

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -67,6 +68,7 @@ from kwsd.systemd import Notifier
 
 if TYPE_CHECKING:
     from kwsd.endpoint import Endpoint
+    from kwsd.wyoming import Wyoming
 
 log = logging.getLogger("kwsd")
 
@@ -120,6 +122,7 @@ class Daemon:
         self._counters = Counters()
         self._adjustments = Adjustments()
         self._endpoint: Endpoint | None = None
+        self._wyoming: Wyoming | None = None
 
     async def main(self) -> int:
         """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
@@ -150,6 +153,7 @@ class Daemon:
         listening = Listening(config, self._reports())
         await self._open_sinks(config, artefact.info)
         await self._open_endpoint(config)
+        await self._open_wyoming(config)
         self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         self._listening = listening
         self._see_who_watches()
@@ -209,6 +213,23 @@ class Daemon:
                 config.http_addresses, config.http.group, self._metrics, self._problems
             )
             log.info("metrics and health on %s", ", ".join(self._endpoint.addresses))
+
+    async def _open_wyoming(self, config: Config) -> None:
+        """Serve Wyoming clients where this config says; raises KwsdError, and serves none, if that cannot be."""
+        before, self._wyoming = self._wyoming, None
+        if before is not None:
+            await before.close()
+        if config.wyoming.on:
+            from kwsd.wyoming import Host, Wyoming
+
+            host = Host(__version__, lambda: self._artefact.info.id, self._keywords, self._adopt)
+            self._wyoming = await Wyoming.open(config.wyoming, config.wyoming_addresses, host)
+            log.info("Wyoming clients on %s", ", ".join(self._wyoming.addresses))
+
+    def _adopt(self, connection: socket.socket) -> None:
+        if self._listening is None or self._stop.is_set():
+            raise KwsdError("kwsd is still starting, or stopping; try again", exit_code=UNAVAILABLE)
+        self._listening.adopt(connection)
 
     async def _open_socket(self, config: Config, place: Path) -> UnixSocket:
         settings = config.sinks.socket
@@ -282,7 +303,10 @@ class Daemon:
             if not self._ready:
                 self._loop.call_soon_threadsafe(self._now_ready)
 
-        return Reports(progress, audio, over, satellite, overload, scores, idle)
+        def then(call: Callable[[], None]) -> None:
+            self._loop.call_soon_threadsafe(call)
+
+        return Reports(progress, audio, over, satellite, overload, scores, idle, then)
 
     async def _in_thread(
         self, work: Callable[[], T], within_s: float | None = None, late: Callable[[T], None] = lambda _: None
@@ -539,6 +563,8 @@ class Daemon:
             await self._open_sinks(config, artefact.info)
             if config.http != before.http:
                 await self._open_endpoint(config)
+            if config.wyoming != before.wyoming:
+                await self._open_wyoming(config)
             await self._relisten(config, spotter, sources)
         except KwsdError as refusal:
             _stop_all(sources)
@@ -555,6 +581,8 @@ class Daemon:
         await self._open_sinks(before, self._artefact.info)
         if config.http != before.http:
             await self._open_endpoint(before)
+        if config.wyoming != before.wyoming:
+            await self._open_wyoming(before)
 
     async def _or_end(self, going_back: Coroutine[Any, Any, None], refusal: KwsdError) -> None:
         """Where it is impossible to go on as before, the daemon must end: half of one would hear or tell nothing."""
@@ -709,8 +737,9 @@ class Daemon:
             await asyncio.sleep(0)  # what the inference thread reported last
         if self._sinks:
             self._emit(Shutdown(reason=self._reason, detections=self._detections))
-        if self._endpoint is not None:
-            await self._endpoint.close()
+        for service in (self._endpoint, self._wyoming):
+            if service is not None:
+                await service.close()
         await asyncio.gather(*(sink.close() for sink in self._sinks.values()))
         await asyncio.sleep(0)  # what stdout's thread reported last
         if self._failure is None:  # else it is the last line, which the caller writes
@@ -810,4 +839,5 @@ def _sources_ahead(config: Config) -> Sequence[Source] | None:
 def _same_streams(one: Config, other: Config) -> bool:
     """Whether sources, their windows and their ring can stay as they are."""
     same = one.streams == other.streams and one.listen == other.listen and one.folder == other.folder
+    same = same and one.has_satellites == other.has_satellites
     return same and msgspec.structs.asdict(one.window) == msgspec.structs.asdict(other.window)

@@ -1,7 +1,8 @@
 """Satellites: programs elsewhere that connect and send what they hear, each a stream with a name of its own.
 
 A satellite sends one line of JSON, `{"name": "kitchen"}`, then raw PCM. It gets a `hello` back and after that the
-detections of its own stream, as far as it takes them; or one `refused` with the reason.
+detections of its own stream, as far as it takes them; or one `refused` with the reason. One that only stops sending
+(`shutdown`, `nc -N`) gets those of all it sent, and then we hang up.
 
 One thread serves all of them and waits for none: whoever is slow, silent, malformed or gone harms nobody else. What
 they send becomes 16 kHz mono here and goes straight into the ring, each satellite to a slot of its own.
@@ -56,6 +57,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     channel: Annotated[int, Meta(ge=1, le=8)] | Literal["mix"] = "mix"  # which to listen to, from 1
     format: Literal["s16le", "s32le", "f32le"] = "s16le"
     token: str = ""
+    passing: bool = False  # a client of the moment, not a place where somebody may be
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Joined:
     origin: int  # index of its first sample in the ring
     rate: int  # Hz, as it sends
     channels: int
+    passing: bool
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Satellite:
     finish: Callable[[], None] = field(default=lambda: None)
     outbox: bytes = b""
     waits_until: float = 0.0  # it is ahead of time, and not read from
+    finished: bool = False  # it sends no more, and may still be told of what it sent
 
 
 class Listener:
@@ -134,6 +138,8 @@ class Listener:
         self._by_slot: dict[int, Satellite] = {}
         self._waiting: list[Satellite] = []
         self._outgoing: deque[tuple[int, Line]] = deque()
+        self._released: deque[tuple[int, str]] = deque()
+        self._adopted: deque[socket.socket] = deque()
         self._scratch = bytearray(HEADER_BYTES)
         self._silence = np.zeros(WINDOW, np.float32)
         self._stopping = False
@@ -181,9 +187,14 @@ class Listener:
         self._wanted, self._pending = wanted, 0
 
     def release(self, slot: int, name: str) -> None:
-        """All of a satellite that left is scored: its slot and name may go to another."""
-        self._names.discard(name)
-        self._free.append(slot)
+        """All of a satellite that left is scored and told: its slot and name may go to another."""
+        self._released.append((slot, name))
+        self._ring_bell()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Take somebody in who did not come through a door; it needs no token."""
+        self._adopted.append(connection)
+        self._ring_bell()
 
     def tell(self, slot: int, line: Line) -> None:
         """A line for the satellite of a slot, if it is still there and reads."""
@@ -217,7 +228,7 @@ class Listener:
                 elif descriptor in self._doors:
                     self._welcome(*self._doors[descriptor], now)
                 elif descriptor == self._bell:
-                    self._send_what_is_told()
+                    self._heed_bell(now)
             if self._waiting:
                 self._let_go_on(now)
             if now >= look_at:
@@ -243,7 +254,7 @@ class Listener:
             self._part_with(satellite, f"connection lost ({error.strerror})")
             return
         if not size:
-            self._part_with(satellite, "hung up")
+            self._hear_no_more(satellite)
             return
         satellite.wrote_at = now
         chunk = memoryview(self._scratch)[:size]
@@ -284,7 +295,9 @@ class Listener:
         for satellite in list(self._satellites.values()):
             if satellite.slot < 0 and now - satellite.begun > HEADER_S:
                 self._refuse(satellite, f"no header within {HEADER_S:g} s; send one line of JSON first")
-            elif satellite.slot >= 0 and not satellite.waits_until and now - satellite.wrote_at > self._silent_s:
+            elif satellite.finished or satellite.slot < 0 or satellite.waits_until:
+                continue
+            elif now - satellite.wrote_at > self._silent_s:
                 self._part_with(satellite, f"sent nothing for {self._silent_s:g} s")
 
     # --- coming ---
@@ -295,8 +308,11 @@ class Listener:
         except OSError:  # gone already, or no descriptor is free: whoever is there is served on
             time.sleep(PAUSE_S)
             return
+        self._take_in(connection, bool(self._token) and address.path is None, now)
+
+    def _take_in(self, connection: socket.socket, needs_token: bool, now: float) -> None:
         connection.setblocking(False)
-        satellite = Satellite(connection, now, bool(self._token) and address.path is None, now)
+        satellite = Satellite(connection, now, needs_token, now)
         self._satellites[connection.fileno()] = satellite
         self._epoll.register(connection, select.EPOLLIN)
         if sum(other.slot < 0 for other in self._satellites.values()) > WITHOUT_HEADER:
@@ -351,7 +367,7 @@ class Listener:
         self.due[slot] = self._ring.ends[slot] + WINDOW
         self.wrote_at[slot] = satellite.begun
         self._decode_into(satellite, header, decoder)
-        self.news.append(Joined(slot, header.name, self._ring.ends[slot], header.rate, header.channels))
+        self.news.append(Joined(slot, header.name, self._ring.ends[slot], header.rate, header.channels, header.passing))
         self._wake()
         self._send(satellite, self._hello(header.name))
 
@@ -388,16 +404,29 @@ class Listener:
         self._send(satellite, unnumbered(Refused(reason=reason)))
         self._close(satellite)
 
+    def _hear_no_more(self, satellite: Satellite) -> None:
+        """It hung up, or only sends no more: then it is told of what it sent until all of it is scored."""
+        if satellite.slot < 0 or satellite.finished:
+            self._part_with(satellite, "hung up")
+            return
+        satellite.finished = True
+        self._epoll.modify(satellite.connection, _interest(satellite))
+        self._end(satellite, "hung up")
+
     def _part_with(self, satellite: Satellite, reason: str) -> None:
-        slot = satellite.slot
         self._close(satellite)
-        if slot >= 0:
-            del self._by_slot[slot]
-            self.active -= 1
-            satellite.finish()
-            heard = satellite.taken * SAMPLE_RATE // satellite.rate
-            self.news.append(Left(slot, reason, heard))
-            self._wake()
+        if satellite.slot >= 0:
+            self._by_slot.pop(satellite.slot, None)
+            if not satellite.finished:
+                self._end(satellite, reason)
+
+    def _end(self, satellite: Satellite, reason: str) -> None:
+        """No more of its audio will come."""
+        self.active -= 1
+        satellite.finish()
+        heard = satellite.taken * SAMPLE_RATE // satellite.rate
+        self.news.append(Left(satellite.slot, reason, heard))
+        self._wake()
 
     def _close(self, satellite: Satellite) -> None:
         descriptor = satellite.connection.fileno()
@@ -416,14 +445,24 @@ class Listener:
 
     # --- sending ---
 
-    def _send_what_is_told(self) -> None:
+    def _heed_bell(self, now: float) -> None:
+        """Whatever other threads want."""
         with contextlib.suppress(OSError):
             os.read(self._bell, 4096)
+        while self._adopted:
+            self._take_in(self._adopted.popleft(), False, now)
         while self._outgoing:
             slot, line = self._outgoing.popleft()
             satellite = self._by_slot.get(slot)
             if satellite is not None:
                 self._send(satellite, line)
+        while self._released:
+            slot, name = self._released.popleft()
+            satellite = self._by_slot.pop(slot, None)
+            if satellite is not None:
+                self._close(satellite)
+            self._names.discard(name)
+            self._free.append(slot)
 
     def _send(self, satellite: Satellite, line: bytes) -> None:
         """What the satellite takes at once; of the rest so much is kept that a line is never torn."""
@@ -475,7 +514,7 @@ def _allow_descriptors(more: int) -> None:
 
 
 def _interest(satellite: Satellite) -> int:
-    return select.EPOLLIN | (select.EPOLLOUT if satellite.outbox else 0)
+    return (0 if satellite.finished else select.EPOLLIN) | (select.EPOLLOUT if satellite.outbox else 0)
 
 
 def try_door(address: Address, group: str | None) -> None:

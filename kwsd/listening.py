@@ -1,6 +1,8 @@
 """Sources and the inference thread of one configuration, from start to stop."""
 
+import functools
 import queue
+import socket
 import sys
 import threading
 import time
@@ -13,7 +15,7 @@ import numpy as np
 from kwsd import load
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
-from kwsd.errors import INTERNAL, KwsdError
+from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
 from kwsd.event import AudioEvent, AudioRestored, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
@@ -79,6 +81,7 @@ class Reports:
     overload: Callable[[Overload], None] = lambda _: None  # the hop became longer, or shorter again
     scores: Callable[[tuple[Scores, ...]], None] = lambda _: None  # what the model says now, if somebody watches
     idle: Callable[[], None] = lambda: None  # all that came is scored; with satellites only, there may be none
+    then: Callable[[Callable[[], None]], None] = lambda call: call()  # call it when all this is dealt with
 
 
 class Listening:
@@ -95,7 +98,7 @@ class Listening:
             for stream, source in zip(config.streams, self.sources, strict=True)
         ]
         self._names = [stream.name for stream in config.streams]
-        self._ring = make_ring(config, len(self.sources), config.listen.streams if config.listen.on else 0)
+        self._ring = make_ring(config, len(self.sources), config.listen.streams if config.has_satellites else 0)
         self.streams += [FREE] * (self._ring.streams - len(self.streams))
         self._slots: dict[str, int] = {}  # of the satellites that are here, by name
         self._leaving: dict[int, Left] = {}  # those that are not scored to the end yet
@@ -114,7 +117,7 @@ class Listening:
         self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, self._tell)
         self._left: set[int] = set()  # sources that ended, and were told
         try:
-            self.listener = self._make_listener() if config.listen.on else None
+            self.listener = self._make_listener() if config.has_satellites else None
         except KwsdError:
             for source in self.sources:
                 source.stop()
@@ -174,6 +177,12 @@ class Listening:
     def names(self) -> tuple[str, ...]:
         """The streams there are: those of the config, and the satellites that are here."""
         return (*self._names, *self._slots)
+
+    def adopt(self, connection: socket.socket) -> None:
+        """A satellite that came some other way. Raises KwsdError where none may come."""
+        if self.listener is None:
+            raise KwsdError("there is no room for satellites", exit_code=UNAVAILABLE)
+        self.listener.adopt(connection)
 
     def tell(self, stream: str, line: Line) -> None:
         """An event for the satellite it is about, if it is about one."""
@@ -300,6 +309,7 @@ class Listening:
             level_dbfs=round(level_dbfs(second), 1) if heard else None,
             floor_dbfs=round(float(np.percentile(frame_levels_dbfs(second), 10)), 1) if heard else None,
             ailment=ailment,
+            passing=self.streams[stream].passing,
         )
 
     def _wake(self) -> None:
@@ -444,7 +454,9 @@ class Listening:
             if isinstance(news, Left):
                 self._leaving[news.slot] = news
                 continue
-            self.streams[news.slot] = StreamInfo(news.name, live=True, lead_in=False, origin=news.origin)
+            self.streams[news.slot] = StreamInfo(
+                news.name, live=True, lead_in=False, origin=news.origin, passing=news.passing
+            )
             self._slots[news.name] = news.slot
             self._pipeline.begin(news.slot)
             self._reports.satellite(StreamJoined(stream=news.name, rate=news.rate, channels=news.channels))
@@ -456,10 +468,16 @@ class Listening:
             if self._pipeline.scored_all_of(slot):
                 assert self.listener is not None
                 name = self.streams[slot].name
+                del self._leaving[slot]
                 self._reports.satellite(StreamLeft(stream=name, reason=left.reason, heard_s=seconds(left.heard)))
-                del self._leaving[slot], self._slots[name]
-                self.streams[slot] = FREE
-                self.listener.release(slot, name)
+                self._reports.then(functools.partial(self._let_go, slot, name))
+
+    def _let_go(self, slot: int, name: str) -> None:
+        """Nothing more is to be told of this satellite."""
+        assert self.listener is not None
+        del self._slots[name]
+        self.streams[slot] = FREE
+        self.listener.release(slot, name)
 
     def _part_with_sources(self) -> None:
         """Those that ended by themselves, while others go on."""

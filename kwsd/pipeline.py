@@ -40,6 +40,7 @@ class StreamInfo:
     live: bool
     lead_in: bool
     origin: int = 0  # index of its first sample in the ring
+    passing: bool = False  # a client of the moment
 
 
 @dataclass(frozen=True)

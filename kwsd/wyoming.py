@@ -1,0 +1,368 @@
+"""kwsd as a wake-word service of the Wyoming protocol: `describe` and `info`; `detect`; `audio-start`, chunks of audio,
+`audio-stop`; `detection` or `not-detected`. https://github.com/rhasspy/wyoming
+
+Whatever a client sends between `audio-start` and `audio-stop` becomes a satellite like any other (listener.py): here it
+is only translated. So all clients are scored in one batch, and the listener's limits hold for them.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import ipaddress
+import itertools
+import json
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kwsd.address import Address, url
+from kwsd.config import WyomingConfig
+from kwsd.door import bind, bind_tcp
+from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError
+
+if TYPE_CHECKING:
+    from wyoming.event import Event
+    from zeroconf.asyncio import AsyncZeroconf
+
+log = logging.getLogger("kwsd")
+
+MOST_CLIENTS = 256  # connections, whether they send audio or not
+MOST_BYTES = 1 << 20  # of one message
+FORMATS = {2: "s16le", 4: "s32le"}  # by bytes per sample
+FLUSH_S = 0.3  # how long `close` waits for clients
+SERVICE = "_wyoming._tcp.local."
+HOME = "https://github.com/rhasspy/wyoming"  # clients insist on an address for whom to thank
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the daemon has."""
+
+    version: str
+    model: Callable[[], str]
+    keywords: Callable[[], Sequence[str]]
+    adopt: Callable[[socket.socket], None]  # takes the other end of a connection on which a satellite speaks
+
+
+class Unfit(Exception):
+    """What a client said makes no sense; it is told so."""
+
+
+class Session:
+    """What a client sends between `audio-start` and `audio-stop`, on its way to the listener."""
+
+    def __init__(self, incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter, begun_ms: int) -> None:
+        self.incoming, self.outgoing, self.begun_ms = incoming, outgoing, begun_ms
+        self.detected = False
+        self.told: asyncio.Task[None] | None = None  # tells the client what is heard
+
+    @classmethod
+    async def open(cls, name: str, start: dict[str, Any], adopt: Callable[[socket.socket], None]) -> "Session":
+        """Raises Unfit for audio that is none, KwsdError where the listener refuses it."""
+        width = start.get("width")
+        if not isinstance(width, int) or width not in FORMATS:
+            raise Unfit(f"audio-start: {width} bytes per sample; send 2 (or 4)")
+        ours, theirs = socket.socketpair()
+        try:
+            adopt(theirs)
+        except KwsdError:
+            ours.close()
+            theirs.close()
+            raise
+        header = {"name": name, "format": FORMATS[width], "passing": True}
+        header |= {key: start.get(key) for key in ("rate", "channels")}
+        incoming, outgoing = await asyncio.open_connection(sock=ours)
+        outgoing.write(json.dumps(header).encode() + b"\n")
+        said = json.loads(await incoming.readline() or b'{"type": "refused", "reason": "kwsd hung up"}')
+        if said["type"] == "refused":
+            outgoing.close()
+            raise KwsdError(said["reason"], exit_code=UNAVAILABLE)
+        begun_ms = start.get("timestamp")
+        return cls(incoming, outgoing, begun_ms if isinstance(begun_ms, int) else 0)
+
+    async def send(self, audio: bytes) -> None:
+        """Waits while the client is ahead of time."""
+        with contextlib.suppress(OSError):  # the listener hung up: `told` says so
+            self.outgoing.write(audio)
+            await self.outgoing.drain()
+
+    async def end(self) -> None:
+        """Send no more, and wait until all of it is scored."""
+        with contextlib.suppress(OSError):
+            self.outgoing.write_eof()
+        if self.told is not None:
+            await self.told
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self.told is not None:
+            self.told.cancel()
+        self.outgoing.close()
+
+
+class Client:
+    """One connection."""
+
+    def __init__(
+        self, host: str, incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter, service: "Wyoming"
+    ) -> None:
+        self._host, self._service = host, service
+        self._incoming, self._outgoing = incoming, outgoing
+        self._names: frozenset[str] | None = None  # None: any
+        self._context: Any = None
+        self._session: Session | None = None
+        self._refused = False  # until the next `audio-start`
+
+    async def serve(self) -> None:
+        """Until it hangs up, or says what cannot be understood."""
+        from wyoming.error import Error
+        from wyoming.event import async_read_event
+
+        try:
+            while True:
+                try:
+                    event = await async_read_event(self._incoming)
+                except asyncio.IncompleteReadError:
+                    return
+                except Exception as error:
+                    raise Unfit(f"not understood: {error!r}") from None
+                if event is None:
+                    return
+                try:
+                    await self._heed(event)
+                except KwsdError as error:
+                    await self._tell(Error(str(error)).event())
+        except Unfit as error:
+            await self._tell(Error(str(error)).event())
+        except OSError:
+            pass  # it is gone
+        finally:
+            if self._session is not None:
+                self._session.close()
+
+    async def _heed(self, event: "Event") -> None:
+        data = event.data if isinstance(event.data, dict) else {}
+        match event.type:
+            case "describe":
+                await self._tell(self._service.info())
+            case "ping":
+                await self._tell(_event("pong", {"text": data.get("text")}))
+            case "detect":
+                await self._choose(data)
+            case "audio-start":
+                await self._begin(data)
+            case "audio-chunk":
+                if self._session is None and not self._refused:  # some begin without a word; or the daemon was reloaded
+                    await self._begin(data)
+                if self._session is not None and event.payload:
+                    await self._session.send(event.payload)
+            case "audio-stop":
+                await self._finish()
+
+    async def _choose(self, data: dict[str, Any]) -> None:
+        """Which keywords are to be told. Raises KwsdError for one we do not listen for."""
+        names = data.get("names") or None
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise Unfit("detect: names is a list of words")
+        self._names, self._context = frozenset(names) if names else None, data.get("context")
+        known = self._service.host.keywords()
+        missing = sorted((self._names or frozenset()) - set(known))
+        if missing:
+            raise KwsdError(f"detect: nobody listens for {', '.join(missing)}; there are {', '.join(known)}")
+
+    async def _begin(self, data: dict[str, Any]) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        self._refused = True
+        session = await Session.open(self._service.name_for(self._host), data, self._service.host.adopt)
+        self._refused = False
+        session.told = asyncio.create_task(self._translate(session))
+        self._session = session
+
+    async def _finish(self) -> None:
+        session, self._session, self._refused = self._session, None, False
+        if session is None:
+            return
+        await session.end()
+        if not session.detected:
+            await self._tell(_event("not-detected", {"context": self._context} if self._context is not None else {}))
+
+    async def _translate(self, session: Session) -> None:
+        """What the listener says, until it hangs up."""
+        from wyoming.wake import Detection
+
+        with contextlib.suppress(OSError, ValueError):
+            while line := await session.incoming.readline():
+                said = json.loads(line)
+                if said["type"] == "detection" and (self._names is None or said["keyword"] in self._names):
+                    session.detected = True
+                    at_ms = session.begun_ms + round(said["end_s"] * 1000)
+                    detection = Detection(name=said["keyword"], timestamp=at_ms, context=self._context)
+                    await self._tell(detection.event())
+        if self._session is session:  # it was not asked to: the daemon listens to something else now, or it was silent
+            self._session = None
+
+    async def _tell(self, event: "Event") -> None:
+        from wyoming.event import async_write_event
+
+        with contextlib.suppress(OSError):
+            await async_write_event(event, self._outgoing)
+
+
+class Wyoming:
+    """The service. Open it with `await Wyoming.open(…)`."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._numbers = itertools.count(1)
+        self._clients: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
+        self._paths: list[tuple[Path, int]] = []
+        self._zeroconf: AsyncZeroconf | None = None
+
+    @classmethod
+    async def open(cls, config: WyomingConfig, addresses: Sequence[Address], host: Host) -> "Wyoming":
+        """Raises ConfigError or KwsdError if an address cannot be had, or a library is not installed."""
+        for library in ("wyoming", *(("zeroconf",) if config.zeroconf else ())):
+            if importlib.util.find_spec(library) is None:
+                raise ConfigError(
+                    f"wyoming.on: {library} is not installed; pip install 'kwsd[wyoming]'", exit_code=UNAVAILABLE
+                )
+        service = cls(host)
+        try:
+            for address in addresses:
+                await service._listen(address, config.group)
+            if config.zeroconf:
+                await service._announce(config.zeroconf)
+        except BaseException:
+            await service.close()
+            raise
+        return service
+
+    async def _listen(self, address: Address, group: str | None) -> None:
+        if address.path is None:
+            door = bind_tcp(address.host, address.port, f"wyoming.on: {address.text}")
+        else:
+            door = bind(address.path, "wyoming.on", group)
+            self._paths.append((address.path, address.path.stat().st_ino))
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(_Bounded(MOST_BYTES, loop), self._serve)
+
+        server = await (loop.create_unix_server if address.path else loop.create_server)(protocol, sock=door)
+        self._servers.append(server)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it really is served, with the ports the system chose."""
+        names = [door.getsockname() for server in self._servers for door in server.sockets]
+        return [f"unix:{name}" if isinstance(name, str) else url(name[0], name[1]) for name in names]
+
+    def name_for(self, host: str) -> str:
+        """A stream that nobody else has."""
+        return f"wyoming {host} {next(self._numbers)}"[:64]
+
+    def info(self) -> "Event":
+        """What this service is and can."""
+        from wyoming.info import Attribution, Info, WakeModel, WakeProgram
+
+        thanks = Attribution(name="kwsd", url=HOME)
+        common: dict[str, Any] = {"attribution": thanks, "installed": True}
+        models = [
+            WakeModel(
+                name=keyword,
+                description=f"“{keyword}”",
+                phrase=keyword,
+                languages=[],
+                version=self.host.model(),
+                **common,
+            )
+            for keyword in self.host.keywords()
+        ]
+        program = WakeProgram(
+            name="kwsd", description="Spoken commands", version=self.host.version, models=models, **common
+        )
+        return Info(wake=[program]).event()
+
+    async def close(self) -> None:
+        """Hang up, take the announcement back, and remove socket files that are still ours."""
+        for server in self._servers:
+            server.close()
+        for task in self._clients:
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=FLUSH_S)
+        if self._zeroconf is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._zeroconf.async_close(), FLUSH_S)
+        for path, inode in self._paths:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+
+    async def _serve(self, incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        if len(self._clients) >= MOST_CLIENTS:
+            outgoing.close()
+            return
+        self._clients.add(serving)
+        peer = outgoing.get_extra_info("peername")
+        try:
+            await Client(peer[0] if isinstance(peer, tuple) else "local", incoming, outgoing, self).serve()
+        except asyncio.CancelledError:
+            pass  # the service closes
+        finally:
+            self._clients.discard(serving)
+            outgoing.close()
+
+    async def _announce(self, name: str) -> None:
+        """By mDNS, for the addresses that others can reach."""
+        from zeroconf import Error
+        from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+
+        ports = {
+            (host, port)
+            for host, port in (door.getsockname()[:2] for server in self._servers for door in server.sockets)
+            if isinstance(port, int) and not ipaddress.ip_address(host).is_loopback
+        }
+        if not ports:
+            raise ConfigError("wyoming.zeroconf: no address in wyoming.on can be reached from other machines")
+        host, port = sorted(ports)[0]
+        addresses = _own_addresses() if ipaddress.ip_address(host).is_unspecified else [host]
+        info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", parsed_addresses=addresses, port=port)
+        try:
+            self._zeroconf = AsyncZeroconf()
+            await self._zeroconf.async_register_service(info, allow_name_change=True)
+        except (OSError, Error) as error:
+            raise ConfigError(f"wyoming.zeroconf: cannot be announced ({error!r})", exit_code=UNAVAILABLE) from None
+
+
+class _Bounded(asyncio.StreamReader):
+    """Nobody makes us keep more than one message may have."""
+
+    async def readexactly(self, n: int) -> bytes:
+        """Raises ValueError for more than that."""
+        if n > MOST_BYTES:
+            raise ValueError(f"a message of {n} bytes")
+        return await super().readexactly(n)
+
+
+def _event(kind: str, data: dict[str, Any]) -> "Event":
+    from wyoming.event import Event
+
+    return Event(type=kind, data=data)
+
+
+def _own_addresses() -> list[str]:
+    """Of this machine, as others see it."""
+    import ifaddr  # comes with zeroconf
+
+    found = [ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips]
+    return [text for text in found if not ipaddress.ip_address(text).is_loopback]

@@ -1,0 +1,305 @@
+"""A wake-word service for Wyoming clients: the protocol's own package against a real daemon."""
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from running import Running
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncClient
+from wyoming.error import Error
+from wyoming.info import Describe, Info
+from wyoming.ping import Ping, Pong
+from wyoming.wake import Detect, Detection, NotDetected
+
+from kwsd.audio_format import SAMPLE_RATE
+from kwsd.errors import CONFIG, IO
+from kwsd.recording import DEMO, read_recording
+
+SPEECH = read_recording(DEMO)
+STOP = SPEECH[: 4 * SAMPLE_RATE]  # "stop" from 2.0 to 2.44 s
+SILENCE = STOP[: SAMPLE_RATE // 2]
+CHUNK = 1024  # samples, as satellites send them
+PATIENCE_S = 30.0
+
+
+def pcm(samples):
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+@pytest.fixture
+def service(tmp_path, environment):
+    """`with service(…) as daemon` runs one that listens at `daemon.uri` and has no streams of its own."""
+
+    def run(*settings):
+        path = tmp_path / "wyoming"
+        options = ["streams=[]", f"wyoming.on=['unix:{path}']", *settings]
+        daemon = Running(*(part for setting in options for part in ("--set", setting)), environment=environment)
+        daemon.uri = f"unix://{path}"
+        daemon.wait_for("ready")
+        return daemon
+
+    return run
+
+
+def chunks(samples, rate=SAMPLE_RATE):
+    for at in range(0, len(samples), CHUNK):
+        piece = samples[at : at + CHUNK]
+        yield AudioChunk(rate, 2, 1, pcm(piece), timestamp=at * 1000 // rate).event()
+
+
+async def heard(client, samples, *, context=None, names=None, start=True, realtime=False):
+    """Everything the service answers to a recording, up to `not-detected`, or for a while."""
+    await client.write_event(Detect(names=names, context=context).event())
+    if start:
+        await client.write_event(AudioStart(SAMPLE_RATE, 2, 1, timestamp=0).event())
+    for chunk in chunks(samples):
+        await client.write_event(chunk)
+        if realtime:
+            await asyncio.sleep(CHUNK / SAMPLE_RATE)
+    await client.write_event(AudioStop().event())
+    await client.write_event(Ping(text="over").event())
+    answers = []
+    while True:
+        event = await asyncio.wait_for(client.read_event(), PATIENCE_S)
+        assert event is not None, answers
+        if Pong.is_type(event.type):
+            return answers
+        answers.append(event)
+
+
+def asked(uri, scenario):
+    """What a coroutine gives that talks to the service as a client."""
+
+    async def body():
+        async with AsyncClient.from_uri(uri) as client:
+            return await scenario(client)
+
+    return asyncio.run(body())
+
+
+def test_it_says_what_it_is_and_which_words_it_knows(service):
+    async def scenario(client):
+        await client.write_event(Describe().event())
+        return Info.from_event(await client.read_event())
+
+    with service("keywords={stop: {}, go: {}}") as daemon:
+        info = asked(daemon.uri, scenario)
+    [program] = info.wake
+    assert program.name == "kwsd" and program.installed
+    assert [(model.name, model.phrase, model.installed) for model in program.models] == [
+        ("stop", "stop", True),
+        ("go", "go", True),
+    ]
+    assert not info.asr and not info.tts
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_word_that_is_said_is_a_detection_with_its_time(service, start):
+    with service() as daemon:
+        answers = asked(daemon.uri, lambda client: heard(client, STOP, context={"a": 1}, start=start))
+    [detection] = [Detection.from_event(event) for event in answers]
+    assert detection.name == "stop" and detection.context == {"a": 1}
+    assert 2000 <= detection.timestamp <= 3500
+    [event] = [event for event in daemon.events if event["type"] == "detection"]
+    assert event["stream"].startswith("wyoming local")
+
+
+def test_what_is_not_said_or_not_asked_for_is_not_detected(service):
+    async def scenario(client):
+        first = await heard(client, SILENCE)
+        second = await heard(client, STOP, names=["go", "yes"], context={"b": 2})
+        return first, second, await heard(client, STOP, names=["stop"])
+
+    with service() as daemon:
+        nothing, other, said = asked(daemon.uri, scenario)
+    assert [event.type for event in nothing] == [event.type for event in other] == ["not-detected"]
+    assert NotDetected.from_event(other[0]).context == {"b": 2}
+    assert [Detection.from_event(event).name for event in said] == ["stop"]
+
+
+def test_a_word_in_the_last_moment_of_the_audio_is_heard(service):
+    word = STOP[: round(2.5 * SAMPLE_RATE)]  # ends with the word
+    with service() as daemon:
+        answers = asked(daemon.uri, lambda client: heard(client, word))
+    assert [event.type for event in answers] == ["detection"]
+
+
+def test_many_satellites_stream_at_once_and_each_gets_its_own(service):
+    async def body(uri):
+        async def one(number):
+            async with AsyncClient.from_uri(uri) as client:
+                samples = STOP if number % 2 else SPEECH[5 * SAMPLE_RATE : 9 * SAMPLE_RATE]
+                return await heard(client, samples, realtime=True)
+
+        return await asyncio.gather(*(one(number) for number in range(12)))
+
+    with service() as daemon:
+        answers = asyncio.run(body(daemon.uri))
+        time.sleep(0.2)
+        streams = {event["stream"] for event in daemon.events if event["type"] == "stream_joined"}
+        assert len(streams) == 12
+    words = [[Detection.from_event(event).name for event in told if event.type == "detection"] for told in answers]
+    assert words[1::2] == [["stop"]] * 6
+    assert words[0::2] == [words[0]] * 6 and "stop" not in words[0]
+
+
+def test_a_reload_that_opens_everything_anew_leaves_clients_connected(service, tmp_path, environment):
+    path = tmp_path / "w"
+    config = tmp_path / "kwsd.yaml"
+    text = f"streams: [{{source: file, name: NAME, path: {DEMO}}}]\nwyoming: {{on: ['unix:{path}']}}\n"
+    config.write_text(text.replace("NAME", "a"))
+
+    async def body(daemon):
+        async with AsyncClient.from_uri(f"unix://{path}") as client:
+            await client.write_event(AudioStart(SAMPLE_RATE, 2, 1).event())
+            for chunk in list(chunks(STOP))[:10]:
+                await client.write_event(chunk)
+            config.write_text(text.replace("NAME", "b"))
+            await asyncio.to_thread(lambda: daemon.process.send_signal(1))
+            await asyncio.to_thread(daemon.wait_for, "reload")
+            await asyncio.sleep(0.3)
+            return await heard(client, STOP)
+
+    with Running("--config", str(config), environment=environment) as daemon:
+        daemon.wait_for("ready")
+        answers = asyncio.run(body(daemon))
+    assert [event.type for event in answers] == ["detection"]
+
+
+# --- what is wrong ---
+
+
+def test_keywords_nobody_listens_for_are_named_and_the_rest_goes_on(service):
+    async def scenario(client):
+        return await heard(client, STOP, names=["stop", "hey_wombat"])
+
+    with service() as daemon:
+        error, detection = asked(daemon.uri, scenario)
+    assert "nobody listens for hey_wombat" in Error.from_event(error).text
+    assert detection.type == "detection"
+
+
+def test_more_clients_than_there_is_room_for_are_refused_and_told_why(service):
+    async def body(uri):
+        async with AsyncClient.from_uri(uri) as first, AsyncClient.from_uri(uri) as second:
+            await first.write_event(AudioStart(SAMPLE_RATE, 2, 1).event())
+            for chunk in chunks(SILENCE):
+                await first.write_event(chunk)
+            await asyncio.sleep(0.5)
+            refused = await heard(second, STOP)
+            await first.write_event(AudioStop().event())
+            assert (await first.read_event()).type == "not-detected"
+            return refused, await heard(second, STOP)
+
+    with service("listen.streams=1") as daemon:
+        refused, heard_later = asyncio.run(body(daemon.uri))
+    assert [event.type for event in refused] == ["error"]
+    assert "raise listen.streams" in Error.from_event(refused[0]).text
+    assert [event.type for event in heard_later] == ["detection"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"garbage\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"type": 7}\n',
+        b'{"type": "audio-start"}\n',
+        b'{"type": "audio-start", "data": []}\n',
+        b'{"type": "audio-start", "data": {"rate": 16000, "width": 3, "channels": 1}}\n',
+        b'{"type": "audio-start", "data": {"rate": "x", "width": 2, "channels": 1}}\n',
+        b'{"type": "audio-start", "data": {"rate": 16000, "width": [], "channels": 1}}\n',
+        b'{"type": "audio-chunk", "data_length": 5}\n[1,2]',
+        b'{"type": "audio-chunk", "payload_length": 1000000000000}\n',
+        b'{"type": "audio-chunk", "payload_length": "x"}\n',
+        b'{"type": "audio-chunk", "payload_length": 100, "data": {"rate": 16000, "width": 2, "channels": 1}}\nabc',
+        b'{"type": "detect", "data": {"names": 7}}\n',
+        b'{"type": "detect", "data": {"names": [[]]}}\n',
+        b'{"type": "audio-stop"}\n',
+        b"x" * 2_000_000,
+        b"\xff\xfe\n",
+        b"",
+    ],
+)
+def test_what_makes_no_sense_harms_nobody_else(said, shared_service):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(shared_service.removeprefix("unix://"))
+        client.settimeout(PATIENCE_S)
+        with_patience = client.makefile("rb")
+        try:
+            client.sendall(said)
+            client.shutdown(socket.SHUT_WR)
+            with_patience.read()
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        with_patience.close()
+    assert [event.type for event in asked(shared_service, lambda client: heard(client, SILENCE))] == ["not-detected"]
+
+
+@pytest.fixture(scope="module")
+def shared_service(tmp_path_factory):
+    """The address of a service for several tests; it must hear, and end well, after all of them."""
+    from running import clean_environment
+
+    folder = tmp_path_factory.mktemp("wyoming")
+    path = folder / "w"
+    options = ("--set", "streams=[]", "--set", f"wyoming.on=['unix:{path}']")
+    with Running(*options, environment=clean_environment(XDG_RUNTIME_DIR=str(folder))) as daemon:
+        daemon.wait_for("ready")
+        before = len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
+        yield f"unix://{path}"
+        answers = asked(f"unix://{path}", lambda client: heard(client, STOP))
+        assert [event.type for event in answers] == ["detection"]
+        time.sleep(0.5)
+        assert len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir())) <= before + 2
+        assert daemon.stop()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "complaint"),
+    [
+        ("{on: [localhost]}", CONFIG, "wyoming.on.0: localhost is no address"),
+        ("{on: ['tcp://0.0.0.0:10400']}", CONFIG, "the protocol has no password"),
+        ("{on: ['tcp://127.0.0.1:0'], zeroconf: x}", CONFIG, "wyoming.zeroconf: no address"),
+        ("{on: ['tcp://192.0.2.1:10400'], unprotected: true}", IO, "wyoming.on"),
+    ],
+)
+def test_a_wrong_address_is_refused_in_one_line(kwsd, tmp_path, settings, code, complaint):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text(f"streams: []\nwyoming: {settings}\n")
+    kwsd("run", "--config", config).refused(code, complaint)
+
+
+# --- found in the network ---
+
+
+def test_it_is_found_by_mdns(tmp_path, environment):
+    from zeroconf import ServiceBrowser, Zeroconf
+
+    found = []
+
+    class Listener:
+        def add_service(self, zeroconf, kind, name):
+            found.append((name, zeroconf.get_service_info(kind, name)))
+
+        update_service = remove_service = lambda *_: None
+
+    name = f"kwsd-test-{time.monotonic_ns()}"
+    options = ["streams=[]", "wyoming.on=['tcp://0.0.0.0:0']", "wyoming.unprotected=true", f"wyoming.zeroconf={name}"]
+    with Running(*(part for setting in options for part in ("--set", setting)), environment=environment) as daemon:
+        daemon.wait_for("ready")
+        [port] = [int(line.rsplit(":", 1)[1]) for line in daemon.errors if "Wyoming clients on" in line]
+        zeroconf = Zeroconf()
+        browser = ServiceBrowser(zeroconf, "_wyoming._tcp.local.", Listener())
+        deadline = time.monotonic() + 10
+        while not any(found_name.startswith(name) for found_name, _ in found) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        browser.cancel()
+        zeroconf.close()
+        assert daemon.stop()[0] == 0
+    [info] = [info for found_name, info in found if found_name.startswith(name)]
+    assert info.port == port and info.parsed_addresses()
