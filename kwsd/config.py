@@ -85,10 +85,12 @@ class CaptureConfig(_Section, frozen=True, kw_only=True):
 
 
 class HttpConfig(_Section, frozen=True, kw_only=True):
-    """Where metrics and health are served."""
+    """Where the page, metrics and health are served."""
 
     on: tuple[str, ...] = ()
+    token_file: str | None = None
     group: Name | None = None
+    page: bool = True
 
 
 class WyomingConfig(_Section, frozen=True, kw_only=True):
@@ -229,7 +231,7 @@ class Config(_Section, frozen=True, kw_only=True):
 
     @property
     def http_addresses(self) -> tuple[Address, ...]:
-        """Where metrics and health are served. Raises ConfigError for what is no address."""
+        """Where page, metrics and health are served. Raises ConfigError for what is no address."""
         return tuple(parse_address(text, self.resolve) for text in self.http.on)
 
     @property
@@ -341,8 +343,11 @@ def _check_addresses(config: Config, place: SettingsFile) -> None:
             raise place.error(f"{where}.{i}", str(error)) from None
         if text in [other for _, _, other in everywhere[:n]] and not text.endswith(":0"):
             raise place.error(f"{where}.{i}", f"{text} is there twice")
-        if address.beyond and where == "http.on":
-            raise place.error(f"{where}.{i}", f"{text} can be reached from other machines; use 127.0.0.1 or unix:PATH")
+        if address.beyond and where == "http.on" and config.http.token_file is None:
+            raise place.error(
+                f"{where}.{i}",
+                f"{text} can be reached from other machines; name an http.token_file, or use 127.0.0.1 or unix:PATH",
+            )
         if address.beyond and where == "wyoming.on" and not config.wyoming.unprotected:
             raise place.error(
                 f"{where}.{i}",
@@ -378,4 +383,16 @@ def effective_yaml(config: Config) -> str:
     tree["model"] = str(config.model_path)
     return f"# relative paths start from {folder}\n" + str(
         yaml.dump(tree, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True)
+    )
+
+
+def keywords_yaml(config: Config) -> str:
+    """The keywords of a config as YAML that reads back to the same, and what is to be done with it."""
+    said = {
+        word: {key: value for key, value in msgspec.structs.asdict(keyword).items() if value is not None}
+        for word, keyword in (config.keywords.items() if isinstance(config.keywords, dict) else ())
+    }
+    tree = {"keywords": said or "all"}
+    return "# in place of `keywords:` in the config\n" + str(
+        yaml.dump(tree, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
     )

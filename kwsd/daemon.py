@@ -18,7 +18,7 @@ import msgspec
 from kwsd import __version__
 from kwsd.artefact import Artefact, ArtefactInfo, read_artefact
 from kwsd.aside import DaemonThreads
-from kwsd.config import Config
+from kwsd.config import Config, keywords_yaml
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
 from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, KwsdError
@@ -58,6 +58,7 @@ from kwsd.listening import Listening, Reports, make_sources
 from kwsd.log import UNLIMITED
 from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, lines
 from kwsd.pipeline import Progress, make_rules
+from kwsd.secret import read_secret
 from kwsd.sinks import Sink
 from kwsd.sinks.hooks import Hooks, make_hooks
 from kwsd.sinks.stdout import Stdout
@@ -207,11 +208,21 @@ class Daemon:
         if before is not None:
             await before.close()
         if config.http.on:
-            from kwsd.endpoint import Endpoint
+            from kwsd.endpoint import Endpoint, Host
 
-            self._endpoint = await Endpoint.open(
-                config.http_addresses, config.http.group, self._metrics, self._problems
+            http = config.http
+            page = self._status_now if http.page else None
+            host = Host(
+                self._metrics,
+                self._problems,
+                self._hello,
+                page,
+                self._suggestion,
+                self._obey,
+                self._see_who_watches,
             )
+            token = read_secret(http.token_file, config.resolve, "http.token_file") if http.token_file else ""
+            self._endpoint = await Endpoint.open(config.http_addresses, http.group, host, token)
             log.info("metrics and health on %s", ", ".join(self._endpoint.addresses))
 
     async def _open_wyoming(self, config: Config) -> None:
@@ -259,17 +270,20 @@ class Daemon:
     def _see_who_watches(self) -> None:
         """Scores are told only while somebody wants them."""
         if self._listening is not None:
-            self._listening.watched = any(sink.watched for sink in self._sockets())
+            self._listening.watched = any(shown.watched for shown in self._watchable())
 
-    def _sockets(self) -> Iterator[UnixSocket]:
-        return (sink for sink in self._sinks.values() if isinstance(sink, UnixSocket))
+    def _watchable(self) -> "Iterator[UnixSocket | Endpoint]":
+        """Where scores are told to whoever wants them."""
+        yield from (sink for sink in self._sinks.values() if isinstance(sink, UnixSocket))
+        if self._endpoint is not None:
+            yield self._endpoint
 
     def _on_scores(self, scores: tuple[Scores, ...]) -> None:
         for now in scores:
             if now.stream not in self._adjustments.muting:
                 line = unnumbered(now)
-                for sink in self._sockets():
-                    sink(now, line)
+                for shown in self._watchable():
+                    shown(now, line)
 
     def _reports(self) -> Reports:
         def alive() -> None:
@@ -466,7 +480,7 @@ class Daemon:
         line = self._stamp.line(event)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
-        for sink in self._sinks.values():
+        for sink in (*self._sinks.values(), *([self._endpoint] if self._endpoint else [])):
             sink(event, line)
         if isinstance(event, Heard):
             self._running().tell(event.stream, line)
@@ -719,6 +733,10 @@ class Daemon:
             muted=self._adjustments.muting.everything,
             keywords=keywords,
         )
+
+    def _suggestion(self) -> str:
+        """The part of a config that would make the present thresholds last."""
+        return keywords_yaml(self._adjustments.applied_to(self._config, self._keywords()))
 
     def _states(self) -> tuple[StreamState, ...]:
         states = self._listening.states() if self._listening else ()

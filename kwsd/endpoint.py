@@ -1,16 +1,28 @@
-"""Metrics and health over HTTP, on a UNIX socket or a port of this machine: for Prometheus, and for whoever watches."""
+"""kwsd over HTTP, on a UNIX socket or a port: a page for people, events and commands for scripts, metrics, health."""
 
+import asyncio
 import contextlib
+import hashlib
+import hmac
+import ipaddress
 import json
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
 
 from kwsd.address import Address, url
+from kwsd.control import Subscribe, parse
 from kwsd.door import bind, bind_tcp
 from kwsd.errors import UNAVAILABLE, ConfigError
+from kwsd.event import Answer, Event, Line, Scores, StatusNow
 from kwsd.metrics import Histogram, Metric
+from kwsd.sinks.reader import Reader
+from kwsd.sinks.unix_socket import Obey
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -18,45 +30,83 @@ if TYPE_CHECKING:
 
 PREFIX = "kwsd_"
 SHUTDOWN_S = 0.3  # how long `close` waits for answers that are on their way
+QUEUE = 256  # events kept for a reader that is slow
+MOST_READERS = 64
+LONGEST_COMMAND = 4096  # bytes
+ALIVE_S = 15.0  # a comment so often shows both sides that the other is there
+FOLDER = Path(__file__).with_name("page")
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+OPEN = {"/page.css", "/icon.svg"}  # what is shown before anybody said who they are
+COOKIE = "kwsd"
+SAFE = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 Metrics = Callable[[], Iterable[Metric | Histogram]]
 Problems = Callable[[], Sequence[str]]  # none: all is well
+Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the daemon shows and does."""
+
+    metrics: Metrics
+    problems: Problems
+    hello: Callable[[], Line] = lambda: b"{}\n"
+    status: Callable[[], StatusNow] | None = None  # None: there is no page
+    suggestion: Callable[[], str] = str
+    obey: Obey | None = None
+    watched: Callable[[], None] = lambda: None  # `Endpoint.watched` may have changed
 
 
 class Endpoint:
-    """Serves `/metrics` and `/healthz`. Open it with `await Endpoint.open(…)`."""
+    """Serves what its host has. Open it with `await Endpoint.open(…)`."""
 
-    def __init__(self, runner: "web.AppRunner") -> None:
-        self._runner = runner
+    def __init__(self, host: Host, token: str) -> None:
+        self._host, self._token = host, token
+        self._readers: set[Reader] = set()
         self._paths: list[tuple[Path, int]] = []
+        self._runner: web.AppRunner
 
     @classmethod
-    async def open(
-        cls, addresses: Sequence[Address], group: str | None, metrics: Metrics, problems: Problems
-    ) -> "Endpoint":
-        """Raises ConfigError or KwsdError if an address cannot be had, or the libraries for it are not installed."""
+    async def open(cls, addresses: Sequence[Address], group: str | None, host: Host, token: str = "") -> "Endpoint":
+        """With a token, whoever comes by TCP must know it.
+
+        Raises ConfigError or KwsdError if an address cannot be had, or the libraries for it are not installed."""
         try:
             from aiohttp import web
-            from prometheus_client import CollectorRegistry
-            from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+            from prometheus_client import CollectorRegistry  # noqa: F401 - to see whether it is there
         except ImportError as error:
             raise ConfigError(
                 f"http.on: {error.name} is not installed; pip install 'kwsd[http]'", exit_code=UNAVAILABLE
             ) from None
-        registry = CollectorRegistry()
-        registry.register(_Collector(metrics))
+        endpoint = cls(host, token)
 
-        async def show_metrics(_: web.Request) -> web.Response:
-            return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await endpoint._guard(request, handler)
 
-        async def show_health(_: web.Request) -> web.Response:
-            wrong = list(problems())
-            answer = json.dumps({"ok": not wrong, "problems": wrong}) + "\n"
-            return web.Response(text=answer, status=503 if wrong else 200, content_type="application/json")
-
-        app = web.Application()
-        app.add_routes([web.get("/metrics", show_metrics), web.get("/healthz", show_health)])
-        endpoint = cls(web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S))
+        app = web.Application(middlewares=[guard], client_max_size=LONGEST_COMMAND)
+        app.add_routes([web.get("/metrics", endpoint._metrics()), web.get("/healthz", endpoint._health)])
+        if host.status is not None:
+            app.add_routes([web.get(path, _file(*file)) for path, file in PAGE.items()])
+            app.add_routes([
+                web.get("/events", endpoint._events),
+                web.get("/status", endpoint._status),
+                web.get("/suggestion", endpoint._suggestion),
+                web.post("/command", endpoint._command),
+                web.post("/login", endpoint._login),
+            ])  # fmt: skip
+        endpoint._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await endpoint._runner.setup()
         try:
             for address in addresses:
@@ -66,12 +116,15 @@ class Endpoint:
             raise
         return endpoint
 
-    def _bind(self, address: Address, group: str | None) -> socket.socket:
-        if address.path is None:
-            return bind_tcp(address.host, address.port, f"http.on: {address.text}")
-        listener = bind(address.path, "http.on", group)
-        self._paths.append((address.path, address.path.stat().st_ino))
-        return listener
+    def __call__(self, event: Event | Scores, line: Line) -> None:
+        """Queue an event for every reader that wants it."""
+        for reader in self._readers:
+            reader.tell(event, line)
+
+    @property
+    def watched(self) -> bool:
+        """Whether a reader asked for scores."""
+        return any(reader.wish.scores for reader in self._readers)
 
     @property
     def addresses(self) -> list[str]:
@@ -80,11 +133,197 @@ class Endpoint:
 
     async def close(self) -> None:
         """Hang up, and remove socket files that are still ours."""
+        for reader in self._readers:
+            reader.close()
         await self._runner.cleanup()
         for path, inode in self._paths:
             with contextlib.suppress(OSError):
                 if path.stat().st_ino == inode:
                     path.unlink()
+
+    def _bind(self, address: Address, group: str | None) -> socket.socket:
+        if address.path is None:
+            return bind_tcp(address.host, address.port, f"http.on: {address.text}")
+        listener = bind(address.path, "http.on", group)
+        self._paths.append((address.path, address.path.stat().st_ino))
+        return listener
+
+    # --- who may come ---
+
+    async def _guard(self, request: "web.Request", handler: Handler) -> "web.StreamResponse":
+        from aiohttp import web
+
+        by_tcp = not _is_local(request)
+        if by_tcp and self._token and not self._knows_token(request) and request.path not in {"/login", *OPEN}:
+            if request.path == "/" and self._host.status is not None:
+                return web.Response(body=(FOLDER / "login.html").read_bytes(), content_type="text/html", headers=SAFE)
+            raise web.HTTPUnauthorized(text="send the secret as Authorization: Bearer …\n")
+        if by_tcp and not self._token and not _names_this_machine(request.headers.get("Host", "")):
+            raise web.HTTPForbidden(text="ask for 127.0.0.1 or localhost: another name may be a trick of a web page\n")
+        origin = request.headers.get("Origin")
+        if request.method == "POST" and origin and urlsplit(origin).netloc != request.headers.get("Host"):
+            raise web.HTTPForbidden(text="a page from elsewhere gives no commands\n")
+        return await handler(request)
+
+    def _knows_token(self, request: "web.Request") -> bool:
+        kind, _, said = request.headers.get("Authorization", "").partition(" ")
+        if kind == "Bearer" and _same(said.strip(), self._token):
+            return True
+        return _same(request.cookies.get(COOKIE, ""), self._cookie)
+
+    @property
+    def _cookie(self) -> str:
+        """What a browser keeps instead of the token."""
+        return hmac.new(self._token.encode(), b"kwsd cookie", hashlib.sha256).hexdigest()
+
+    async def _login(self, request: "web.Request") -> "web.Response":
+        from aiohttp import web
+
+        said = str((await request.post()).get("token", ""))
+        if self._token and not _same(said.strip(), self._token):
+            raise web.HTTPUnauthorized(text="that is not the secret in http.token_file\n")
+        answer = web.Response(status=303, headers={"Location": "/"} | SAFE)
+        answer.set_cookie(COOKIE, self._cookie, httponly=True, samesite="Strict", max_age=365 * 24 * 3600)
+        return answer
+
+    # --- what is served ---
+
+    def _metrics(self) -> Handler:
+        from aiohttp import web
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+        registry = CollectorRegistry()
+        registry.register(_Collector(self._host.metrics))
+
+        async def show(_: web.Request) -> web.Response:
+            return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+        return show
+
+    async def _health(self, _: "web.Request") -> "web.Response":
+        wrong = list(self._host.problems())
+        return _json(json.dumps({"ok": not wrong, "problems": wrong}) + "\n", 503 if wrong else 200)
+
+    async def _status(self, _: "web.Request") -> "web.Response":
+        assert self._host.status is not None
+        return _json(msgspec.json.encode(self._host.status()).decode() + "\n")
+
+    async def _suggestion(self, _: "web.Request") -> "web.Response":
+        from aiohttp import web
+
+        return web.Response(text=self._host.suggestion(), content_type="text/plain", headers=SAFE)
+
+    async def _command(self, request: "web.Request") -> "web.Response":
+        """The same commands as on the socket, but for `subscribe`: that is /events."""
+        from aiohttp import web
+
+        if request.content_type != "application/json":  # which no page from elsewhere can send unasked
+            raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
+        try:
+            command = parse(await request.read())
+        except ConfigError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from None
+        if isinstance(command, Subscribe) or self._host.obey is None:
+            raise web.HTTPBadRequest(text="subscribe: get /events instead\n")
+        answer: Answer = await self._host.obey(command)
+        return _json(msgspec.json.encode(answer).decode() + "\n", 200 if answer.ok else 400)
+
+    async def _events(self, request: "web.Request") -> "web.StreamResponse":
+        """Server-sent events: `?types=detection&streams=kitchen&keywords=stop&scores=1`, commas between several."""
+        from aiohttp import web
+
+        if len(self._readers) >= MOST_READERS:
+            raise web.HTTPServiceUnavailable(text=f"there are {MOST_READERS} readers already\n")
+        reader = Reader(QUEUE, self._host.hello())
+        reader.wish = _wish(request)
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"} | SAFE)
+        self._readers.add(reader)
+        self._host.watched()
+        try:
+            await answer.prepare(request)
+            await _stream(reader, answer)
+        except ConnectionError:
+            pass  # gone
+        finally:
+            self._readers.discard(reader)
+            self._host.watched()
+        return answer
+
+
+async def _stream(reader: Reader, answer: "web.StreamResponse") -> None:
+    """Lines as events, and signs of life in between."""
+    lines = reader.lines()
+    coming = asyncio.ensure_future(anext(lines, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({coming}, timeout=ALIVE_S)
+            if not done:
+                await answer.write(b": all is quiet\n\n")
+                continue
+            line = coming.result()
+            if line is None:
+                return
+            kind = msgspec.json.decode(line, type=_Typed).type
+            await answer.write(f"event: {kind}\ndata: ".encode() + line + b"\n")
+            coming = asyncio.ensure_future(anext(lines, None))
+    finally:
+        coming.cancel()
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+def _wish(request: "web.Request") -> Subscribe:
+    """Raises HTTPBadRequest for an event or setting there is not."""
+    from aiohttp import web
+
+    said = {
+        name: [part for part in text.split(",") if part] for name, text in request.query.items() if name != "scores"
+    }
+    command = {"command": "subscribe", "scores": request.query.get("scores", "0") not in ("", "0")} | said
+    try:
+        wish = parse(json.dumps(command).encode())
+    except ConfigError as error:
+        raise web.HTTPBadRequest(text=f"{error}\n") from None
+    assert isinstance(wish, Subscribe)
+    return wish
+
+
+def _file(name: str, kind: str) -> Handler:
+    body = (FOLDER / name).read_bytes()
+
+    async def show(_: "web.Request") -> "web.Response":
+        from aiohttp import web
+
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=SAFE)
+
+    return show
+
+
+def _json(text: str, status: int = 200) -> "web.Response":
+    from aiohttp import web
+
+    return web.Response(text=text, status=status, content_type="application/json", headers=SAFE)
+
+
+def _same(said: str, secret: str) -> bool:
+    return hmac.compare_digest(said.encode(), secret.encode())
+
+
+def _is_local(request: "web.Request") -> bool:
+    """Whether it came through a UNIX socket, whose mode says who may."""
+    connection = request.transport.get_extra_info("socket") if request.transport else None
+    return connection is not None and connection.family == socket.AF_UNIX
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a Host header is an address of this machine, and no name that somebody else's DNS turns into it."""
+    name = urlsplit(f"//{host}").hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name).is_loopback
+    return name == "localhost"
 
 
 class _Collector:

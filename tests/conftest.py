@@ -8,8 +8,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+import soundfile
 from running import KWSD, PATIENCE_S, clean_environment
 
+from kwsd.recording import DEMO
+
+THREE_WORDS_S = 8.5
 COMMAND = [str(KWSD)] if KWSD.exists() else [sys.executable, "-m", "kwsd"]
 
 
@@ -68,6 +72,15 @@ def kwsd(environment, tmp_path):
         return Result(result.returncode, (result.stdout or b"").decode(), (result.stderr or b"").decode())
 
     return run
+
+
+@pytest.fixture
+def three_words(tmp_path):
+    """The beginning of the demo recording."""
+    speech, rate = soundfile.read(DEMO)
+    path = tmp_path / "three_words.wav"
+    soundfile.write(path, speech[: round(THREE_WORDS_S * rate)], rate)
+    return path
 
 
 METADATA = {

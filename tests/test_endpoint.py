@@ -153,7 +153,7 @@ def test_before_audio_reached_the_model_all_is_not_well(tmp_path):
 @pytest.mark.parametrize(
     ("on", "why"),
     [
-        ("tcp://0.0.0.0:9170", "can be reached from other machines; use 127.0.0.1 or unix:PATH"),
+        ("tcp://0.0.0.0:9170", "can be reached from other machines; name an http.token_file"),
         ("tcp://localhost", "is no address"),
         ("unix:/nowhere/http.sock", "the folder /nowhere is not there; create it"),
     ],

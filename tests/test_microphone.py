@@ -18,8 +18,6 @@ from kwsd.recording import DEMO
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; make test installs it")
 
 
-THREE_WORDS_S = 8.5
-
 TWO_SERVERS = """
 pcm.mouth {{
     type pulse server "unix:{one.folder}/pulse.sock" device mouth.monitor hint {{ show on description "mouth" }}
@@ -41,15 +39,6 @@ def server(tmp_path):
     server.start()
     yield server
     server.kill()
-
-
-@pytest.fixture
-def three_words(tmp_path):
-    """The beginning of the demo recording."""
-    speech, rate = soundfile.read(DEMO)
-    path = tmp_path / "three_words.wav"
-    soundfile.write(path, speech[: round(THREE_WORDS_S * rate)], rate)
-    return path
 
 
 def words(lines):

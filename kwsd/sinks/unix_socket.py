@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from kwsd.control import Command, Subscribe, parse
 from kwsd.door import bind
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
-from kwsd.event import Answer, Dropped, Event, Line, Refused, Scores, unnumbered
+from kwsd.event import Answer, Event, Line, Refused, Scores, unnumbered
+from kwsd.sinks.reader import Reader
 
 MOST_READERS = 512  # so that descriptors are left for all else
 LONGEST_COMMAND = 4096  # bytes
@@ -19,53 +19,6 @@ FORBIDDEN = "sinks.socket.control is false: readers of this socket give no comma
 
 
 Obey = Callable[[Command], Awaitable[Answer]]
-
-
-class Reader:
-    """One connection. What it is too slow for, it loses, oldest first, and is told."""
-
-    def __init__(self, queue: int, hello: Line) -> None:
-        self.wish = Subscribe()
-        self._lines: deque[Line] = deque([hello])
-        self._queue = queue
-        self._dropped = 0
-        self._ready = asyncio.Event()
-        self._ready.set()
-        self._closed = False
-
-    def tell(self, event: Event | Scores, line: Line) -> None:
-        """Queue the line of an event, if it is wanted."""
-        if self.wish.wants(event):
-            self.put(line)
-
-    def put(self, line: Line) -> None:
-        """Queue a line."""
-        if len(self._lines) >= self._queue:
-            self._lines.popleft()
-            self._dropped += 1
-        self._lines.append(line)
-        self._ready.set()
-
-    def close(self) -> None:
-        """No more lines will come."""
-        self._closed = True
-        self._ready.set()
-
-    async def send_to(self, writer: asyncio.StreamWriter) -> None:
-        """Write until closed, or the reader is gone."""
-        writer.transport.set_write_buffer_limits(high=0)  # drain waits until the kernel took it all
-        while await self._ready.wait():
-            if self._dropped:
-                count, self._dropped = self._dropped, 0
-                writer.write(unnumbered(Dropped(count=count)))
-            elif self._lines:
-                writer.write(self._lines.popleft())
-            elif self._closed:
-                return
-            else:
-                self._ready.clear()
-                continue
-            await writer.drain()
 
 
 class UnixSocket:
@@ -161,7 +114,7 @@ class UnixSocket:
         serving = asyncio.current_task()
         assert serving is not None
         self._readers[reader] = serving
-        sending = asyncio.create_task(reader.send_to(writer))
+        sending = asyncio.create_task(_send(reader, writer))
         gone = asyncio.create_task(self._listen_to(reader, incoming))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -178,6 +131,14 @@ class UnixSocket:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+async def _send(reader: Reader, writer: asyncio.StreamWriter) -> None:
+    """Until closed, or the reader is gone."""
+    writer.transport.set_write_buffer_limits(high=0)  # drain waits until the kernel took it all
+    async for line in reader.lines():
+        writer.write(line)
+        await writer.drain()
 
 
 def default_path() -> Path:

@@ -1,0 +1,319 @@
+"""The page, in a real browser, of a real daemon; and what scripts use of it."""
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from running import Running
+from sound_server import SoundServer, missing
+from test_endpoint import address_of, serving
+
+from kwsd.config import load_config
+from kwsd.errors import CONFIG
+from kwsd.recording import DEMO
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LONG_MS = 20_000
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; make test installs it")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A tab on a phone in the dark; what goes wrong in it fails the test."""
+    context = browser.new_context(viewport=PHONE, color_scheme="dark")
+    tab = context.new_page()
+    tab.set_default_timeout(LONG_MS)
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    yield tab
+    context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def daemon(environment):
+    """Hears the demo recording in real time as the kitchen."""
+    stream = f"streams=[{{source: file, path: {DEMO}, name: kitchen}}]"
+    with Running("--set", stream, *serving(), environment=environment) as running:
+        running.address = address_of(running)
+        running.wait_for("ready")
+        yield running
+
+
+def number(locator):
+    return float(locator.inner_text().split()[0])
+
+
+# --- in the browser ---
+
+
+@in_browser
+@pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; make test installs it")
+def test_words_said_into_the_microphone_appear(page, tmp_path, three_words):
+    server = SoundServer(tmp_path)
+    server.start()
+    try:
+        with Running("--set", "streams.0.name=mic", *serving(), environment=server.environment) as daemon:
+            daemon.wait_for("ready")
+            page.goto(f"http://{address_of(daemon)}/")
+            page.get_by_text("listening", exact=True).wait_for()
+            speaking = threading.Thread(target=server.speak, args=(three_words,))
+            speaking.start()
+            page.locator("#events li.detection").first.wait_for()
+            page.locator(".word.heard").first.wait_for()
+            word = page.locator("#events li.detection b").first.inner_text()
+            assert word in {event["keyword"] for event in daemon.detections}
+            assert number(page.locator("[data-stream=mic] .dbfs")) > -90
+            assert page.locator("[data-stream=mic] [data-word]").count() == 10
+            mark = page.locator("[data-stream=mic] [data-word=down] .mark").get_attribute("style")
+            assert "82.5%" in mark, "the threshold is where it should be"
+            daemon.stop()
+            page.get_by_text("stopped: SIGTERM").or_(page.get_by_text("connection lost")).wait_for()
+            speaking.join()
+    finally:
+        server.kill()
+
+
+@in_browser
+def test_a_slider_changes_the_threshold_and_the_suggestion_can_be_used(page, daemon, tmp_path):
+    page.goto(f"http://{daemon.address}/")
+    slider = page.get_by_label("Threshold of stop")
+    slider.wait_for()
+    assert slider.input_value() == "0.65"
+    slider.focus()
+    for _ in range(4):
+        slider.press("ArrowRight")
+    while (event := daemon.wait_for("threshold"))["threshold"] != 0.67:
+        pass
+    assert event["keyword"] == "stop"
+    page.get_by_text("Keep them").click()
+    page.locator("#yaml", has_text="0.67").wait_for()
+    config = tmp_path / "suggested.yaml"
+    config.write_text(page.locator("#yaml").inner_text())
+    keywords = load_config(config, environment={}).keywords
+    assert keywords["stop"].threshold == 0.67 and keywords["on"].threshold is None and len(keywords) == 10
+    page.locator("[data-word=stop] .back").click()
+    assert daemon.wait_for("threshold")["threshold"] == 0.65
+    page.locator("#yaml", has_text="all").wait_for()
+    assert yaml.safe_load(page.locator("#yaml").inner_text()) == {"keywords": "all"}
+
+
+@in_browser
+def test_muting_shows_and_silences(page, daemon):
+    page.goto(f"http://{daemon.address}/")
+    kitchen = page.locator("[data-stream=kitchen]")
+    kitchen.get_by_role("button", name="Mute", exact=True).click()
+    assert daemon.wait_for("mute")["muted"] is True
+    kitchen.get_by_role("button", name="Unmute").wait_for()
+    assert kitchen.locator(".badge").inner_text() == "muted"
+    kitchen.get_by_role("button", name="Unmute").click()
+    assert daemon.wait_for("mute")["muted"] is False
+    kitchen.get_by_text("hears", exact=True).wait_for()
+
+
+@in_browser
+def test_a_connection_that_is_lost_is_said_and_comes_back(page, environment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stream = f"streams=[{{source: file, path: {DEMO}, name: kitchen}}]"
+    options = ("--set", stream, "--set", f"http.on=['tcp://127.0.0.1:{port}']")
+    with Running(*options, environment=environment) as first:
+        first.wait_for("ready")
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.get_by_text("listening", exact=True).wait_for()
+        first.process.kill()
+        page.get_by_text("connection lost").wait_for()
+    with Running(*options, environment=environment) as second:
+        second.wait_for("ready")
+        page.get_by_text("listening", exact=True).wait_for()
+        page.locator("#events li.detection").first.wait_for()
+        second.process.send_signal(signal.SIGHUP)
+        page.locator("#events li.reload").wait_for()
+
+
+@in_browser
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_it_fits_and_follows_light_and_dark(browser, daemon, size):
+    backgrounds = {}
+    for scheme in ("light", "dark"):
+        context = browser.new_context(viewport=size, color_scheme=scheme)
+        tab = context.new_page()
+        tab.goto(f"http://{daemon.address}/")
+        tab.locator("[data-word=stop]").first.wait_for()
+        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing is cut off"
+        small = tab.evaluate(
+            "[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.offsetHeight < 32).length"
+        )
+        assert small == 0, "buttons are large enough for a thumb"
+        backgrounds[scheme] = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        context.close()
+    assert backgrounds["light"] != backgrounds["dark"]
+
+
+@in_browser
+def test_with_a_token_it_asks_for_it_once(page, environment, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("open sesame\n")
+    token.chmod(0o600)
+    stream = f"streams=[{{source: file, path: {DEMO}, name: kitchen}}]"
+    options = ("--set", stream, *serving("--set", f"http.token_file={token}"))
+    with Running(*options, environment=environment) as daemon:
+        daemon.wait_for("ready")
+        address = address_of(daemon)
+        page.goto(f"http://{address}/")
+        page.get_by_label("The secret").fill("wombat")
+        page.get_by_role("button").click()
+        page.get_by_text("that is not the secret").wait_for()
+        page.goto(f"http://{address}/")
+        page.get_by_label("The secret").fill("open sesame")
+        page.get_by_role("button").click()
+        page.locator("[data-stream=kitchen]").wait_for()
+        page.reload()
+        page.locator("[data-stream=kitchen]").wait_for()
+        for path in ("/metrics", "/status", "/events", "/healthz", "/page.js"):
+            assert ask(address, path)[0] == 401
+            assert path == "/events" or ask(address, path, Authorization="Bearer open sesame")[0] == 200
+        assert ask(address, "/status", Authorization="Bearer opens")[0] == 401
+        assert ask(address, "/status", Cookie="kwsd=open sesame")[0] == 401
+        assert "open sesame" not in "".join(daemon.errors)
+
+
+# --- for scripts ---
+
+
+def ask(address, path, body=None, method=None, **headers):
+    """Status and text."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(f"http://{address}{path}", body, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def order(address, **command):
+    status, text = ask(address, "/command", json.dumps(command).encode(), Content_Type="application/json")
+    return status, json.loads(text) if status in (200, 400) and text.startswith("{") else text
+
+
+def server_sent(address, query, count):
+    """The next events at /events: (type, event)."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request("GET", f"/events{query}")
+    answer = connection.getresponse()
+    assert answer.status == 200 and answer.headers["Content-Type"] == "text/event-stream"
+    told, kind = [], ""
+    while len(told) < count:
+        line = answer.readline().decode()
+        assert line, told
+        if line.startswith("event: "):
+            kind = line.removeprefix("event: ").strip()
+        elif line.startswith("data: "):
+            told.append((kind, json.loads(line.removeprefix("data: "))))
+    connection.close()
+    return told
+
+
+def test_events_are_sent_as_they_come_and_as_they_are_asked_for(daemon):
+    told = server_sent(daemon.address, "?types=detection&streams=kitchen,attic", 3)
+    assert [kind for kind, _ in told] == ["hello", "detection", "detection"]
+    assert [event for _, event in told[1:]] == daemon.detections[-2:] or told[1][1] in daemon.detections
+    scores = server_sent(daemon.address, "?types=&scores=1", 3)
+    assert [kind for kind, _ in scores] == ["hello", "scores", "scores"]
+    assert set(scores[1][1]["thresholds"]) == set(scores[1][1]["scores"])
+
+
+@pytest.mark.parametrize("query", ["?types=wombat", "?wombat=1", "?streams=&scores=0&x=", "?id=1&id=2"])
+def test_a_wrong_wish_is_refused(daemon, query):
+    status, text = ask(daemon.address, f"/events{query}")
+    assert status == 400 and "\n" in text, text
+
+
+def test_commands_are_those_of_the_socket(daemon):
+    status, answer = order(daemon.address, command="status", id="a")
+    assert status == 200 and answer["id"] == "a" and answer["status"]["streams"][0]["stream"] == "kitchen"
+    assert order(daemon.address, command="mute", streams=["kitchen"])[0] == 200
+    assert daemon.wait_for("mute")["muted"] is True
+    status, answer = order(daemon.address, command="mute", streams=["attic"])
+    assert status == 400 and "there is no stream 'attic'" in answer["error"]
+    assert order(daemon.address, command="reload")[1]["ok"] is True
+    assert order(daemon.address, command="dance")[0] == 400
+    assert order(daemon.address, command="subscribe")[0] == 400
+    assert ask(daemon.address, "/command", b"x" * 100_000, Content_Type="application/json")[0] == 413
+    assert json.loads(ask(daemon.address, "/status")[1])["streams"][0]["muted"] is True
+
+
+def test_a_page_from_elsewhere_can_do_nothing(daemon):
+    command = b'{"command": "mute"}'
+    kind = {"Content_Type": "application/json"}
+    assert ask(daemon.address, "/command", command, Content_Type="text/plain")[0] == 415
+    assert ask(daemon.address, "/command", command, Origin="http://evil.example", **kind)[0] == 403
+    assert ask(daemon.address, "/status", Host="evil.example:9170")[0] == 403
+    assert ask(daemon.address, "/status", Host="127.0.0.1.evil.example")[0] == 403
+    assert (
+        ask(daemon.address, "/status", Host="[::1]:80")[0] == ask(daemon.address, "/status", Host="localhost")[0] == 200
+    )
+    assert ask(daemon.address, "/command", command, Origin=f"http://{daemon.address}", **kind)[0] == 200
+    with urllib.request.urlopen(f"http://{daemon.address}/") as answer:
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+def test_without_the_page_there_are_only_metrics_and_health(environment):
+    stream = f"streams=[{{source: file, path: {DEMO}, name: kitchen}}]"
+    options = ("--set", stream, *serving("--set", "http.page=false"))
+    with Running(*options, environment=environment) as daemon:
+        daemon.wait_for("ready")
+        address = address_of(daemon)
+        assert [ask(address, path)[0] for path in ("/", "/events", "/status", "/page.js", "/suggestion")] == [404] * 5
+        assert order(address, command="mute")[0] == 404
+        assert ask(address, "/metrics")[0] == ask(address, "/healthz")[0] == 200
+
+
+def test_readers_that_go_are_forgotten_and_those_that_do_not_read_harm_nobody(daemon):
+    host, _, port = daemon.address.rpartition(":")
+    frozen = [socket.create_connection((host, int(port))) for _ in range(20)]
+    for connection in frozen:
+        connection.sendall(b"GET /events?scores=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    time.sleep(1)
+    assert server_sent(daemon.address, "?types=detection", 2)[1][0] == "detection"
+    for connection in frozen:
+        connection.close()
+    deadline = time.monotonic() + 10
+    while len(list(open_descriptors(daemon))) > 20 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(list(open_descriptors(daemon))) <= 20
+
+
+def open_descriptors(daemon):
+    return Path(f"/proc/{daemon.process.pid}/fd").iterdir()
+
+
+def test_beyond_this_machine_there_must_be_a_token(kwsd, tmp_path):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text("http: {on: ['tcp://0.0.0.0:9170']}\n")
+    kwsd("check", "--config", config).refused(CONFIG, "http.on.0", "name an http.token_file")
+    config.write_text("http: {on: ['tcp://127.0.0.1:0'], token_file: none}\nstreams: [{source: pcm}]\n")
+    kwsd("run", "--config", config).refused(CONFIG, "http.token_file", "no such file")
