@@ -116,6 +116,7 @@ function showStream(stream) {
   const mute = element.querySelector(".mute");
   mute.setAttribute("aria-pressed", String(stream.muted));
   mute.textContent = stream.muted ? "Unmute" : "Mute";
+  if (stream.muted) for (const parts of shownStream(stream.stream).words.values()) showNothing(parts);
   if (performance.now() - seen > SILENT_MS) showLevel(element, stream.level_dbfs, stream.lag_ms);
 }
 
@@ -158,6 +159,12 @@ function showScores(event) {
     parts.value.textContent = score.toFixed(2);
     parts.element.classList.toggle("heard", now - (shown.heard.get(word) ?? -Infinity) < HEARD_MS);
   }
+}
+
+function showNothing(parts) {
+  for (const part of [parts.score, parts.peak, parts.posterior]) part.style.width = 0;
+  parts.value.textContent = "";
+  parts.element.classList.remove("heard");
 }
 
 function markHeard(event) {
@@ -211,6 +218,8 @@ function note(event) {
 
 function describe(event) {
   if (event.type === "detection") return `${event.stream}, ${event.score.toFixed(2)} ≥ ${event.threshold.toFixed(2)}`;
+  if (event.type === "mute") return `${event.stream} ${event.muted ? "is muted" : "is heard again"}`;
+  if (event.type === "threshold") return `${event.keyword} counts from ${event.threshold} on`;
   const hidden = new Set(["v", "type", "id", "seq", "time", "model", "keywords"]);
   return Object.entries(event).filter(([name]) => !hidden.has(name))
     .map(([name, value]) => `${name} ${Array.isArray(value) ? value.join(", ") : value}`).join(", ");

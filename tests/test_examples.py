@@ -1,0 +1,156 @@
+"""Every file in examples/ does what it says, on a real daemon."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from broker import Broker, needs_mosquitto
+from running import Running
+
+from kwsd.recording import DEMO, read_recording
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DEMO_STREAM = f"[{{source: file, path: {DEMO}, name: desk}}]"  # in place of the microphone
+CONFIGS = {"mqtt.yaml", "hooks.yaml", "rooms.yaml", "wyoming.yaml", "page.yaml"}
+RUN = {"lamp.sh", "read_events.py", "satellite.py", "on_word", *CONFIGS}
+PATIENCE_S = 40.0
+
+
+def test_every_example_is_run_here_and_named_in_the_readme():
+    there = {path.name for path in EXAMPLES.iterdir()} - {"README.md"}
+    assert there == RUN
+    readme = (EXAMPLES / "README.md").read_text()
+    assert all(f"({name})" in readme for name in there)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy, with the secrets that the examples want beside them."""
+    copy = tmp_path / "examples"
+    shutil.copytree(EXAMPLES, copy)
+    for name, secret in (("mqtt-user", "me"), ("mqtt-password", "pw"), ("token", "long random word")):
+        (copy / name).write_text(f"{secret}\n")
+        (copy / name).chmod(0o600)
+    return copy
+
+
+class Program:
+    """An example that runs beside a daemon; what it prints comes to `out`."""
+
+    def __init__(self, *command, environment, folder, stdin=None):
+        self.out = folder / "out"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                list(map(str, command)), stdin=stdin or subprocess.DEVNULL, stdout=out, stderr=out, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
+
+    def prints(self, *texts):
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(text in self.out.read_text() for text in texts):
+            assert time.monotonic() < deadline, self.out.read_text()
+            time.sleep(0.05)
+
+
+def test_lamp(folder, environment):
+    with Running("--set", f"streams={DEMO_STREAM}", environment=environment) as daemon:
+        daemon.wait_for("ready")
+        with Program(folder / "lamp.sh", environment=environment, folder=folder) as lamp:
+            lamp.prints("everything off", "lamp on in desk")
+
+
+def test_read_events_also_after_a_restart(folder, environment):
+    with Program(sys.executable, folder / "read_events.py", environment=environment, folder=folder) as reading:
+        reading.prints("trying again")
+        for _ in range(2):
+            with Running("--set", f"streams={DEMO_STREAM}", environment=environment):
+                before = reading.out.read_text().count("desk: stop")
+                deadline = time.monotonic() + PATIENCE_S
+                while reading.out.read_text().count("desk: stop") == before:
+                    assert time.monotonic() < deadline, reading.out.read_text()
+                    time.sleep(0.05)
+
+
+def test_satellite_and_rooms(folder, environment, tmp_path):
+    raw = tmp_path / "recording.raw"
+    raw.write_bytes((read_recording(DEMO)[:64_000] * 32767).astype("<i2").tobytes())
+    options = ("--set", f"streams={DEMO_STREAM}", "--set", 'listen.on=["tcp://0.0.0.0:0"]')
+    with Running("--config", str(folder / "rooms.yaml"), *options, environment=environment) as daemon:
+        daemon.wait_for("ready")
+        [port] = [line.split("tcp://0.0.0.0:")[1].split()[0] for line in daemon.errors if "listening on" in line]
+        command = (sys.executable, folder / "satellite.py", "kitchen", f"127.0.0.1:{port}")
+        known = (*command, folder / "token")
+        with raw.open("rb") as stdin, Program(*known, environment=environment, folder=folder, stdin=stdin) as satellite:
+            satellite.prints("stop")
+            assert satellite.process.wait(PATIENCE_S) == 0
+        with Program(*command, environment=environment, folder=folder) as stranger:
+            stranger.prints("refused: the token")
+            assert stranger.process.wait(PATIENCE_S) == 1
+    assert {event["keyword"] for event in daemon.detections} <= {"on", "off", "stop"}
+
+
+def test_hooks_and_on_word(folder, environment):
+    words = folder / "words"
+    options = ("--config", str(folder / "hooks.yaml"), "--set", f"streams={DEMO_STREAM}")
+    with Running(*options, environment=environment | {"WORDS": str(words)}) as daemon:
+        daemon.wait_for("ready")
+        deadline = time.monotonic() + PATIENCE_S
+        while not (words.exists() and "stop in desk, score 0." in words.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert "hook_failed" not in {event["type"] for event in daemon.events}
+
+
+@needs_mosquitto
+def test_mqtt(folder, environment, tmp_path):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ("--set", f"streams={DEMO_STREAM}", "--set", f"sinks.mqtt.broker=mqtt://127.0.0.1:{port}")
+    with Broker(tmp_path, port) as broker:
+        everything = broker.listener()
+        with Running("--config", str(folder / "mqtt.yaml"), *options, environment=environment):
+            everything.wait_for("homeassistant/event/kwsd_home/desk_command/config")
+            assert json.loads(everything.wait_for("kwsd/home/desk/detection").payload)["keyword"] == "stop"
+
+
+def test_wyoming(folder, environment):
+    options = ("--set", 'wyoming.on=["tcp://127.0.0.1:0"]', "--set", "wyoming.zeroconf=null")
+    with Running("--config", str(folder / "wyoming.yaml"), *options, environment=environment) as daemon:
+        daemon.wait_for("ready")
+        assert [line for line in daemon.errors if "Wyoming clients on tcp://127.0.0.1:" in line]
+        daemon.stop()
+
+
+def test_page(folder, environment):
+    from test_endpoint import address_of
+
+    options = ("--set", f"streams={DEMO_STREAM}", "--set", 'http.on=["tcp://127.0.0.1:0"]')
+    with Running("--config", str(folder / "page.yaml"), *options, environment=environment) as daemon:
+        daemon.wait_for("ready")
+        for path, expected in (("/", "<title>kwsd</title>"), ("/metrics", "kwsd_ready 1")):
+            with urllib.request.urlopen(f"http://{address_of(daemon)}{path}", timeout=5) as answer:
+                assert expected in answer.read().decode()
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_configuration_is_valid_as_it_is(folder, kwsd, name):
+    result = kwsd("check", "--config", folder / name)
+    assert result.code == 0, result.err
