@@ -41,9 +41,9 @@ def main() -> NoReturn:
         say(f"internal error: {error!r}; run it with --debug for details, and please report it")
         code = INTERNAL
     code = finish(code)
-    # All is said and closed. To take torch apart keeps Python busy for a second or more, and PortAudio's own way out
-    # waits for ever for a sound server that hangs.
-    if "torch" in sys.modules or "sounddevice" in sys.modules:
+    # All is said and closed. To take torch apart keeps Python busy for a second or more, PortAudio's own way out waits
+    # for ever for a sound server that hangs, and a thread that still loads ONNX Runtime would abort the process.
+    if {"torch", "sounddevice", "onnxruntime"} & sys.modules.keys():
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         os._exit(code)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kwsd.errors import IO, UNAVAILABLE, ConfigError, KwsdError
+from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 from kwsd.sinks.unix_socket import default_path
 
 SYSTEM_SOCKET = Path("/run/kwsd/events.sock")
@@ -37,41 +37,44 @@ def lines_of(path: Path, **wish: Any) -> Iterator[dict[str, Any]]:
     """
     if wish.get("types") is not None:
         wish["types"] = [*wish["types"], "shutdown"]
+    ended = False
     with _connected(path) as connection:
-        connection.sendall(_command("subscribe", wish))
-        ended = False
-        try:
-            with connection.makefile("rb") as lines:
-                for line in lines:
-                    event = json.loads(line)
-                    ended = event["type"] == "shutdown"
-                    yield event
-        except (OSError, ValueError) as error:
-            raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
-        if not ended:
-            raise KwsdError(f"{path}: kwsd is gone without a word; its log may say why", exit_code=UNAVAILABLE)
+        for event in _said(path, connection, _command("subscribe", wish)):
+            ended = event["type"] == "shutdown"
+            yield event
+    if not ended:
+        raise KwsdError(f"{path}: kwsd is gone without a word; its log may say why", exit_code=UNAVAILABLE)
 
 
 def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
     """Give a daemon a command, and take its answer. Raises KwsdError if none answers, or it says no."""
     with _connected(path) as connection:
         connection.settimeout(ANSWER_S)
-        connection.sendall(_command("subscribe", {"types": ()}) + _command(command, arguments))
-        try:
-            with connection.makefile("rb") as lines:
-                for line in lines:
-                    answer: dict[str, Any] = json.loads(line)
-                    if answer["type"] == "refused":
-                        raise KwsdError(f"{path}: {answer['reason']}", exit_code=UNAVAILABLE)
-                    if answer["type"] == "answer" and answer["to"] == command:
-                        if not answer["ok"]:
-                            raise KwsdError(f"{command}: {answer['error']}", exit_code=answer["exit_code"])
-                        return answer
-        except TimeoutError:
-            raise KwsdError(f"{path}: no answer within {ANSWER_S:g} s", exit_code=UNAVAILABLE) from None
-        except (OSError, ValueError) as error:
-            raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
+        for event in _said(path, connection, _command("subscribe", {"types": ()}) + _command(command, arguments)):
+            if event["type"] == "refused":
+                raise KwsdError(f"{path}: {event.get('reason')}", exit_code=UNAVAILABLE)
+            if event["type"] == "answer" and event.get("to") == command:
+                if not event.get("ok"):
+                    raise KwsdError(f"{command}: {event.get('error')}", exit_code=event.get("exit_code") or UNAVAILABLE)
+                return event
     raise KwsdError(f"{path}: kwsd hung up without an answer; its log may say why", exit_code=UNAVAILABLE)
+
+
+def _said(path: Path, connection: socket.socket, question: bytes) -> Iterator[dict[str, Any]]:
+    """What comes back, until the other side hangs up. Raises KwsdError if that is none of ours, or says nothing."""
+    with contextlib.suppress(BrokenPipeError):  # it says why before it hangs up
+        connection.sendall(question)
+    try:
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                event = json.loads(line)
+                if not isinstance(event, dict) or "type" not in event:
+                    raise ValueError("what answers there is no kwsd")
+                yield event
+    except TimeoutError:
+        raise KwsdError(f"{path}: no answer within {ANSWER_S:g} s", exit_code=UNAVAILABLE) from None
+    except (OSError, ValueError) as error:
+        raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
 
 
 def describe(status: dict[str, Any]) -> str:
@@ -105,10 +108,13 @@ def _connected(path: Path) -> socket.socket:
         connection.connect(str(path))
     except PermissionError:
         connection.close()
-        raise KwsdError(f"{path}: no permission; sudo usermod -aG kwsd $USER, then log in anew") from None
+        raise KwsdError(
+            f"{path}: no permission; sudo usermod -aG kwsd $USER, then log in anew", exit_code=NO_PERMISSION
+        ) from None
     except OSError as error:
         connection.close()
         raise KwsdError(
-            f"{path}: no kwsd answers there ({error.strerror}); start one, or name its --socket", exit_code=UNAVAILABLE
+            f"{path}: no kwsd answers there ({error.strerror or error}); start one, or name its --socket",
+            exit_code=UNAVAILABLE,
         ) from None
     return connection

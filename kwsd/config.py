@@ -27,7 +27,7 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]
 Seconds = Annotated[float, Meta(ge=0.0, le=60.0)]
 Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Names = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
@@ -303,6 +303,8 @@ def _check_hook(hook: HookConfig, where: str, place: SettingsFile) -> None:
     for kind in hook.events:
         if kind not in EVENT_TYPES:
             raise place.error(f"{where}.events", f"no event is called {kind!r}; there are {', '.join(EVENT_TYPES)}")
+    if any("\x00" in said for said in (hook.shell or "", *(hook.run or ()))):
+        raise place.error(where, "has a NUL character in it, which no program can be told")
     if "hook_failed" in hook.events:
         raise place.error(f"{where}.events", "a hook that fails would start itself; leave hook_failed out")
     if hook.token_file is not None and hook.post is None:
@@ -327,6 +329,7 @@ def _check_mqtt(mqtt: MqttConfig, place: SettingsFile) -> None:
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
     try:
         url = urlsplit(text)
+        (url.hostname or "").encode("idna")
         return url.scheme in schemes and bool(url.hostname) and url.username is None and (url.port or 1) > 0
     except ValueError:
         return False

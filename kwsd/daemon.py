@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from kwsd.artefact import Artefact, ArtefactInfo, read_artefact
 from kwsd.aside import DaemonThreads
 from kwsd.config import Config, keywords_yaml
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
+from kwsd.door import check_place
 from kwsd.engines import make_spotter
 from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, KwsdError
 from kwsd.event import (
@@ -77,6 +79,7 @@ T = TypeVar("T")
 
 STOPPING = KwsdError("kwsd is stopping", exit_code=UNAVAILABLE)
 TWICE_S = 0.1  # timeout(1) sends its signal to the process and then to the group: to us that is one
+LIBRARIES = ("aiomqtt", "paho", "aiohttp", "zeroconf")
 SOUND_S = 5.0  # the sound system has so long to open the devices of a new configuration
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
 STALE_S = 5.0  # without a window scored, where audio ought to come, all is not well
@@ -111,6 +114,7 @@ class Daemon:
         self._failure: KwsdError | None = None
         self._ready = False
         self._detections = 0
+        self._said_goodbye = False  # no event comes after the last
         self._last_heard = ""
         self._listening: Listening | None = None
         self._refused = ""
@@ -122,6 +126,7 @@ class Daemon:
         self._next_beat: asyncio.TimerHandle | None = None
         self._counters = Counters()
         self._adjustments = Adjustments()
+        self._hooks: Hooks | None = None
         self._endpoint: Endpoint | None = None
         self._wyoming: Wyoming | None = None
 
@@ -170,37 +175,40 @@ class Daemon:
         """Those of a config, for the keywords of a model; what can be wrong is found before anything is touched.
 
         Raises KwsdError."""
-        wanted: dict[str, Sink] = {}
         hooks = make_hooks(config.hooks, make_rules(config, info).keywords, config.resolve)
-        mqtt = self._mqtt_opener(config)
+        make_mqtt = self._mqtt_maker(config)
+        wanted = await self._opened_socket(config)
         if config.sinks.stdout:
             wanted["stdout"] = self._sinks.get("stdout") or Stdout(self._stdout_broke)
-        if config.sinks.socket.enabled:
-            settings = config.sinks.socket
-            place = default_path() if settings.path == "auto" else config.resolve(settings.path)
-            key = f"socket {place} {settings.queue} {settings.group} {settings.control}"
-            if key not in self._sinks:
-                await self._close_sinks(lambda sink: isinstance(sink, UnixSocket) and sink.path == place)
-                log.info("events on %s", place)
-            wanted[key] = self._sinks.get(key) or await self._open_socket(config, place)
-        if hooks:
-            key = f"hooks {config.hooks} {config.folder}"
-            wanted[key] = self._sinks.get(key) or Hooks(hooks, self._on_hook_failed, self._count_hook)
-        if mqtt is not None:
+        if hooks or "hooks" in self._sinks:  # once there, they are: what runs comes to its end
+            wanted["hooks"] = running = self._hooks or Hooks((), self._on_hook_failed, self._count_hook)
+            self._hooks = running
+            running.adopt(hooks)
+        if make_mqtt is not None:
             key = f"mqtt {config.sinks.mqtt} {config.folder}"
-            if key not in self._sinks:  # the one before says that the site is offline, and that must not come last
-                await self._close_sinks(lambda sink: hasattr(sink, "broker"))
-            wanted[key] = self._sinks.get(key) or mqtt()
+            before = [other for other in self._sinks if other.startswith("mqtt ") and other != key]
+            wanted[key] = self._sinks.get(key) or make_mqtt(self._sinks.pop(before[0]) if before else None)
         old, self._sinks = self._sinks, wanted
         for key, sink in old.items():
             if key not in wanted:
                 await sink.close()
 
-    async def _close_sinks(self, which: Callable[[Sink], bool]) -> None:
-        for key, sink in list(self._sinks.items()):
-            if which(sink):
-                del self._sinks[key]  # whatever comes next, it is closed
+    async def _opened_socket(self, config: Config) -> dict[str, Sink]:
+        """The events socket by its key, if there is to be one. Raises KwsdError."""
+        settings = config.sinks.socket
+        if not settings.enabled:
+            return {}
+        place = default_path() if settings.path == "auto" else config.resolve(settings.path)
+        key = f"socket {place} {settings.queue} {settings.group} {settings.control}"
+        if key in self._sinks:
+            return {key: self._sinks[key]}
+        check_place(place, "sinks.socket.path", settings.group)
+        for other, sink in list(self._sinks.items()):
+            if isinstance(sink, UnixSocket) and sink.path == place:
+                del self._sinks[other]  # whatever comes next, it is closed
                 await sink.close()
+        log.info("events on %s", place)
+        return {key: await self._open_socket(config, place)}
 
     async def _open_endpoint(self, config: Config) -> None:
         """Serve metrics where this config says; raises KwsdError, and serves as before, if that cannot be."""
@@ -253,19 +261,18 @@ class Daemon:
             obey=self._obey if settings.control else None,
         )
 
-    def _mqtt_opener(self, config: Config) -> Callable[[], Sink] | None:
-        """Raises ConfigError for what would keep it from being opened."""
+    def _mqtt_maker(self, config: Config) -> "Callable[[Any], Sink] | None":
+        """What makes the sink, given the one before it. Raises ConfigError for what would keep it from being made."""
         if config.sinks.mqtt.broker is None:
             return None
         from kwsd.sinks.mqtt import Host, Mqtt, read_broker
 
         broker = read_broker(config.sinks.mqtt, config.resolve)
         host = Host(__version__, self._status_now, self._obey, self._on_broker)
-        return lambda: Mqtt(config.sinks.mqtt, broker, host)
+        return lambda before: Mqtt(config.sinks.mqtt, broker, host, before)
 
     def _on_broker(self, event: BrokerLost | BrokerRestored) -> None:
-        if not self._stop.is_set():
-            self._emit(event)
+        self._emit(event)
 
     def _see_who_watches(self) -> None:
         """Scores are told only while somebody wants them."""
@@ -476,6 +483,9 @@ class Daemon:
             self._stop.set()
 
     def _emit(self, event: Event) -> None:
+        if self._said_goodbye:
+            return
+        self._said_goodbye = isinstance(event, Shutdown)
         self._counters.note(event)
         line = self._stamp.line(event)
         if log.isEnabledFor(logging.DEBUG):
@@ -503,7 +513,9 @@ class Daemon:
 
         def in_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             error = context.get("exception")
-            if isinstance(error, OSError) and error.errno in SHORTAGES:
+            if isinstance(error, Exception) and _belongs_to_library(error):
+                log.warning("%s: %r", context["message"], error)  # its connection is lost by that, which is noticed
+            elif isinstance(error, OSError) and error.errno in SHORTAGES:
                 log.warning("nobody can connect now: %s", error.strerror)
             elif isinstance(error, Exception):
                 self._on_fault("main thread", error)
@@ -530,9 +542,13 @@ class Daemon:
             log.info("%s", line, extra=UNLIMITED)
 
     def _on_reload_signal(self) -> None:
+        self._start_reload()
+
+    def _start_reload(self) -> "asyncio.Task[KwsdError | None]":
         task = self._loop.create_task(self._reload())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _reload(self) -> KwsdError | None:
         """Why the old configuration is kept, if it is."""
@@ -621,8 +637,7 @@ class Daemon:
         """Keep the sources running if they are the same; else start the new ones, or the old ones again."""
         old = self._running()
         if _same_streams(config, old.config):
-            old.replace(old.pipeline(config, spotter))
-            old.reconfigure(config)
+            old.replace(config, spotter)
             return
         since = self._silence(old)
         try:
@@ -665,8 +680,8 @@ class Daemon:
                     self._mute(command.streams, False)
                 case Threshold():
                     await self._set_threshold(command.keyword, command.value)
-                case ReloadConfig():
-                    refusal = await self._reload()
+                case ReloadConfig():  # whoever asked for it may go, or be closed by it
+                    refusal = await asyncio.shield(self._start_reload())
                     if refusal is not None:
                         raise refusal
                 case Status():
@@ -686,7 +701,8 @@ class Daemon:
             if (name in muting) != (name in before):
                 log.info("%s is %s", name, "muted" if muted else "not muted any more")
                 self._emit(Muted(stream=name, muted=muted))
-        self._notifier.status(self._status())
+        if self._listening is not None:
+            self._notifier.status(self._status())
 
     async def _set_threshold(self, keyword: str, value: float | None) -> None:
         """Raises ConfigError for a keyword that is not listened for, or a threshold below its release."""
@@ -696,8 +712,8 @@ class Daemon:
             check_known((keyword,), self._keywords(), "keyword")
             adjustments, before = self._adjustments.with_threshold(keyword, value), self._thresholds()
             config = adjustments.applied_to(self._config, self._keywords())
-            self._listening.replace(self._listening.pipeline(config, self._spotter))
-            self._listening.reconfigure(config)
+            make_rules(config, self._artefact.info)
+            self._listening.replace(config, self._spotter)
             self._adjustments = adjustments
             self._tell_thresholds(before)
 
@@ -836,6 +852,13 @@ class Daemon:
         ill = [f"{stream}: {ailment}" for stream, ailment in self._running().ailments().items()]
         ill += [f"{stream}: muted" for stream in self._names() if stream in self._adjustments.muting]
         return f"NOT HEARING {', '.join(ill[:NAMED])}; " if ill else ""
+
+
+def _belongs_to_library(error: Exception) -> bool:
+    """Whether it was raised by a library that runs callbacks of its own in our loop, not by us."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name.partition(".")[0] for name in modules if name.startswith((*LIBRARIES, "kwsd"))]
+    return (bool(ours) and ours[-1] != "kwsd") or type(error).__module__.startswith(LIBRARIES)
 
 
 def _stop_all(sources: Sequence[Source] | None) -> None:

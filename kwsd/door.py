@@ -53,6 +53,15 @@ def bind(path: Path, setting: str, group: str | None = None) -> socket.socket:
     return listener
 
 
+def check_place(path: Path, setting: str, group: str | None) -> None:
+    """What can be known before: raises ConfigError for a folder or group that `bind` would not take."""
+    _group_number(group, setting)
+    try:
+        _check_folder(path, setting)
+    except OSError:
+        raise ConfigError(f"{setting}: {path}: the folder {path.parent} is not there; create it") from None
+
+
 def bind_tcp(host: str, port: int, setting: str) -> socket.socket:
     """A socket that listens at an IP address and a port, 0 for any that is free. `setting` is what the config calls it.
 

@@ -98,14 +98,15 @@ def discovery(
             "entity_category": "config",
             "icon": "mdi:tune-vertical",
         }
-        number |= _common(setting, f"threshold_{slug(keyword)}", device, [setting.topics.availability])
-        yield _topic(setting, "number", f"threshold_{slug(keyword)}"), number
+        name = f"threshold__{slug(keyword)}"
+        number |= _common(setting, name, device, [setting.topics.availability])
+        yield _topic(setting, "number", name), number
 
 
 def _of_stream(setting: Setting, stream: str, keywords: Mapping[str, KeywordState]) -> Iterator[tuple[str, Payload]]:
     topics, site = setting.topics, slug(setting.topics.site)
     device = {
-        "identifiers": [f"kwsd_{site}_{slug(stream)}"],
+        "identifiers": [f"kwsd_{site}__{slug(stream)}"],
         "name": f"kwsd {stream}",
         "model": "microphone",
         "sw_version": setting.version,
@@ -181,7 +182,7 @@ def _of_stream(setting: Setting, stream: str, keywords: Mapping[str, KeywordStat
         ),
     ]
     for component, what, payload in entities:
-        name = f"{slug(stream)}_{what}"
+        name = f"{slug(stream)}__{what}"
         yield _topic(setting, component, name), payload | _common(setting, name, device, both)
     for keyword in keywords:
         trigger = {
@@ -194,14 +195,14 @@ def _of_stream(setting: Setting, stream: str, keywords: Mapping[str, KeywordStat
             "device": device,
             "origin": _origin(setting),
         }
-        topic = _topic(setting, "device_automation", f"{slug(stream)}_heard_{slug(keyword)}")
+        topic = _topic(setting, "device_automation", f"{slug(stream)}__heard__{slug(keyword)}")
         yield topic, trigger
 
 
 def _common(setting: Setting, name: str, device: Payload, availability: Sequence[str]) -> Payload:
     """What every entity says."""
     return {
-        "unique_id": f"kwsd_{slug(setting.topics.site)}_{name}",
+        "unique_id": f"kwsd_{slug(setting.topics.site)}__{name}",
         "availability": [{"topic": topic} for topic in availability],
         "availability_mode": "all",
         "device": device,
@@ -218,10 +219,12 @@ def _topic(setting: Setting, component: str, name: str) -> str:
 
 
 def level(name: str) -> str:
-    """A name as one level of an MQTT topic: what has a meaning there is written as %XX."""
-    return re.sub(
-        r"[%/+#\x00-\x1f\x7f-\x9f]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name
-    )
+    """A name as one level of an MQTT topic: what has a meaning there, or brokers hang up on, is written as %XX."""
+    return "".join(letter if letter.isprintable() and letter not in "%/+#" else _percent(letter) for letter in name)
+
+
+def _percent(letter: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogatepass"))
 
 
 def _unreserved(name: str) -> str:
@@ -230,6 +233,7 @@ def _unreserved(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name in letters, digits, - and _ only, and still one of its own: Home Assistant takes no others."""
-    plain = re.sub(r"[^A-Za-z0-9-]+", "_", name)
-    return plain if plain == name else f"{plain}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    """A name in letters, digits, - and _ only, as Home Assistant wants them, and still one of its own. None begins or
+    ends with _ or has two in a row: these part names."""
+    plain = re.sub(r"[^A-Za-z0-9-]+", "_", name).strip("_")
+    return plain if plain == name else f"{plain or 'x'}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"

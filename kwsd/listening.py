@@ -113,7 +113,7 @@ class Listening:
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._pipeline: Pipeline | None = None
-        self._successor: Pipeline | None = None
+        self._successor: tuple[Config, Spotter] | None = None
         self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, self._tell)
         self._left: set[int] = set()  # sources that ended, and were told
         try:
@@ -201,20 +201,17 @@ class Listening:
         lags, self._lags_told = self._lags_told, load.LagMeter()
         return lags
 
-    def replace(self, successor: Pipeline) -> None:
-        """Go on with another pipeline from the next batch on, without a gap."""
-        self._successor = successor
+    def replace(self, config: Config, spotter: Spotter) -> None:
+        """Go on with another config of the same streams and another spotter from the next batch on, without a gap."""
+        self.config = config
+        self._supervisor.adopt(config.capture)
+        self._successor = config, spotter
         self._wake()
 
     def _tell(self, event: AudioEvent, failure: KwsdError | None) -> None:
         if isinstance(event, AudioRestored):
             self.scored_at = time.monotonic()  # before a second is full, no window is late
         self._reports.audio(event, failure)
-
-    def reconfigure(self, config: Config) -> None:
-        """Take what another config says of the same streams."""
-        self.config = config
-        self._supervisor.adopt(config.capture)
 
     def time_writes(self, durations_us: list[float]) -> None:
         """Before `start`, with one stream: note how long each block holds up the thread that delivers it."""
@@ -395,9 +392,8 @@ class Listening:
         assert self._pipeline is not None
         while not self._stopping:
             if self._successor is not None:
-                successor, self._successor = self._successor, None
-                successor.take_over(self._pipeline)
-                self._pipeline = successor
+                (config, spotter), self._successor = self._successor, None
+                self._take_over(self.pipeline(config, spotter))
             self._meet_satellites()
             begun = time.monotonic()
             progress = self._pipeline.advance()
@@ -440,11 +436,13 @@ class Listening:
     def _stretch(self, lag_ms: int | None) -> None:
         """Go on at the hop that the load allows."""
         assert self._pipeline is not None
-        config, spotter = self.config, self._pipeline.spotter
-        successor = self.pipeline(config, spotter)
+        self._take_over(self.pipeline(self.config, self._pipeline.spotter))
+        self._reports.overload(Overload(hop_ms=self.hop_ms, lag_ms=lag_ms))
+
+    def _take_over(self, successor: Pipeline) -> None:
+        assert self._pipeline is not None
         successor.take_over(self._pipeline)
         self._pipeline = successor
-        self._reports.overload(Overload(hop_ms=self.hop_ms, lag_ms=lag_ms))
 
     def _meet_satellites(self) -> None:
         """Who came and who went since, before anything of theirs is scored."""

@@ -127,7 +127,7 @@ def test_mqtt(folder, environment, tmp_path):
     with Broker(tmp_path, port) as broker:
         everything = broker.listener()
         with Running("--config", str(folder / "mqtt.yaml"), *options, environment=environment):
-            everything.wait_for("homeassistant/event/kwsd_home/desk_command/config")
+            everything.wait_for("homeassistant/event/kwsd_home/desk__command/config")
             assert json.loads(everything.wait_for("kwsd/home/desk/detection").payload)["keyword"] == "stop"
 
 

@@ -102,7 +102,7 @@ def test_home_assistant_is_told_of_all_there_is_and_again_when_it_starts(broker,
         everything.has(f"{BASE}/threshold/go", "0.65")
         everything.publish("homeassistant/status", "online")
         everything.wait_for("homeassistant/status")
-        everything.wait_for("homeassistant/event/kwsd_home/kitchen_command/config")
+        everything.wait_for("homeassistant/event/kwsd_home/kitchen__command/config")
         everything.wait_for(f"{BASE}/availability", "online")
 
 
@@ -249,20 +249,20 @@ def test_a_satellite_that_left_is_unavailable_and_what_a_reload_took_is_gone(bro
     config.write_text(text.replace("NAME", "old"))
     everything = broker.listener()
     with Running("--config", str(config), environment=environment) as daemon:
-        everything.wait_for("homeassistant/event/kwsd_home/old_command/config")
+        everything.wait_for("homeassistant/event/kwsd_home/old__command/config")
         with socket.socket(socket.AF_UNIX) as satellite:
             satellite.connect(str(door))
             satellite.sendall(b'{"name": "attic"}\n' + bytes(32_000))
-            everything.wait_for("homeassistant/event/kwsd_home/attic_command/config")
+            everything.wait_for("homeassistant/event/kwsd_home/attic__command/config")
             everything.wait_for(f"{BASE}/attic/availability", "online")
         everything.wait_for(f"{BASE}/attic/availability", "offline")
         config.write_text(text.replace("NAME", "new"))
         daemon.process.send_signal(signal.SIGHUP)
-        everything.wait_for("homeassistant/event/kwsd_home/new_command/config")
+        everything.wait_for("homeassistant/event/kwsd_home/new__command/config")
         everything.wait_for(f"{BASE}/new/availability", "online")
-        gone = everything.on("homeassistant/event/kwsd_home/old_command/config")[-1]
+        gone = everything.on("homeassistant/event/kwsd_home/old__command/config")[-1]
         assert gone.payload == b"" or everything.wait_for(gone.topic, "") is not None
-        assert everything.on("homeassistant/event/kwsd_home/attic_command/config")[-1].payload
+        assert everything.on("homeassistant/event/kwsd_home/attic__command/config")[-1].payload
 
 
 # --- secrets and TLS ---

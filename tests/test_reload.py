@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import THREE_WORDS_S
 from running import Running, clean_environment
 from sound_server import SoundServer, missing
-from test_microphone import THREE_WORDS_S, TWO_SERVERS
+from test_microphone import TWO_SERVERS
 
 from kwsd.recording import DEMO
 

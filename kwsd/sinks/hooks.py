@@ -56,8 +56,12 @@ class Call:
     line: Line
 
 
+class _Identified(msgspec.Struct):
+    id: str
+
+
 class Hooks:
-    """All of them. `failed` is told what went wrong, `ended` the name of each hook that ran and how that ended."""
+    """All of them, whatever is reloaded. `failed` is told what went wrong, `ended` which ran and how that ended."""
 
     def __init__(
         self,
@@ -65,35 +69,56 @@ class Hooks:
         failed: Callable[[HookFailed], None],
         ended: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
-        self._hooks, self._failed, self._ended = hooks, failed, ended
-        self._running: dict[str, set[asyncio.Task[None]]] = {hook.name: set() for hook in hooks}
-        self._waiting: dict[str, deque[Call]] = {hook.name: deque() for hook in hooks}
+        self._failed, self._ended = failed, ended
+        self._hooks: dict[str, Hook] = {}
+        self._running: dict[str, set[asyncio.Task[None]]] = {}
+        self._waiting: dict[str, deque[Call]] = {}
         self._session: ClientSession | None = None
-        self._closed = False
+        self.adopt(hooks)
+
+    def adopt(self, hooks: Sequence[Hook]) -> None:
+        """Go on with these. What runs comes to its end; what waits for a hook that is gone is not started."""
+        self._hooks = {hook.name: hook for hook in hooks}
+        for name in self._hooks:
+            self._running.setdefault(name, set())
+            self._waiting.setdefault(name, deque())
+        for name in self._waiting.keys() - self._hooks.keys():
+            self._give_up(name, "not started: the hook is gone from the configuration")
 
     def __call__(self, event: Event, line: Line) -> None:
         """Start what this event starts, or have it wait."""
-        for hook in self._hooks:
-            if hook.wish.wants(event) and not self._closed:
-                call = Call(msgspec.json.decode(line)["id"], event, line)
-                if len(self._running[hook.name]) < hook.config.at_once:
+        for name, hook in self._hooks.items():
+            if hook.wish.wants(event):
+                call = Call(msgspec.json.decode(line, type=_Identified).id, event, line)
+                if len(self._running[name]) < hook.config.at_once:
                     self._start(hook, call)
-                elif len(self._waiting[hook.name]) < hook.config.waiting:
-                    self._waiting[hook.name].append(call)
+                elif len(self._waiting[name]) < hook.config.waiting:
+                    self._waiting[name].append(call)
                 else:
-                    self._complain(hook, call, f"not started: {hook.config.at_once} run and {hook.config.waiting} wait")
+                    reason = f"not started: {hook.config.at_once} run and {hook.config.waiting} wait"
+                    self._complain(name, call, reason)
 
     async def close(self) -> None:
-        """Let those that run come to an end, shortly; then end them."""
-        self._closed = True
-        running = [task for tasks in self._running.values() for task in tasks]
-        if running:
-            _, late = await asyncio.wait(running, timeout=MERCY_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        """Let those that run and wait come to an end, shortly; then end them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MERCY_S):
+                while running := self._all_running():
+                    await asyncio.wait(running)
+        for name in self._waiting:
+            self._give_up(name, "not started: kwsd stops")
+        late = self._all_running()
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
+
+    def _all_running(self) -> list[asyncio.Task[None]]:
+        return [task for tasks in self._running.values() for task in tasks]
+
+    def _give_up(self, name: str, reason: str) -> None:
+        while self._waiting[name]:
+            self._complain(name, self._waiting[name].popleft(), reason)
 
     def _start(self, hook: Hook, call: Call) -> None:
         task = asyncio.get_running_loop().create_task(self._run(hook, call))
@@ -102,8 +127,9 @@ class Hooks:
 
         def go_on(task: asyncio.Task[None]) -> None:
             running.discard(task)
-            if self._waiting[hook.name] and not self._closed:
-                self._start(hook, self._waiting[hook.name].popleft())
+            now = self._hooks.get(hook.name)
+            if self._waiting[hook.name] and now is not None and not task.cancelled():
+                self._start(now, self._waiting[hook.name].popleft())
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error  # what nobody expected ends the daemon
 
@@ -114,12 +140,15 @@ class Hooks:
             await (_run_program(hook, call) if hook.command else self._post(hook, call))
             self._ended(hook.name, "done")
         except Failure as failure:
-            self._complain(hook, call, failure.reason)
+            self._complain(hook.name, call, failure.reason)
+        except asyncio.CancelledError:
+            self._complain(hook.name, call, "ended, for kwsd stops")
+            raise
 
-    def _complain(self, hook: Hook, call: Call, reason: str) -> None:
-        self._ended(hook.name, "failed")
+    def _complain(self, name: str, call: Call, reason: str) -> None:
+        self._ended(name, "failed")
         stream, keyword = (getattr(call.event, field, None) for field in ("stream", "keyword"))
-        failed = HookFailed(hook=hook.name, reason=reason, of=call.id, stream=stream, keyword=keyword)
+        failed = HookFailed(hook=name, reason=reason, of=call.id, stream=stream, keyword=keyword)
         asyncio.get_running_loop().call_soon(self._failed, failed)  # not amid an event that is being told
 
     async def _post(self, hook: Hook, call: Call) -> None:
@@ -187,55 +216,68 @@ def _need_aiohttp(where: str) -> None:
 
 async def _run_program(hook: Hook, call: Call) -> None:
     """Raises Failure for an exit code, a signal, or a time limit."""
-    async with _Complaints() as complaints:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *hook.command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,  # ours is for events
-                stderr=complaints.fd,
-                env=_environment(call.event),
-                start_new_session=True,  # a group of its own, to be ended as a whole
-            )
-        except OSError as error:
-            raise Failure(f"cannot be started ({error.strerror})") from None
-        try:
-            async with asyncio.timeout(hook.config.within_s):
-                await _feed(process.stdin, call.line)
-                code = await process.wait()
-        except TimeoutError:
-            await _end(process)
-            raise Failure(f"took longer than {hook.config.within_s:g} s, and was ended") from None
-        except asyncio.CancelledError:
-            await _end(process)
-            raise
+    complaints = _Complaints()
+    try:
+        await complaints.open()
+        process = await asyncio.create_subprocess_exec(
+            *hook.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,  # ours is for events
+            stderr=complaints.fd,
+            env=_environment(call.event),
+            start_new_session=True,  # a group of its own, to be ended as a whole
+        )
+    except (OSError, ValueError) as error:
+        complaints.close()
+        raise Failure(f"cannot be started ({getattr(error, 'strerror', None) or error})") from None
+    try:
+        async with asyncio.timeout(hook.config.within_s):
+            await _feed(process.stdin, call.line)
+            code = await process.wait()
         if code:
             how, said = f"signal {-code}" if code < 0 else f"exit code {code}", await complaints.last_line()
             raise Failure(f"{how}: {said}" if said else how)
+    except TimeoutError:
+        await _end(process)
+        raise Failure(f"took longer than {hook.config.within_s:g} s, and was ended") from None
+    except asyncio.CancelledError:
+        await _end(process)
+        raise
+    finally:
+        complaints.close()
 
 
 class _Complaints:
     """A pipe for stderr of which the end is kept. One of asyncio's own would have us wait for whatever the program
     left running in the background."""
 
-    async def __aenter__(self) -> "_Complaints":
+    def __init__(self) -> None:
+        self.fd = -1  # to be written to
+        self._said = b""
+        self._pipe: asyncio.ReadTransport | None = None
+        self._reading: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        """Raises OSError where there is no descriptor left."""
         out, self.fd = os.pipe()
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
         self._pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(out, "rb", 0))
-        self._said = b""
         self._reading = asyncio.ensure_future(self._read(reader))
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Hear no more."""
         self._close_ours()
-        self._reading.cancel()
-        self._pipe.close()
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._pipe is not None:
+            self._pipe.close()
 
     async def last_line(self) -> str:
         """What the program said last, once it ended."""
         self._close_ours()
-        await asyncio.wait({self._reading}, timeout=SAID_S)
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=SAID_S)
         lines = self._said.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
@@ -259,13 +301,19 @@ async def _feed(stdin: asyncio.StreamWriter | None, line: Line) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """With all that it started."""
-    for number, wait_s in ((signal.SIGTERM, MERCY_S), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+    """With all that it started, even if nobody waits any more."""
+    try:
+        _kill_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), wait_s)
-            return
+            async with asyncio.timeout(MERCY_S):
+                await process.wait()
+    finally:
+        _kill_group(process.pid, signal.SIGKILL)
+
+
+def _kill_group(leader: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, number)
 
 
 def _environment(event: Event) -> dict[str, str]:
@@ -273,4 +321,5 @@ def _environment(event: Event) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
     fields: dict[str, Any] = msgspec.to_builtins(event)
     plain = {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
-    return ours | {f"{OF_HOOKS}{name.upper()}": str(value) for name, value in plain.items()}
+    told = {f"{OF_HOOKS}{name.upper()}": str(value).replace("\x00", "") for name, value in plain.items()}
+    return ours | told

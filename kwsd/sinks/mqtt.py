@@ -35,6 +35,7 @@ from kwsd.event import (
     BrokerRestored,
     Event,
     Heard,
+    KeywordState,
     Line,
     Muted,
     Ready,
@@ -48,7 +49,7 @@ from kwsd.home_assistant import Setting, Topics
 from kwsd.secret import credential, read_secret
 
 if TYPE_CHECKING:
-    from aiomqtt import Message
+    from aiomqtt import Client, Message
 
 log = logging.getLogger("kwsd")
 
@@ -56,7 +57,8 @@ PORT, TLS_PORT = 1883, 8883
 KEEPALIVE_S = 15  # how often the broker is asked whether it is there
 ANSWER_S = 5.0  # it has so long for each message
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between attempts; the last for ever
-FLUSH_S = 0.8  # how long `close` waits for the broker
+FLUSH_S = 0.8  # how long `close` waits for the broker to take what is queued, and ...
+GOODBYE_S = 0.2  # ... to hang up
 MOST_COMMANDS = 64  # that wait; more are dropped
 MOST_AWAY = 64  # satellites that left and are still known
 SETTLE_S = 0.2  # changes in so short a time are told together
@@ -100,26 +102,11 @@ class Note:
 class Mqtt:
     """One broker, from `read_broker`."""
 
-    def __init__(self, config: MqttConfig, broker: Broker, host: Host) -> None:
-        """Begins to connect. A broker that is not there is waited for."""
-        from aiomqtt import Client, Will
-
-        self.broker = broker
-        self._config, self._host = config, host
+    def __init__(self, config: MqttConfig, broker: Broker, host: Host, before: "Mqtt | None" = None) -> None:
+        """Begins to connect as soon as the one `before` is closed. A broker that is not there is waited for."""
+        self._config, self._broker, self._host = config, broker, host
         self._topics = Topics(config.site)
-        self._client = Client(
-            broker.host,
-            broker.port,
-            username=broker.user,
-            password=broker.password,
-            tls_context=broker.tls,
-            identifier=f"kwsd-{home_assistant.slug(config.site)[:40]}-{secrets.token_hex(4)}",
-            will=Will(self._topics.availability, b"offline", qos=1, retain=True),
-            keepalive=KEEPALIVE_S,
-            timeout=ANSWER_S,
-            max_queued_incoming_messages=MOST_COMMANDS,
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # or every second message takes 40 ms
-        )
+        self._client: Client
         self._notes: deque[Note] = deque()
         self._ready = asyncio.Event()
         self._dropped = 0
@@ -128,8 +115,9 @@ class Mqtt:
         self._changed = asyncio.Event()  # they may not be what they should be
         self._states_due = asyncio.Event()
         self._away: dict[str, None] = {}  # satellites that left, in that order
+        self._discovered: tuple[object, dict[str, bytes]] = (None, {})  # what it was made from, and what was
         self._closing = False
-        self._task = asyncio.get_running_loop().create_task(self._stay_connected())
+        self._task = asyncio.get_running_loop().create_task(self._stay_connected(before))
         self._task.add_done_callback(_raise)
 
     def __call__(self, event: Event, line: Line) -> None:
@@ -149,40 +137,63 @@ class Mqtt:
         """Tell what is queued and that we are gone, but do not wait long for a broker that does not answer."""
         self._closing = True
         self._ready.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._task), FLUSH_S if self._lost_at is None else 0.0)
+        await asyncio.wait({self._task}, timeout=FLUSH_S if self._lost_at is None else 0.0)
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.wait({self._task}, timeout=GOODBYE_S)
 
     # --- the connection ---
 
-    async def _stay_connected(self) -> None:
+    async def _stay_connected(self, before: "Mqtt | None") -> None:
         from aiomqtt import MqttError
 
+        if before is not None:  # which says last of all that the site is offline
+            await before.close()
         attempt = 0
         while not self._closing:
+            self._client = self._new_client()
             try:
                 async with self._client:
                     attempt = 0
                     await self._serve()
                 return
-            except MqttError as error:
+            except (MqttError, OSError, ValueError) as error:  # ValueError: a broker whose topics are no text
                 self._note_loss(str(error))
+            finally:
+                _let_go(self._client)
             await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
             attempt += 1
+
+    def _new_client(self) -> "Client":
+        """For one connection: at the next one it would send once more what it had no answer to, as we do."""
+        from aiomqtt import Client, Will
+
+        broker = self._broker
+        return Client(
+            broker.host,
+            broker.port,
+            username=broker.user,
+            password=broker.password,
+            tls_context=broker.tls,
+            identifier=f"kwsd-{home_assistant.slug(self._config.site)[:40]}-{secrets.token_hex(4)}",
+            will=Will(self._topics.availability, b"offline", qos=1, retain=True),
+            keepalive=KEEPALIVE_S,
+            timeout=ANSWER_S,
+            max_queued_incoming_messages=MOST_COMMANDS,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # or every second message takes 40 ms
+        )
 
     def _note_loss(self, reason: str) -> None:
         if self._lost_at is None:
             self._lost_at = time.monotonic()
-            log.warning("MQTT broker %s is lost: %s", self.broker.name, reason)
-            self._host.report(BrokerLost(broker=self.broker.name, reason=reason))
+            log.warning("MQTT broker %s is lost: %s", self._broker.name, reason)
+            self._host.report(BrokerLost(broker=self._broker.name, reason=reason))
         else:
-            log.info("MQTT broker %s: %s", self.broker.name, reason)
+            log.info("MQTT broker %s: %s", self._broker.name, reason)
 
     async def _serve(self) -> None:
         """Until we close. Raises MqttError when the connection is lost."""
         self._announced = {}
-        for wanted in ("+/mute/set", "threshold/+/set"):
+        for wanted in ("+/mute/set", "threshold/+/set", "+/availability"):
             await self._client.subscribe(f"{self._topics.base}/{wanted}", qos=1)
         if self._config.discovery:
             await self._client.subscribe(f"{self._config.discovery}/status", qos=1)
@@ -205,12 +216,12 @@ class Mqtt:
         self._drop_what_is_old()
         dropped, self._dropped = self._dropped, 0
         if self._lost_at is None and not dropped:
-            log.info("MQTT broker %s: connected", self.broker.name)
+            log.info("MQTT broker %s: connected", self._broker.name)
             return
         now = time.monotonic()
         gap_s, self._lost_at = round(now - (self._lost_at or now), 1), None
-        log.warning("MQTT broker %s is back after %.1f s; %d events were dropped", self.broker.name, gap_s, dropped)
-        self._host.report(BrokerRestored(broker=self.broker.name, gap_s=gap_s, dropped=dropped))
+        log.warning("MQTT broker %s is back after %.1f s; %d events were dropped", self._broker.name, gap_s, dropped)
+        self._host.report(BrokerRestored(broker=self._broker.name, gap_s=gap_s, dropped=dropped))
 
     def _drop_what_is_old(self) -> None:
         """A command that was said minutes ago is not meant any more."""
@@ -247,25 +258,26 @@ class Mqtt:
     async def _announce(self) -> None:
         """Have retained messages say how things are, where they do not yet."""
         self._changed.clear()
+        said = False
         wanted = self._retained(self._host.status())
         gone = {topic: b"" for topic in self._announced if topic not in wanted}
         for topic, payload in (gone | wanted).items():
             if self._announced.get(topic) != payload:
                 await self._client.publish(topic, payload, qos=1, retain=True)
                 self._announced[topic] = payload
+                said = said or topic.endswith("/config")
         for topic in gone:
-            del self._announced[topic]
-        self._states_due.set()
+            self._announced.pop(topic, None)
+        if said:  # somebody may know of new entities now
+            self._states_due.set()
 
     def _retained(self, status: StatusNow) -> dict[str, bytes]:
         """What every retained message should be, by topic."""
-        topics, wanted = self._topics, {}
+        topics, wanted = self._topics, dict[str, bytes]()
         here = {state.stream: state for state in status.streams if not state.passing}
         away = [stream for stream in self._away if stream not in here]
         if self._config.discovery:
-            setting = Setting(topics, self._config.discovery, self._host.version, self._config.state_s)
-            for topic, payload in home_assistant.discovery(setting, [*here, *away], status.keywords):
-                wanted[topic] = json.dumps(payload).encode()
+            wanted |= self._discovery(self._config.discovery, (*here, *away), status.keywords)
         for keyword, known in status.keywords.items():
             wanted[topics.threshold(keyword)] = f"{known.threshold:g}".encode()
         for stream, state in here.items():
@@ -275,6 +287,15 @@ class Mqtt:
             wanted[topics.stream_availability(stream)] = b"offline"
         wanted[topics.availability] = b"online"
         return wanted
+
+    def _discovery(self, prefix: str, streams: tuple[str, ...], keywords: dict[str, KeywordState]) -> dict[str, bytes]:
+        """Made anew only when something of it is: with hundreds of streams it takes its time."""
+        made_from = streams, {keyword: state.release for keyword, state in keywords.items()}
+        if made_from != self._discovered[0]:
+            setting = Setting(self._topics, prefix, self._host.version, self._config.state_s)
+            found = home_assistant.discovery(setting, streams, keywords)
+            self._discovered = made_from, {topic: json.dumps(payload).encode() for topic, payload in found}
+        return self._discovered[1]
 
     def _note_leaving(self, event: StreamLeft) -> None:
         """A satellite is only away; what a reload took is gone for good."""
@@ -291,7 +312,8 @@ class Mqtt:
                 if not state.passing:
                     await self._client.publish(self._topics.state(state.stream), msgspec.json.encode(state))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._states_due.wait(), self._config.state_s)
+                async with asyncio.timeout(self._config.state_s):
+                    await self._states_due.wait()
 
     # --- being told ---
 
@@ -301,10 +323,18 @@ class Mqtt:
                 if message.payload == b"online":
                     self._announced = {}  # Home Assistant was started: all of it once more
                     self._changed.set()
+            elif str(message.topic).endswith("/availability"):
+                await self._correct(message)
             elif message.retain:
                 log.warning("MQTT %s: is retained, and ignored: it would come again and again", message.topic)
             else:
                 await self._obey(message)
+
+    async def _correct(self, message: "Message") -> None:
+        """A stream that an earlier connection left online, and that is not there."""
+        topic = str(message.topic)
+        if message.retain and message.payload == b"online" and topic not in self._announced:
+            await self._client.publish(topic, b"offline", qos=1, retain=True)
 
     async def _obey(self, message: "Message") -> None:
         """Do as a `/set` says, or say why not, and in any case how things are."""
@@ -379,6 +409,19 @@ def _blamed(key: str, named: str, resolve: Callable[[str], Path]) -> Iterator[Pa
     except OSError as error:  # ssl.SSLError is one
         what = "is no PEM, or does not fit its key" if isinstance(error, ssl.SSLError) else error.strerror
         raise ConfigError(f"sinks.mqtt.{key}: {path}: {what}") from None
+
+
+def _let_go(client: "Client") -> None:
+    """Of whatever is open: where a connection was not finished, it stays so."""
+    connection = client._client.socket()
+    if connection is not None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, ValueError):
+            loop.remove_reader(connection)
+            loop.remove_writer(connection)
+        connection.close()
+    if client._misc_task is not None:
+        client._misc_task.cancel()
 
 
 def _raise(task: "asyncio.Task[None]") -> None:

@@ -13,8 +13,9 @@ from kwsd.event import Answer, Event, Line, Refused, Scores, unnumbered
 from kwsd.sinks.reader import Reader
 
 MOST_READERS = 512  # so that descriptors are left for all else
-LONGEST_COMMAND = 4096  # bytes
+LONGEST_COMMAND = 1 << 16  # bytes
 FLUSH_S = 0.3  # how long `close` waits for readers
+REOPENED = "this socket is closed, or opened anew with other settings; connect again to see how it is"
 FORBIDDEN = "sinks.socket.control is false: readers of this socket give no commands"
 
 
@@ -31,6 +32,7 @@ class UnixSocket:
         self._on_watched, self._obey = watched, obey
         self._queue, self._hello = queue, hello
         self._readers: dict[Reader, asyncio.Task[None]] = {}
+        self._busy: set[Reader] = set()  # those whose command is being carried out
         self._server: asyncio.Server | None = None
         self._inode = -1
 
@@ -70,6 +72,8 @@ class UnixSocket:
         """Let readers have what is queued, shortly; then remove the socket file if it is still ours."""
         assert self._server is not None
         self._server.close()
+        for reader in self._busy:  # a reload that closes this socket cannot be waited for
+            reader.put(unnumbered(Refused(reason=REOPENED)))
         for reader in self._readers:
             reader.close()
         if self._readers:
@@ -83,14 +87,18 @@ class UnixSocket:
 
     async def _listen_to(self, reader: Reader, incoming: asyncio.StreamReader) -> None:
         """Returns when the reader hung up. What is no command is answered once, and all after it thrown away."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: a line longer than any command
-            while line := await incoming.readline():
-                try:
+        with contextlib.suppress(OSError):
+            try:
+                while line := await incoming.readline():
                     command = parse(line)
-                except ConfigError as error:
-                    reader.put(unnumbered(Refused(reason=str(error))))
-                    break
-                reader.put(unnumbered(await self._answer(reader, command)))
+                    self._busy.add(reader)
+                    reader.put(unnumbered(await self._answer(reader, command)))
+                    self._busy.discard(reader)
+                    await asyncio.sleep(0)  # many commands at once keep nobody else waiting
+            except ConfigError as error:
+                reader.put(unnumbered(Refused(reason=str(error))))
+            except ValueError:
+                reader.put(unnumbered(Refused(reason=f"a command is at most {LONGEST_COMMAND} bytes long")))
         with contextlib.suppress(OSError):
             while await incoming.read(LONGEST_COMMAND):
                 pass
@@ -122,6 +130,7 @@ class UnixSocket:
             pass  # the daemon stops, and this reader does not read
         finally:
             del self._readers[reader]
+            self._busy.discard(reader)
             self._on_watched()
             for task in (sending, gone):
                 task.cancel()
