@@ -128,6 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_mix,
         _add_export,
         _add_bench,
+        _add_schema,
     ):
         add(commands)
     return parser
@@ -367,6 +368,11 @@ def _add_bench(commands: "Commands") -> None:
         "--seconds", type=float, metavar="S", help="how long the daemon runs (default 60; with --scale, each time, 5)"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_schema(commands: "Commands") -> None:
+    parser = _add(commands, "schema", schema, "Print the JSON Schema of a configuration, or of an event.")
+    parser.add_argument("of", choices=("config", "events"))
 
 
 # --- commands -----------------------------------------------------------------------------------------------
@@ -755,4 +761,15 @@ def bench(options: argparse.Namespace) -> int:
         return _bench_peers(options, config)
     figures = measure(config, options.streams, options.seconds or BENCH_S)
     print(json.dumps(figures, indent=1) if options.json else report(figures))
+    return OK
+
+
+def schema(options: argparse.Namespace) -> int:
+    """`kwsd schema`"""
+    import json
+
+    from kwsd.schema import config_schema, events_schema
+
+    described = config_schema() if options.of == "config" else events_schema()
+    show(f"{json.dumps(described, indent=1, ensure_ascii=False)}\n")
     return OK
