@@ -1,6 +1,7 @@
 # make demo   hear words: the microphone if there is one, else a recording
 # make test   everything that is tested, on real audio devices where they can be had
 # make check  the same, with format, lint and types first
+# make man    manual pages, into build/man
 
 PYTHON ?= python3
 # Processes that test. Most tests wait for a daemon that hears in real time, so there may be more than cores.
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test check lint format clean
+.PHONY: demo test check lint format man clean
 
 demo: $(VENV)/.installed
 	@sh tests/demo.sh $(BIN)/kwsd
@@ -28,6 +29,9 @@ format: $(VENV)/.tested
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+man: $(VENV)/.tested
+	$(BIN)/python package/man.py build/man
+
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(call debian,libportaudio2 $(if $(shell $(PYTHON) -c 'import ensurepip' 2>&1),python3-venv))
 	$(PYTHON) -m venv $(VENV)
@@ -35,7 +39,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime)
+	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime man-db)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@
 
