@@ -39,7 +39,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime man-db)
+	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime man-db \
+		zsh fish)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@
 

@@ -129,6 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_export,
         _add_bench,
         _add_schema,
+        _add_completion,
     ):
         add(commands)
     return parser
@@ -373,6 +374,11 @@ def _add_bench(commands: "Commands") -> None:
 def _add_schema(commands: "Commands") -> None:
     parser = _add(commands, "schema", schema, "Print the JSON Schema of a configuration, or of an event.")
     parser.add_argument("of", choices=("config", "events"))
+
+
+def _add_completion(commands: "Commands") -> None:
+    parser = _add(commands, "completion", completion, "Print what a shell needs to complete command lines of kwsd.")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 # --- commands -----------------------------------------------------------------------------------------------
@@ -772,4 +778,12 @@ def schema(options: argparse.Namespace) -> int:
 
     described = config_schema() if options.of == "config" else events_schema()
     show(f"{json.dumps(described, indent=1, ensure_ascii=False)}\n")
+    return OK
+
+
+def completion(options: argparse.Namespace) -> int:
+    """`kwsd completion`"""
+    from kwsd.completion import completion as completion_for
+
+    show(completion_for(make_parser(), options.shell, "run"))
     return OK
