@@ -2,6 +2,7 @@
 # make test   everything that is tested, on real audio devices where they can be had
 # make check  the same, with format, lint and types first
 # make man    manual pages, into build/man
+# make deb    a Debian package, into build
 
 PYTHON ?= python3
 # Processes that test. Most tests wait for a daemon that hears in real time, so there may be more than cores.
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test check lint format man clean
+.PHONY: demo test check lint format man deb clean
 
 demo: $(VENV)/.installed
 	@sh tests/demo.sh $(BIN)/kwsd
@@ -31,6 +32,10 @@ format: $(VENV)/.tested
 
 man: $(VENV)/.tested
 	$(BIN)/python package/man.py build/man
+
+deb:
+	$(call debian,python3 python3-venv)
+	sh package/deb.sh build
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(call debian,libportaudio2 $(if $(shell $(PYTHON) -c 'import ensurepip' 2>&1),python3-venv))

@@ -17,6 +17,7 @@ from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import INTERNAL, INTERRUPTED, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 Command = Callable[[argparse.Namespace], int]
+TORCH = ("torch", "torchaudio")  # which the Debian package comes without
 
 
 def main() -> NoReturn:
@@ -38,8 +39,12 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        say(f"internal error: {error!r}; run it with --debug for details, and please report it")
-        code = INTERNAL
+        if isinstance(error, ModuleNotFoundError) and error.name in TORCH:
+            say(f"{error.name} is not installed; to train or evaluate, or for TorchScript, see the README for how")
+            code = UNAVAILABLE
+        else:
+            say(f"internal error: {error!r}; run it with --debug for details, and please report it")
+            code = INTERNAL
     code = finish(code)
     # All is said and closed. To take torch apart keeps Python busy for a second or more, and PortAudio's own way out
     # waits for ever for a sound server that hangs.
