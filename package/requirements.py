@@ -6,7 +6,7 @@ import re
 import sys
 
 LEFT_OUT = ("torch", "torchaudio")  # several GB, and a daemon with a model in ONNX never imports them
-EXTRAS = ("monitor", "http")  # small, and for those who run a daemon
+EXTRAS_LEFT_OUT = ("tensorboard", "bench", "test", "check")  # for those who train or develop
 
 
 def main() -> None:
@@ -14,8 +14,8 @@ def main() -> None:
     left_out = sys.argv[1] == "--left-out"
     setup = configparser.ConfigParser()
     setup.read(sys.argv[-1])
-    extras = "".join(setup["options.extras_require"][extra] for extra in EXTRAS)
-    for line in (setup["options"]["install_requires"] + extras).splitlines():
+    extras = [asked for extra, asked in setup["options.extras_require"].items() if extra not in EXTRAS_LEFT_OUT]
+    for line in "\n".join([setup["options"]["install_requires"], *extras]).splitlines():
         name = re.match(r"[\w.-]+", line)
         if name and (name[0] in LEFT_OUT) == left_out:
             print(line.replace(" ", ""))
