@@ -1,6 +1,8 @@
 # make demo   hear words: the microphone if there is one, else a recording
 # make test   everything that is tested, on real audio devices where they can be had
 # make check  the same, with format, lint and types first
+# make man    manual pages, into build/man
+# make deb    a Debian package, into build
 
 PYTHON ?= python3
 # Processes that test. Most tests wait for a daemon that hears in real time, so there may be more than cores.
@@ -9,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test check lint format clean
+.PHONY: demo test check lint format man deb clean
 
 demo: $(VENV)/.installed
 	@sh tests/demo.sh $(BIN)/kwsd
@@ -28,6 +30,13 @@ format: $(VENV)/.tested
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+man: $(VENV)/.tested
+	$(BIN)/python package/man.py build/man
+
+deb:
+	$(call debian,python3 python3-venv)
+	sh package/deb.sh build
+
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(call debian,libportaudio2 $(if $(shell $(PYTHON) -c 'import ensurepip' 2>&1),python3-venv))
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +45,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime \
-		mosquitto openssl chromium)
+		mosquitto openssl chromium man-db zsh fish)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@
 

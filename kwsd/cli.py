@@ -17,6 +17,7 @@ from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import INTERNAL, INTERRUPTED, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 Command = Callable[[argparse.Namespace], int]
+TORCH = ("torch", "torchaudio")  # which the Debian package comes without
 
 
 def main() -> NoReturn:
@@ -38,8 +39,12 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        say(f"internal error: {error!r}; run it with --debug for details, and please report it")
-        code = INTERNAL
+        if isinstance(error, ModuleNotFoundError) and error.name in TORCH:
+            say(f"{error.name} is not installed; to train or evaluate, or for TorchScript, see the README for how")
+            code = UNAVAILABLE
+        else:
+            say(f"internal error: {error!r}; run it with --debug for details, and please report it")
+            code = INTERNAL
     code = finish(code)
     # All is said and closed. To take torch apart keeps Python busy for a second or more, PortAudio's own way out waits
     # for ever for a sound server that hangs, and a thread that still loads ONNX Runtime would abort the process.
@@ -128,6 +133,8 @@ def make_parser() -> argparse.ArgumentParser:
         _add_mix,
         _add_export,
         _add_bench,
+        _add_schema,
+        _add_completion,
     ):
         add(commands)
     return parser
@@ -367,6 +374,16 @@ def _add_bench(commands: "Commands") -> None:
         "--seconds", type=float, metavar="S", help="how long the daemon runs (default 60; with --scale, each time, 5)"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_schema(commands: "Commands") -> None:
+    parser = _add(commands, "schema", schema, "Print the JSON Schema of a configuration, or of an event.")
+    parser.add_argument("of", choices=("config", "events"))
+
+
+def _add_completion(commands: "Commands") -> None:
+    parser = _add(commands, "completion", completion, "Print what a shell needs to complete command lines of kwsd.")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 # --- commands -----------------------------------------------------------------------------------------------
@@ -758,4 +775,23 @@ def bench(options: argparse.Namespace) -> int:
         return _bench_peers(options, config)
     figures = measure(config, options.streams, options.seconds or BENCH_S)
     print(json.dumps(figures, indent=1) if options.json else report(figures))
+    return OK
+
+
+def schema(options: argparse.Namespace) -> int:
+    """`kwsd schema`"""
+    import json
+
+    from kwsd.schema import config_schema, events_schema
+
+    described = config_schema() if options.of == "config" else events_schema()
+    show(f"{json.dumps(described, indent=1, ensure_ascii=False)}\n")
+    return OK
+
+
+def completion(options: argparse.Namespace) -> int:
+    """`kwsd completion`"""
+    from kwsd.completion import completion as completion_for
+
+    show(completion_for(make_parser(), options.shell, "run"))
     return OK

@@ -21,7 +21,7 @@ DEFAULT_MODEL = MODELS / "commands.onnx"  # for a config that names none, wherev
 MISSING = "no such config; leave out --config to use the one kwsd comes with"
 ENVIRONMENT = "KWSD_"
 OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
-NOT_SETTINGS = {"KWSD_DATA"}  # names the recordings that the tests use
+NOT_SETTINGS = {"KWSD_DATA", "KWSD_DEB"}  # names the recordings and the package that tests use
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]

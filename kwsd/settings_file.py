@@ -142,7 +142,7 @@ class SettingsFile:
             return self.error(key, f"{enum[1]!r} is none of {', '.join(_choices(self.schema, key.rpartition('.')[2]))}")
         tag = re.match(r"Invalid value '(.+)'", message)
         last = key.rpartition(".")[2]
-        kinds = [str(s.__struct_config__.tag) for s in _structs(self.schema) if s.__struct_config__.tag_field == last]
+        kinds = [str(s.__struct_config__.tag) for s in structs(self.schema) if s.__struct_config__.tag_field == last]
         if tag and kinds:
             near = difflib.get_close_matches(tag[1], kinds, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
@@ -158,20 +158,20 @@ class SettingsFile:
         return fitting[0] if len(fitting) == 1 else key.replace("[...]", "")
 
 
-def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
+def structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
     """The struct that a type is, holds or may be, and those of its fields."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         yield kind
-        yield from (inner for field in msgspec.structs.fields(kind) for inner in _structs(field.type))
+        yield from (inner for field in msgspec.structs.fields(kind) for inner in structs(field.type))
     for part in get_args(kind):
-        yield from _structs(part)
+        yield from structs(part)
 
 
 def _choices(schema: type[msgspec.Struct], key: str) -> list[str]:
     """The words a setting takes, for settings that take only certain words."""
     return [
         choice
-        for section in _structs(schema)
+        for section in structs(schema)
         for field in msgspec.structs.fields(section)
         if field.encode_name == key
         for kind in (field.type, *get_args(field.type))
@@ -181,4 +181,4 @@ def _choices(schema: type[msgspec.Struct], key: str) -> list[str]:
 
 
 def _known_keys(schema: type[msgspec.Struct]) -> Iterator[str]:
-    return (field.encode_name for section in _structs(schema) for field in msgspec.structs.fields(section))
+    return (field.encode_name for section in structs(schema) for field in msgspec.structs.fields(section))
