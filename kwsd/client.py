@@ -78,7 +78,14 @@ def _said(path: Path, connection: socket.socket, question: bytes) -> Iterator[di
 
 
 def describe(status: dict[str, Any]) -> str:
-    """How a daemon is, for people."""
+    """How a daemon is, for people. Raises KwsdError for what only another version of kwsd would say."""
+    try:
+        return _described(status)
+    except (KeyError, TypeError) as error:
+        raise KwsdError(f"status: not understood ({error!r}); is the daemon of another version?") from None
+
+
+def _described(status: dict[str, Any]) -> str:
     wrong = status["problems"]
     lines = [
         f"kwsd {status['kwsd']} with {status['model']}: {'; '.join(wrong) if wrong else 'listening'}",

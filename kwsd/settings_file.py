@@ -147,6 +147,7 @@ class SettingsFile:
             near = difflib.get_close_matches(tag[1], kinds, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
             return self.error(key, f"unknown {last} {tag[1]!r}; {hint}")
+        message = re.sub(r"str matching regex '.+'", "text of another form (config.yaml says which)", message)
         for jargon, word in (("object", "keys"), ("array", "list"), ("null", "nothing"), ("`", "")):
             message = message.replace(jargon, word)
         return self.error(key or "config", message[0].lower() + message[1:])

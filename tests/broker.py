@@ -2,6 +2,7 @@
 
 import queue
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -54,6 +55,11 @@ class Broker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def hang(self) -> None:
+        """Take what comes, and answer nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def listener(self, topic: str = "#") -> "Listener":
         client = Listener(self.port, topic)

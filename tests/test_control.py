@@ -150,6 +150,71 @@ def test_adjusted_thresholds_leave_the_rest_of_a_keyword_as_it_is():
     assert Adjustments().applied_to(config, ()) is config
 
 
+# --- what is hard to get right ---
+
+TEXT = "streams: [{source: pcm, name: NAME, path: '-'}]\nsinks: {socket: {queue: QUEUE}}\n"
+
+
+def write(path, **words):
+    text = TEXT
+    for word, value in ({"NAME": "kitchen", "QUEUE": "256"} | words).items():
+        text = text.replace(word, str(value))
+    path.write_text(text)
+
+
+def test_a_reload_that_opens_the_socket_anew_is_done_though_its_answer_is_lost(kwsd, environment, tmp_path, spoken):
+    config = tmp_path / "kwsd.yaml"
+    write(config)
+    with Running("--config", str(config), environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        write(config, QUEUE=128)
+        kwsd("ctl", "reload").refused(UNAVAILABLE, "connect again to see how it is")
+        assert daemon.wait_for("reload")["ok"] is True
+        asked(kwsd, "status")
+
+
+def test_a_reload_is_done_though_whoever_asked_for_it_is_gone(kwsd, environment, tmp_path, spoken):
+    config = tmp_path / "kwsd.yaml"
+    write(config)
+    with Running("--config", str(config), environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        write(config, NAME="attic")
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(tmp_path / "runtime" / "kwsd" / "events.sock"))
+            reader.sendall(b'{"command": "reload"}\n')
+        assert daemon.wait_for("reload")["ok"] is True
+        assert "stream attic" in asked(kwsd, "status").out
+
+
+def test_a_mute_before_the_model_is_loaded_counts(kwsd, environment, models):
+    options = ("--set", f"model={models}/good.pt", *KITCHEN)  # TorchScript takes seconds to load
+    with Running(*options, environment=environment) as daemon:
+        deadline = time.monotonic() + 20
+        while (result := kwsd("ctl", "mute")).code == UNAVAILABLE and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert result.code == 0, result
+        assert daemon.wait_for("mute")["muted"] is True
+        assert "ready" not in {event["type"] for event in daemon.events}
+        say(daemon, bytes(64_000))
+        daemon.wait_for("ready")
+
+
+def test_nothing_is_told_after_the_last_event(kwsd, environment, spoken):
+    hook = "hooks=[{shell: 'sleep 60', events: [ready]}]"
+    with Running(*KITCHEN, "--set", hook, environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        watching = threading.Thread(target=lambda: asked(kwsd, "watch", "--types", "mute"))
+        watching.start()
+        time.sleep(0.5)
+        assert daemon.stop()[0] == 0
+        watching.join()
+    assert daemon.events[-1]["type"] == "shutdown"
+    assert [line for line in daemon.errors if "hooks.0: ended, for kwsd stops" in line]
+
+
 # --- what goes wrong ---
 
 

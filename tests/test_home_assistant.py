@@ -13,7 +13,7 @@ from kwsd.home_assistant import Setting, Topics, discovery, level, slug
 
 SCHEMA = json.loads(Path(__file__).with_name("home_assistant.schema.json").read_text())
 KEYWORDS = {word: KeywordState(threshold=0.7, configured=0.7, release=0.4) for word in ("stop", "go", "tea pot")}
-STREAMS = ("kitchen", "Küche/1", "a+b#c", "threshold", "attic %2F", "🎤")
+STREAMS = ("\ufdd0", "kitchen", "Küche/1", "a+b#c", "threshold", "attic %2F", "🎤")
 COMPONENTS = {"event", "sensor", "binary_sensor", "switch", "number", "device_automation"}
 
 
@@ -59,7 +59,7 @@ def test_any_name_is_one_level_of_a_topic_and_comes_back(name):
     from urllib.parse import unquote
 
     there = level(name)
-    assert not set("/+#\x00") & set(there)
+    assert not set("/+#") & set(there) and there.isprintable()
     if not any("\ud800" <= letter <= "\udfff" for letter in name):
         assert unquote(there) == name
         assert unquote(Topics("x").of_stream(name).split("/")[2]) == name
@@ -74,5 +74,15 @@ def test_a_stream_is_not_taken_for_another_topic():
 
 
 def test_names_that_look_alike_have_ids_of_their_own():
-    names = ["a b", "a_b", "a/b", "A_b", "a__b", "ä", "ö"]
+    names = ["a b", "a_b", "a/b", "A_b", "a__b", "ä", "ö", "_a", "a_", "_", "__", "a"]
     assert len({slug(name) for name in names}) == len(names)
+    assert all(not name.startswith("_") and not name.endswith("_") and "__" not in name for name in map(slug, names))
+
+
+def test_no_two_sites_share_a_device():
+    ids = [
+        str(payload["device"]["identifiers"]) + payload.get("unique_id", topic)
+        for site, stream in (("home", "a_b"), ("home_a", "b"), ("home_a_b", "x"))
+        for topic, payload in found(site, (stream,))
+    ]
+    assert len(ids) == len(set(ids))

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -124,6 +125,49 @@ def test_programs_that_run_when_kwsd_stops_are_ended_with_what_they_started(hear
     raise AssertionError("still there")
 
 
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("limit", ["0.3", "60"])
+def test_not_even_those_that_ignore_sigterm_stay(heard, tmp_path, limit):
+    inner = f'trap \\"\\" TERM; echo $$ >> {tmp_path}/pids; while :; do sleep 0.1; done'
+    hook = f"  - {{shell: \"sh -c '{inner}' & {inner}\", keywords: [stop], within_s: {limit}}}\n"
+    heard(hook, until="hook_failed" if limit == "0.3" else None)
+    deadline = time.monotonic() + 5
+    pids = (tmp_path / "pids").read_text().split()
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.05)
+    assert len(pids) == 2
+
+
+def test_a_reload_lets_those_that_run_go_on_and_tells_of_those_that_waited(tmp_path, environment):
+    config = tmp_path / "kwsd.yaml"
+    text = "streams: [{source: pcm, name: a, path: '-'}]\nhooks: [HOOK]\n"
+    hook = f"{{shell: 'sleep 1; echo done >> {tmp_path}/done', events: [mute], at_once: 1, name: slow}}"
+    config.write_text(text.replace("HOOK", hook))
+    with Running("--config", str(config), environment=environment) as daemon:
+        daemon.process.stdin.write(bytes(64_000))
+        daemon.process.stdin.flush()
+        daemon.wait_for("ready")
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(tmp_path / "runtime" / "kwsd" / "events.sock"))
+            control.sendall(b'{"command": "mute"}\n{"command": "unmute"}\n')
+            for _ in range(2):
+                daemon.wait_for("mute")
+            config.write_text(text.replace("HOOK", ""))
+            control.sendall(b'{"command": "reload"}\n')
+            failure = daemon.wait_for("hook_failed")
+        assert "gone from the configuration" in failure["reason"]
+        time.sleep(1.5)
+        daemon.stop()
+    assert (tmp_path / "done").read_text() == "done\n" and len(failures(daemon)) == 1
+
+
 # --- webhooks ---
 
 
@@ -191,6 +235,7 @@ def test_a_webhook_that_says_no_moves_or_does_not_answer_is_told(heard, web, pat
         ("{shell: ls, events: [hook_failed]}", "would start itself"),
         ("{shell: ls, keywords: [wombat]}", "hooks.0.keywords: there is no keyword 'wombat'"),
         ("{shell: ls, token_file: x}", "hooks.0.token_file: is for post"),
+        ('{shell: "a\\0b"}', "hooks.0: has a NUL character"),
         ("{post: 'ftp://a/'}", "hooks.0.post: ftp://a/ is no address"),
         ("{post: 'http://a:b/'}", "is no address"),
         ("{post: 'http://a/', token_file: none}", "hooks.0.token_file: "),

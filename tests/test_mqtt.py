@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -236,7 +237,60 @@ def test_a_broker_that_hangs_delays_nothing_and_leaks_nothing(environment, spoke
     assert code == 0 and took < 2.0
 
 
+def test_what_was_counted_as_dropped_does_not_come_later_and_nothing_comes_twice(broker, environment, spoken):
+    with Running(*kitchen(broker, "sinks.mqtt.keep_s=1"), environment=environment) as daemon:
+        first = broker.listener()
+        first.has(f"{BASE}/availability", "online")
+        broker.hang()
+        say(daemon, spoken[:128_000])
+        assert daemon.wait_for("detection")["keyword"] == "stop"
+        time.sleep(1.5)
+        broker.kill()
+        daemon.wait_for("broker_lost")
+        broker.start()
+        again = broker.listener()
+        daemon.wait_for("broker_restored")
+        again.has(f"{BASE}/kitchen/availability", "online")
+        time.sleep(0.5)
+        assert not again.on(f"{BASE}/kitchen/detection") and not first.on(f"{BASE}/kitchen/detection")
+        say(daemon, spoken[128_000:])
+        daemon.wait_for("detection")
+        daemon.stop()
+        told = [message.payload for message in again.on(f"{BASE}/kitchen/detection")]
+        assert len(told) == len(set(told)) == len(daemon.detections) - 1
+
+
+def test_a_broker_that_says_yes_and_then_nonsense_ends_nothing(environment, spoken):
+    accepted = b"\x20\x02\x00\x00"
+    with socket.create_server(("127.0.0.1", 0)) as odd:
+        broker = type("Odd", (), {"port": odd.getsockname()[1]})
+
+        def serve():
+            for nonsense in (accepted, accepted + b"garbage", b"", accepted + b"\x30\xff\xff\xff\xff\xff"):
+                connection, _ = odd.accept()
+                connection.recv(1000)
+                connection.sendall(nonsense)
+                connection.close()
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with Running(*kitchen(broker), environment=environment) as daemon:
+            say(daemon, spoken)
+            serving.join()
+            daemon.wait_for("detection")
+            assert daemon.stop()[0] == 0
+
+
 # --- streams that come and go ---
+
+
+def test_a_stream_that_an_earlier_run_left_online_is_offline(broker, environment):
+    before = broker.listener()
+    before.publish(f"{BASE}/attic/availability", "online", retain=True)
+    with Running(*kitchen(broker), environment=environment):
+        before.wait_for(f"{BASE}/attic/availability", "offline")
+        late = broker.listener()
+        late.has(f"{BASE}/attic/availability", "offline")
 
 
 def test_a_satellite_that_left_is_unavailable_and_what_a_reload_took_is_gone(broker, environment, tmp_path):

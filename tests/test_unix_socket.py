@@ -217,6 +217,20 @@ def test_commands_are_answered_in_order_where_readers_may_give_them(tmp_path, ma
     assert may or ("control is false" in answers[0]["error"] and answers[0]["exit_code"] == NO_PERMISSION)
 
 
+def test_a_command_that_is_too_long_is_answered(tmp_path):
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
+        await incoming.readline()
+        outgoing.write(b'{"command": "mute", "id": "' + b"x" * 100_000 + b'"}\n')
+        answer = json.loads(await incoming.readline())
+        outgoing.close()
+        await sink.close()
+        return answer
+
+    assert "at most 65536 bytes" in asyncio.run(scenario())["reason"]
+
+
 def test_there_are_no_more_readers_than_descriptors_for_all_else(tmp_path, monkeypatch):
     monkeypatch.setattr("kwsd.sinks.unix_socket.MOST_READERS", 3)
 
