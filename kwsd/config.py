@@ -21,6 +21,7 @@ DEFAULT_MODEL = MODELS / "commands.onnx"  # for a config that names none, wherev
 MISSING = "no such config; leave out --config to use the one kwsd comes with"
 ENVIRONMENT = "KWSD_"
 OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
+MOST_ZEROCONF = 63  # bytes of a name in mDNS
 NOT_SETTINGS = {"KWSD_DATA", "KWSD_DEB"}  # names the recordings and the package that tests use
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -290,6 +291,7 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
         raise place.error("streams", "is empty; name a stream, or an address in listen.on or wyoming.on")
     _check_addresses(config, place)
     _check_mqtt(config.sinks.mqtt, place)
+    _check_zeroconf(config, place)
     for i, hook in enumerate(config.hooks):
         _check_hook(hook, f"hooks.{i}", place)
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
@@ -362,6 +364,15 @@ def _check_addresses(config: Config, place: SettingsFile) -> None:
                 f"listen.on.{i}",
                 f"{text} can be reached from other machines; name a listen.token_file, or use 127.0.0.1",
             )
+
+
+def _check_zeroconf(config: Config, place: SettingsFile) -> None:
+    if config.wyoming.zeroconf is None:
+        return
+    if not any(address.beyond for address in config.wyoming_addresses):
+        raise place.error("wyoming.zeroconf", "no address in wyoming.on can be reached from other machines")
+    if len(config.wyoming.zeroconf.encode()) > MOST_ZEROCONF:
+        raise place.error("wyoming.zeroconf", f"is longer than {MOST_ZEROCONF} bytes; choose a shorter name")
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

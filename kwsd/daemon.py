@@ -21,7 +21,7 @@ from kwsd.artefact import Artefact, ArtefactInfo, read_artefact
 from kwsd.aside import DaemonThreads
 from kwsd.config import Config, keywords_yaml
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
-from kwsd.door import check_place
+from kwsd.door import check_place, try_door
 from kwsd.engines import make_spotter
 from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, KwsdError
 from kwsd.event import (
@@ -55,14 +55,13 @@ from kwsd.event import (
     ThresholdSet,
     unnumbered,
 )
-from kwsd.listener import try_door
-from kwsd.listening import Listening, Reports, make_sources
+from kwsd.listening import Listening, Reports, make_sources, read_token
 from kwsd.log import UNLIMITED
 from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, lines
 from kwsd.pipeline import Progress, make_rules
 from kwsd.secret import read_secret
 from kwsd.sinks import Sink
-from kwsd.sinks.hooks import Hooks, make_hooks
+from kwsd.sinks.hooks import Hook, Hooks, make_hooks
 from kwsd.sinks.stdout import Stdout
 from kwsd.sinks.unix_socket import UnixSocket, default_path
 from kwsd.source import Source
@@ -126,8 +125,9 @@ class Daemon:
         self._next_beat: asyncio.TimerHandle | None = None
         self._counters = Counters()
         self._adjustments = Adjustments()
-        self._hooks: Hooks | None = None
+        self._hooks = Hooks((), self._on_hook_failed, self._count_hook)
         self._endpoint: Endpoint | None = None
+        self._http_token = ""
         self._wyoming: Wyoming | None = None
 
     async def main(self) -> int:
@@ -156,8 +156,10 @@ class Daemon:
         config = self._config
         self._artefact = artefact = self._read_artefact(config)
         make_rules(config, artefact.info)
+        hooks = self._make_hooks(config, artefact.info)
         listening = Listening(config, self._reports())
-        await self._open_sinks(config, artefact.info)
+        await self._open_sinks(config)
+        self._hooks.adopt(hooks)
         await self._open_endpoint(config)
         await self._open_wyoming(config)
         self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
@@ -171,23 +173,19 @@ class Daemon:
     def _read_artefact(self, config: Config) -> Artefact:
         return read_artefact(config.model_path, config.model_sha256)
 
-    async def _open_sinks(self, config: Config, info: ArtefactInfo) -> None:
-        """Those of a config, for the keywords of a model; what can be wrong is found before anything is touched.
+    async def _open_sinks(self, config: Config) -> None:
+        """Those of a config; what can be wrong is found before anything is touched.
 
         Raises KwsdError."""
-        hooks = make_hooks(config.hooks, make_rules(config, info).keywords, config.resolve)
         make_mqtt = self._mqtt_maker(config)
         wanted = await self._opened_socket(config)
         if config.sinks.stdout:
             wanted["stdout"] = self._sinks.get("stdout") or Stdout(self._stdout_broke)
-        if hooks or "hooks" in self._sinks:  # once there, they are: what runs comes to its end
-            wanted["hooks"] = running = self._hooks or Hooks((), self._on_hook_failed, self._count_hook)
-            self._hooks = running
-            running.adopt(hooks)
+        wanted["hooks"] = self._hooks
         if make_mqtt is not None:
-            key = f"mqtt {config.sinks.mqtt} {config.folder}"
+            key, make = make_mqtt
             before = [other for other in self._sinks if other.startswith("mqtt ") and other != key]
-            wanted[key] = self._sinks.get(key) or make_mqtt(self._sinks.pop(before[0]) if before else None)
+            wanted[key] = self._sinks.get(key) or make(self._sinks.pop(before[0]) if before else None)
         old, self._sinks = self._sinks, wanted
         for key, sink in old.items():
             if key not in wanted:
@@ -211,7 +209,7 @@ class Daemon:
         return {key: await self._open_socket(config, place)}
 
     async def _open_endpoint(self, config: Config) -> None:
-        """Serve metrics where this config says; raises KwsdError, and serves as before, if that cannot be."""
+        """Serve page and metrics where this config says; raises KwsdError, and serves none, if that cannot be."""
         before, self._endpoint = self._endpoint, None
         if before is not None:
             await before.close()
@@ -229,8 +227,8 @@ class Daemon:
                 self._obey,
                 self._see_who_watches,
             )
-            token = read_secret(http.token_file, config.resolve, "http.token_file") if http.token_file else ""
-            self._endpoint = await Endpoint.open(config.http_addresses, http.group, host, token)
+            self._endpoint = await Endpoint.open(config.http_addresses, http.group, host, _http_token(config))
+            self._http_token = _http_token(config)
             log.info("metrics and health on %s", ", ".join(self._endpoint.addresses))
 
     async def _open_wyoming(self, config: Config) -> None:
@@ -261,15 +259,16 @@ class Daemon:
             obey=self._obey if settings.control else None,
         )
 
-    def _mqtt_maker(self, config: Config) -> "Callable[[Any], Sink] | None":
-        """What makes the sink, given the one before it. Raises ConfigError for what would keep it from being made."""
+    def _mqtt_maker(self, config: Config) -> "tuple[str, Callable[[Any], Sink]] | None":
+        """Its key, and what makes the sink, given the one before it. Raises ConfigError for what would forbid that."""
         if config.sinks.mqtt.broker is None:
             return None
         from kwsd.sinks.mqtt import Host, Mqtt, read_broker
 
         broker = read_broker(config.sinks.mqtt, config.resolve)
         host = Host(__version__, self._status_now, self._obey, self._on_broker)
-        return lambda before: Mqtt(config.sinks.mqtt, broker, host, before)
+        key = f"mqtt {config.sinks.mqtt} {config.folder} {broker.user} {broker.password}"
+        return key, lambda before: Mqtt(config.sinks.mqtt, broker, host, before)
 
     def _on_broker(self, event: BrokerLost | BrokerRestored) -> None:
         self._emit(event)
@@ -576,6 +575,9 @@ class Daemon:
                 log.error("reload: %s; the old configuration is kept", error)
             except Stopped:
                 return STOPPING
+            except Exception as error:  # half of a new configuration is none
+                self._on_fault("reload", error)
+                return STOPPING
             if was_ready:
                 self._notifier.ready(self._status())
             return refusal
@@ -583,23 +585,26 @@ class Daemon:
     async def _switch_to(self, config: Config) -> None:
         """All of a new configuration, or nothing of it. Raises KwsdError for why not."""
         artefact = self._read_artefact(config)
-        make_rules(config, artefact.info)
+        hooks = self._make_hooks(config, artefact.info)
+        token = read_token(config)
+        self._check_services(config)
         spotter = self._spotter
         if artefact.sha256 != self._artefact.sha256 or config.device != self._config.device:
             spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         before = self._config
         sources = await self._look_ahead(config)
         try:
-            await self._open_sinks(config, artefact.info)
-            if config.http != before.http:
+            await self._open_sinks(config)
+            if config.http != before.http or _http_token(config) != self._http_token:
                 await self._open_endpoint(config)
             if config.wyoming != before.wyoming:
                 await self._open_wyoming(config)
-            await self._relisten(config, spotter, sources)
+            await self._relisten(config, spotter, sources, token)
         except KwsdError as refusal:
             _stop_all(sources)
             await self._or_end(self._go_back(before, config), refusal)
             raise
+        self._hooks.adopt(hooks)
         self._config, self._spotter, self._artefact = config, spotter, artefact
         self._adjustments = Adjustments(self._adjustments.muting)  # thresholds are the file's again
         if config.events.heartbeat_s != before.events.heartbeat_s:
@@ -608,7 +613,7 @@ class Daemon:
 
     async def _go_back(self, before: Config, config: Config) -> None:
         """Sinks and endpoint as they were."""
-        await self._open_sinks(before, self._artefact.info)
+        await self._open_sinks(before)
         if config.http != before.http:
             await self._open_endpoint(before)
         if config.wyoming != before.wyoming:
@@ -630,14 +635,36 @@ class Daemon:
             return None
         for address in config.addresses:
             if address not in old.addresses:
-                try_door(address, config.listen.group)
+                try_door(address, "listen.on", config.listen.group)
         return await self._in_thread(lambda: _sources_ahead(config), SOUND_S, _stop_all)
 
-    async def _relisten(self, config: Config, spotter: Spotter, sources: Sequence[Source] | None) -> None:
+    def _make_hooks(self, config: Config, info: ArtefactInfo) -> list[Hook]:
+        """Raises ConfigError if they, or the keywords, do not fit the model."""
+        return make_hooks(config.hooks, make_rules(config, info).keywords, config.resolve)
+
+    def _check_services(self, config: Config) -> None:
+        """Raises KwsdError for what would keep them from being opened, before those that are open are touched."""
+        if config.http.on:
+            from kwsd import endpoint
+
+            endpoint.check_libraries()
+            _http_token(config)
+        if config.wyoming.on:
+            from kwsd import wyoming
+
+            wyoming.check_libraries(config.wyoming)
+        for address in config.http_addresses:
+            if address not in self._config.http_addresses:
+                try_door(address, "http.on", config.http.group)
+        for address in config.wyoming_addresses:
+            if address not in self._config.wyoming_addresses:
+                try_door(address, "wyoming.on", config.wyoming.group)
+
+    async def _relisten(self, config: Config, spotter: Spotter, sources: Sequence[Source] | None, token: str) -> None:
         """Keep the sources running if they are the same; else start the new ones, or the old ones again."""
         old = self._running()
         if _same_streams(config, old.config):
-            old.replace(config, spotter)
+            old.replace(config, spotter, token)
             return
         since = self._silence(old)
         try:
@@ -855,10 +882,16 @@ class Daemon:
 
 
 def _belongs_to_library(error: Exception) -> bool:
-    """Whether it was raised by a library that runs callbacks of its own in our loop, not by us."""
+    """Whether it was raised by a library that runs callbacks of its own in our loop, nothing of ours in between."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [name.partition(".")[0] for name in modules if name.startswith((*LIBRARIES, "kwsd"))]
-    return (bool(ours) and ours[-1] != "kwsd") or type(error).__module__.startswith(LIBRARIES)
+    of_library = any(name.startswith(LIBRARIES) for name in (*modules, type(error).__module__))
+    return of_library and not any(name.startswith("kwsd") for name in modules)
+
+
+def _http_token(config: Config) -> str:
+    """The secret for the page. Raises ConfigError if there is to be one and is none."""
+    named = config.http.token_file
+    return read_secret(named, config.resolve, "http.token_file") if named and config.http.on else ""
 
 
 def _stop_all(sources: Sequence[Source] | None) -> None:

@@ -7,6 +7,7 @@ import socket
 import stat
 from pathlib import Path
 
+from kwsd.address import Address
 from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 
 MODE = 0o660
@@ -79,6 +80,20 @@ def bind_tcp(host: str, port: int, setting: str) -> socket.socket:
             f"{setting}: cannot be bound ({error.strerror}); choose another port or address", exit_code=IO
         ) from None
     return listener
+
+
+def bind_address(address: Address, setting: str, group: str | None = None) -> socket.socket:
+    """A socket that listens at an address; `setting` is what the config calls it. Raises KwsdError if there is none."""
+    if address.path is not None:
+        return bind(address.path, setting, group)
+    return bind_tcp(address.host, address.port, f"{setting}: {address.text}")
+
+
+def try_door(address: Address, setting: str, group: str | None) -> None:
+    """Whether an address can be had. Raises KwsdError if not."""
+    bind_address(address, setting, group).close()
+    if address.path is not None:
+        address.path.unlink(missing_ok=True)
 
 
 def _group_number(group: str | None, setting: str) -> int | None:

@@ -17,7 +17,7 @@ import msgspec
 
 from kwsd.address import Address, url
 from kwsd.control import Subscribe, parse
-from kwsd.door import bind, bind_tcp
+from kwsd.door import bind_address
 from kwsd.errors import UNAVAILABLE, ConfigError
 from kwsd.event import Answer, Event, Line, Scores, StatusNow
 from kwsd.metrics import Histogram, Metric
@@ -32,6 +32,8 @@ PREFIX = "kwsd_"
 SHUTDOWN_S = 0.3  # how long `close` waits for answers that are on their way
 QUEUE = 256  # events kept for a reader that is slow
 MOST_READERS = 64
+MOST_CONNECTIONS = 128  # so that descriptors are left for all else; those of one turn are counted only after it
+BACKLOG = 16  # of them
 LONGEST_COMMAND = 4096  # bytes
 ALIVE_S = 15.0  # a comment so often shows both sides that the other is there
 FOLDER = Path(__file__).with_name("page")
@@ -68,6 +70,17 @@ class Host:
     watched: Callable[[], None] = lambda: None  # `Endpoint.watched` may have changed
 
 
+def check_libraries() -> None:
+    """Raises ConfigError for one that is not installed."""
+    try:
+        import aiohttp  # noqa: F401
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"http.on: {error.name} is not installed; pip install 'kwsd[http]'", exit_code=UNAVAILABLE
+        ) from None
+
+
 class Endpoint:
     """Serves what its host has. Open it with `await Endpoint.open(…)`."""
 
@@ -76,19 +89,16 @@ class Endpoint:
         self._readers: set[Reader] = set()
         self._paths: list[tuple[Path, int]] = []
         self._runner: web.AppRunner
+        self._servers: list[asyncio.Server] = []
 
     @classmethod
     async def open(cls, addresses: Sequence[Address], group: str | None, host: Host, token: str = "") -> "Endpoint":
         """With a token, whoever comes by TCP must know it.
 
         Raises ConfigError or KwsdError if an address cannot be had, or the libraries for it are not installed."""
-        try:
-            from aiohttp import web
-            from prometheus_client import CollectorRegistry  # noqa: F401 - to see whether it is there
-        except ImportError as error:
-            raise ConfigError(
-                f"http.on: {error.name} is not installed; pip install 'kwsd[http]'", exit_code=UNAVAILABLE
-            ) from None
+        check_libraries()
+        from aiohttp import web
+
         endpoint = cls(host, token)
 
         @web.middleware
@@ -100,17 +110,17 @@ class Endpoint:
         if host.status is not None:
             app.add_routes([web.get(path, _file(*file)) for path, file in PAGE.items()])
             app.add_routes([
-                web.get("/events", endpoint._events),
+                web.get("/events", endpoint._events, allow_head=False),
                 web.get("/status", endpoint._status),
                 web.get("/suggestion", endpoint._suggestion),
                 web.post("/command", endpoint._command),
                 web.post("/login", endpoint._login),
             ])  # fmt: skip
-        endpoint._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        endpoint._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
         await endpoint._runner.setup()
         try:
             for address in addresses:
-                await web.SockSite(endpoint._runner, endpoint._bind(address, group)).start()
+                await endpoint._listen(address, group)
         except BaseException:
             await endpoint.close()
             raise
@@ -129,10 +139,13 @@ class Endpoint:
     @property
     def addresses(self) -> list[str]:
         """Where it really is served, with the ports the system chose."""
-        return [f"unix:{name}" if isinstance(name, str) else url(name[0], name[1]) for name in self._runner.addresses]
+        names = [door.getsockname() for server in self._servers for door in server.sockets]
+        return [f"unix:{name}" if isinstance(name, str) else url(name[0], name[1]) for name in names]
 
     async def close(self) -> None:
         """Hang up, and remove socket files that are still ours."""
+        for server in self._servers:
+            server.close()
         for reader in self._readers:
             reader.close()
         await self._runner.cleanup()
@@ -141,12 +154,20 @@ class Endpoint:
                 if path.stat().st_ino == inode:
                     path.unlink()
 
-    def _bind(self, address: Address, group: str | None) -> socket.socket:
-        if address.path is None:
-            return bind_tcp(address.host, address.port, f"http.on: {address.text}")
-        listener = bind(address.path, "http.on", group)
-        self._paths.append((address.path, address.path.stat().st_ino))
-        return listener
+    async def _listen(self, address: Address, group: str | None) -> None:
+        door = bind_address(address, "http.on", group)
+        if address.path is not None:
+            self._paths.append((address.path, address.path.stat().st_ino))
+        serve = self._runner.server
+        assert serve is not None
+
+        def welcome() -> asyncio.BaseProtocol:
+            return _Away() if len(serve.connections) >= MOST_CONNECTIONS else serve()
+
+        loop = asyncio.get_running_loop()
+        create = loop.create_unix_server if address.path else loop.create_server
+        server = await create(welcome, sock=door, backlog=BACKLOG)
+        self._servers.append(server)
 
     # --- who may come ---
 
@@ -156,12 +177,12 @@ class Endpoint:
         by_tcp = not _is_local(request)
         if by_tcp and self._token and not self._knows_token(request) and request.path not in {"/login", *OPEN}:
             if request.path == "/" and self._host.status is not None:
-                return web.Response(body=(FOLDER / "login.html").read_bytes(), content_type="text/html", headers=SAFE)
+                return _ask_for_token(200)
             raise web.HTTPUnauthorized(text="send the secret as Authorization: Bearer …\n")
         if by_tcp and not self._token and not _names_this_machine(request.headers.get("Host", "")):
             raise web.HTTPForbidden(text="ask for 127.0.0.1 or localhost: another name may be a trick of a web page\n")
         origin = request.headers.get("Origin")
-        if request.method == "POST" and origin and urlsplit(origin).netloc != request.headers.get("Host"):
+        if request.method == "POST" and origin and _host_of(origin) != request.headers.get("Host"):
             raise web.HTTPForbidden(text="a page from elsewhere gives no commands\n")
         return await handler(request)
 
@@ -179,9 +200,12 @@ class Endpoint:
     async def _login(self, request: "web.Request") -> "web.Response":
         from aiohttp import web
 
-        said = str((await request.post()).get("token", ""))
+        try:
+            said = str((await request.post()).get("token", ""))
+        except (ValueError, LookupError):  # no form, or in an encoding there is not
+            raise web.HTTPBadRequest(text="send a form with the field token\n") from None
         if self._token and not _same(said.strip(), self._token):
-            raise web.HTTPUnauthorized(text="that is not the secret in http.token_file\n")
+            return _ask_for_token(401)
         answer = web.Response(status=303, headers={"Location": "/"} | SAFE)
         answer.set_cookie(COOKIE, self._cookie, httponly=True, samesite="Strict", max_age=365 * 24 * 3600)
         return answer
@@ -308,8 +332,16 @@ def _json(text: str, status: int = 200) -> "web.Response":
     return web.Response(text=text, status=status, content_type="application/json", headers=SAFE)
 
 
+def _ask_for_token(status: int) -> "web.Response":
+    from aiohttp import web
+
+    wrong = '<p role="alert" class="wrong">That is not the secret.</p>' if status == 401 else ""
+    page = (FOLDER / "login.html").read_text(encoding="utf-8").replace("<!-- wrong -->", wrong)
+    return web.Response(status=status, text=page, content_type="text/html", headers=SAFE)
+
+
 def _same(said: str, secret: str) -> bool:
-    return hmac.compare_digest(said.encode(), secret.encode())
+    return hmac.compare_digest(said.encode(errors="surrogateescape"), secret.encode())
 
 
 def _is_local(request: "web.Request") -> bool:
@@ -318,12 +350,28 @@ def _is_local(request: "web.Request") -> bool:
     return connection is not None and connection.family == socket.AF_UNIX
 
 
+def _host_of(address: str) -> str:
+    """With its port; empty for what is no address."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(address).netloc
+    return ""
+
+
 def _names_this_machine(host: str) -> bool:
     """Whether a Host header is an address of this machine, and no name that somebody else's DNS turns into it."""
-    name = urlsplit(f"//{host}").hostname or ""
+    name = ""
     with contextlib.suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
         return ipaddress.ip_address(name).is_loopback
     return name == "localhost"
+
+
+class _Away(asyncio.Protocol):
+    """Nobody is at home for one connection more."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hang up."""
+        transport.close()
 
 
 class _Collector:

@@ -29,8 +29,8 @@ from msgspec import Meta
 
 from kwsd.address import Address, url
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.door import bind, bind_tcp
-from kwsd.errors import INTERNAL, KwsdError
+from kwsd.door import bind_address
+from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
 from kwsd.event import Line, Refused, unnumbered
 from kwsd.inlet import resampler
 from kwsd.pcm import FORMATS, PcmDecoder, mono
@@ -177,14 +177,24 @@ class Listener:
         self._ring_bell()
         if self._thread.is_alive():
             self._thread.join(timeout=1.0)
+        self._close_adopted()
         self._close_doors()
         if not self._thread.is_alive():
             self._close_bell()
+
+    def _close_adopted(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._adopted.popleft().close()
 
     def expect(self, next_ends: "np.ndarray[tuple[int], np.dtype[np.int64]]", wanted: int) -> None:
         """The inference thread is about to wait: it wants to be woken when so many windows are due."""
         np.copyto(self._due_of_all, next_ends)
         self._wanted, self._pending = wanted, 0
+
+    def trust(self, token: str) -> None:
+        """Another secret from now on."""
+        self._token = token
 
     def release(self, slot: int, name: str) -> None:
         """All of a satellite that left is scored and told: its slot and name may go to another."""
@@ -192,8 +202,13 @@ class Listener:
         self._ring_bell()
 
     def adopt(self, connection: socket.socket) -> None:
-        """Take somebody in who did not come through a door; it needs no token."""
+        """Take somebody in who did not come through a door; it needs no token, and has sent its header.
+
+        Raises KwsdError if we stop."""
         self._adopted.append(connection)
+        if self._stopping:  # looked at after appending: either we see it, or `stop` sees the connection
+            self._close_adopted()
+            raise KwsdError("kwsd is stopping", exit_code=UNAVAILABLE)
         self._ring_bell()
 
     def tell(self, slot: int, line: Line) -> None:
@@ -309,14 +324,16 @@ class Listener:
             time.sleep(PAUSE_S)
             return
         self._take_in(connection, bool(self._token) and address.path is None, now)
+        if sum(other.slot < 0 for other in self._satellites.values()) > WITHOUT_HEADER:
+            self._refuse(
+                self._satellites[connection.fileno()], "too many connections have not said who they are; try again"
+            )
 
     def _take_in(self, connection: socket.socket, needs_token: bool, now: float) -> None:
         connection.setblocking(False)
         satellite = Satellite(connection, now, needs_token, now)
         self._satellites[connection.fileno()] = satellite
         self._epoll.register(connection, select.EPOLLIN)
-        if sum(other.slot < 0 for other in self._satellites.values()) > WITHOUT_HEADER:
-            self._refuse(satellite, "too many connections have not said who they are; try again")
 
     def _read_header(self, satellite: Satellite, chunk: memoryview) -> bytes:
         """What follows the header, once it is there."""
@@ -482,7 +499,7 @@ class Listener:
     # --- doors ---
 
     def _open(self, address: Address) -> None:
-        door = _bind(address, self._group)
+        door = bind_address(address, "listen.on", self._group)
         if address.path is not None:
             self._paths.append((address.path, address.path.stat().st_ino))
         self._doors[door.fileno()] = (door, address)
@@ -515,16 +532,3 @@ def _allow_descriptors(more: int) -> None:
 
 def _interest(satellite: Satellite) -> int:
     return (0 if satellite.finished else select.EPOLLIN) | (select.EPOLLOUT if satellite.outbox else 0)
-
-
-def try_door(address: Address, group: str | None) -> None:
-    """Whether satellites could connect at an address. Raises KwsdError if it cannot be had."""
-    _bind(address, group).close()
-    if address.path is not None:
-        address.path.unlink(missing_ok=True)
-
-
-def _bind(address: Address, group: str | None) -> socket.socket:
-    if address.path is not None:
-        return bind(address.path, "listen.on", group)
-    return bind_tcp(address.host, address.port, f"listen.on: {address.text}")

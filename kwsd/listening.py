@@ -70,6 +70,12 @@ def make_source(stream: StreamConfig, config: Config, microphones: Sequence[Micr
     return RawPcm(path, stream.rate, stream.channels, stream.format, channel)
 
 
+def read_token(config: Config) -> str:
+    """The secret that satellites share with us; empty: there is none. Raises ConfigError if it cannot be read."""
+    named = config.listen.token_file
+    return read_secret(named, config.resolve, "listen.token_file") if named and config.listen.on else ""
+
+
 @dataclass(frozen=True)
 class Reports:
     """What the inference thread has to say. All are called from that thread."""
@@ -131,16 +137,11 @@ class Listening:
             self._ring,
             len(self.sources),
             taken=self._names,
-            token=self._token(),
+            token=read_token(config),
             group=config.listen.group,
             silent_s=config.listen.silent_s,
             wake=self._wake,
         )
-
-    def _token(self) -> str:
-        """The secret satellites share with us."""
-        listen = self.config.listen
-        return read_secret(listen.token_file, self.config.resolve, "listen.token_file") if listen.token_file else ""
 
     def start(
         self,
@@ -201,8 +202,11 @@ class Listening:
         lags, self._lags_told = self._lags_told, load.LagMeter()
         return lags
 
-    def replace(self, config: Config, spotter: Spotter) -> None:
-        """Go on with another config of the same streams and another spotter from the next batch on, without a gap."""
+    def replace(self, config: Config, spotter: Spotter, token: str | None = None) -> None:
+        """Go on with another config of the same streams and another spotter from the next batch on, without a gap; and
+        maybe with another secret for satellites."""
+        if self.listener is not None and token is not None:
+            self.listener.trust(token)
         self.config = config
         self._supervisor.adopt(config.capture)
         self._successor = config, spotter

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwsd.address import Address, url
 from kwsd.config import WyomingConfig
-from kwsd.door import bind, bind_tcp
+from kwsd.door import bind_address
 from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("kwsd")
 
 MOST_CLIENTS = 256  # connections, whether they send audio or not
-MOST_BYTES = 1 << 20  # of one message
+MOST_BYTES = 1 << 18  # of one message
+ANSWER_S = 5.0  # a client that does not read so long is let go; the listener answers at once
+TRY_AGAIN_S = 5.0  # after a refusal
+KEEPALIVE_S = 60  # whether a client that says nothing is still there is asked so often
 FORMATS = {2: "s16le", 4: "s32le"}  # by bytes per sample
 FLUSH_S = 0.3  # how long `close` waits for clients
 SERVICE = "_wyoming._tcp.local."
@@ -63,20 +67,23 @@ class Session:
     async def open(cls, name: str, start: dict[str, Any], adopt: Callable[[socket.socket], None]) -> "Session":
         """Raises Unfit for audio that is none, KwsdError where the listener refuses it."""
         width = start.get("width")
-        if not isinstance(width, int) or width not in FORMATS:
-            raise Unfit(f"audio-start: {width} bytes per sample; send 2 (or 4)")
+        rate, channels = start.get("rate"), start.get("channels")
+        if not all(isinstance(number, int) for number in (width, rate, channels)) or width not in FORMATS:
+            raise Unfit(f"audio-start: {ascii(start)[:100]}; send rate, channels, and a width of 2 (or 4) bytes")
+        header = {"name": name, "format": FORMATS[width], "rate": rate, "channels": channels, "passing": True}
         ours, theirs = socket.socketpair()
         try:
+            ours.sendall(json.dumps(header).encode() + b"\n")
             adopt(theirs)
         except KwsdError:
             ours.close()
             theirs.close()
             raise
-        header = {"name": name, "format": FORMATS[width], "passing": True}
-        header |= {key: start.get(key) for key in ("rate", "channels")}
         incoming, outgoing = await asyncio.open_connection(sock=ours)
-        outgoing.write(json.dumps(header).encode() + b"\n")
-        said = json.loads(await incoming.readline() or b'{"type": "refused", "reason": "kwsd hung up"}')
+        said = {"type": "refused", "reason": "kwsd does not answer; try again"}
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                said = json.loads(await incoming.readline() or b"null") or said
         if said["type"] == "refused":
             outgoing.close()
             raise KwsdError(said["reason"], exit_code=UNAVAILABLE)
@@ -91,11 +98,13 @@ class Session:
 
     async def end(self) -> None:
         """Send no more, and wait until all of it is scored."""
-        with contextlib.suppress(OSError):
-            self.outgoing.write_eof()
-        if self.told is not None:
-            await self.told
-        self.close()
+        try:
+            with contextlib.suppress(OSError):
+                self.outgoing.write_eof()
+            if self.told is not None:
+                await self.told
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Hang up."""
@@ -115,7 +124,7 @@ class Client:
         self._names: frozenset[str] | None = None  # None: any
         self._context: Any = None
         self._session: Session | None = None
-        self._refused = False  # until the next `audio-start`
+        self._refused_at = -TRY_AGAIN_S  # monotonic s
 
     async def serve(self) -> None:
         """Until it hangs up, or says what cannot be understood."""
@@ -136,6 +145,8 @@ class Client:
                     await self._heed(event)
                 except KwsdError as error:
                     await self._tell(Error(str(error)).event())
+                except (ValueError, TypeError, RecursionError) as error:  # of what it said, whatever that is
+                    raise Unfit(f"not understood: {error!r}") from None
         except Unfit as error:
             await self._tell(Error(str(error)).event())
         except OSError:
@@ -156,8 +167,8 @@ class Client:
             case "audio-start":
                 await self._begin(data)
             case "audio-chunk":
-                if self._session is None and not self._refused:  # some begin without a word; or the daemon was reloaded
-                    await self._begin(data)
+                if self._session is None and time.monotonic() - self._refused_at >= TRY_AGAIN_S:
+                    await self._begin(data)  # some begin without a word; or the daemon was reloaded
                 if self._session is not None and event.payload:
                     await self._session.send(event.payload)
             case "audio-stop":
@@ -172,24 +183,28 @@ class Client:
         known = self._service.host.keywords()
         missing = sorted((self._names or frozenset()) - set(known))
         if missing:
-            raise KwsdError(f"detect: nobody listens for {', '.join(missing)}; there are {', '.join(known)}")
+            unknown = ascii(", ".join(missing))[1:-1]
+            raise KwsdError(f"detect: nobody listens for {unknown}; there are {', '.join(known)}")
 
     async def _begin(self, data: dict[str, Any]) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
-        self._refused = True
-        session = await Session.open(self._service.name_for(self._host), data, self._service.host.adopt)
-        self._refused = False
+        try:
+            session = await Session.open(self._service.name_for(self._host), data, self._service.host.adopt)
+        except KwsdError:
+            self._refused_at = time.monotonic()
+            raise
         session.told = asyncio.create_task(self._translate(session))
         self._session = session
 
     async def _finish(self) -> None:
-        session, self._session, self._refused = self._session, None, False
-        if session is None:
-            return
-        await session.end()
-        if not session.detected:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.end()
+        elif time.monotonic() - self._refused_at < TRY_AGAIN_S:
+            return  # it was told so
+        if session is None or not session.detected:
             await self._tell(_event("not-detected", {"context": self._context} if self._context is not None else {}))
 
     async def _translate(self, session: Session) -> None:
@@ -210,8 +225,13 @@ class Client:
     async def _tell(self, event: "Event") -> None:
         from wyoming.event import async_write_event
 
-        with contextlib.suppress(OSError):
-            await async_write_event(event, self._outgoing)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await async_write_event(event, self._outgoing)
+        except TimeoutError:
+            self._outgoing.transport.abort()
+        except (OSError, ValueError, RecursionError):
+            pass  # it is gone, or what it wants back cannot be written
 
 
 class Wyoming:
@@ -228,11 +248,7 @@ class Wyoming:
     @classmethod
     async def open(cls, config: WyomingConfig, addresses: Sequence[Address], host: Host) -> "Wyoming":
         """Raises ConfigError or KwsdError if an address cannot be had, or a library is not installed."""
-        for library in ("wyoming", *(("zeroconf",) if config.zeroconf else ())):
-            if importlib.util.find_spec(library) is None:
-                raise ConfigError(
-                    f"wyoming.on: {library} is not installed; pip install 'kwsd[wyoming]'", exit_code=UNAVAILABLE
-                )
+        check_libraries(config)
         service = cls(host)
         try:
             for address in addresses:
@@ -245,10 +261,8 @@ class Wyoming:
         return service
 
     async def _listen(self, address: Address, group: str | None) -> None:
-        if address.path is None:
-            door = bind_tcp(address.host, address.port, f"wyoming.on: {address.text}")
-        else:
-            door = bind(address.path, "wyoming.on", group)
+        door = bind_address(address, "wyoming.on", group)
+        if address.path is not None:
             self._paths.append((address.path, address.path.stat().st_ino))
         loop = asyncio.get_running_loop()
 
@@ -310,8 +324,10 @@ class Wyoming:
         serving = asyncio.current_task()
         assert serving is not None
         if len(self._clients) >= MOST_CLIENTS:
+            log.warning("Wyoming: there are %d clients already, and one more was sent away", MOST_CLIENTS)
             outgoing.close()
             return
+        _keep_alive(outgoing.get_extra_info("socket"))
         self._clients.add(serving)
         peer = outgoing.get_extra_info("peername")
         try:
@@ -320,6 +336,8 @@ class Wyoming:
             pass  # the service closes
         finally:
             self._clients.discard(serving)
+            if outgoing.transport.get_write_buffer_size():
+                outgoing.transport.abort()
             outgoing.close()
 
     async def _announce(self, name: str) -> None:
@@ -336,12 +354,21 @@ class Wyoming:
             raise ConfigError("wyoming.zeroconf: no address in wyoming.on can be reached from other machines")
         host, port = sorted(ports)[0]
         addresses = _own_addresses() if ipaddress.ip_address(host).is_unspecified else [host]
-        info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", parsed_addresses=addresses, port=port)
         try:
+            info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", parsed_addresses=addresses, port=port)
             self._zeroconf = AsyncZeroconf()
             await self._zeroconf.async_register_service(info, allow_name_change=True)
         except (OSError, Error) as error:
-            raise ConfigError(f"wyoming.zeroconf: cannot be announced ({error!r})", exit_code=UNAVAILABLE) from None
+            raise ConfigError(f"wyoming.zeroconf: {name}: cannot be announced ({error!r})") from None
+
+
+def check_libraries(config: WyomingConfig) -> None:
+    """Raises ConfigError for one that is not installed, or a name nobody could find."""
+    for library in ("wyoming", *(("zeroconf",) if config.zeroconf else ())):
+        if importlib.util.find_spec(library) is None:
+            raise ConfigError(
+                f"wyoming.on: {library} is not installed; pip install 'kwsd[wyoming]'", exit_code=UNAVAILABLE
+            )
 
 
 class _Bounded(asyncio.StreamReader):
@@ -352,6 +379,13 @@ class _Bounded(asyncio.StreamReader):
         if n > MOST_BYTES:
             raise ValueError(f"a message of {n} bytes")
         return await super().readexactly(n)
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Without it, a satellite that lost its power would be there for ever."""
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
 
 
 def _event(kind: str, data: dict[str, Any]) -> "Event":

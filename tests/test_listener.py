@@ -133,13 +133,13 @@ def heard(events):
 # --- being heard ---
 
 
-@pytest.mark.parametrize("_", range(5))
-def test_who_only_stops_sending_is_told_even_of_its_last_word(daemon, _):
-    with Satellite(daemon.path, {"name": "brief"}) as satellite:
+@pytest.mark.parametrize("time", range(5))
+def test_who_only_stops_sending_is_told_even_of_its_last_word(daemon, time):
+    with Satellite(daemon.path, {"name": f"half closed {time}"}) as satellite:
         word = FIRST_WORD[: round(2.5 * SAMPLE_RATE)]  # ends with the word
         kinds = [line["type"] for line in satellite.speak(word)]
     assert kinds == ["hello", "detection"]
-    daemon.wait_until_left("brief", _ + 1)
+    daemon.wait_until_left(f"half closed {time}")
 
 
 def test_satellites_at_once_are_each_heard_as_the_recording_alone(daemon, alone):

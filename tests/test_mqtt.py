@@ -284,6 +284,15 @@ def test_a_broker_that_says_yes_and_then_nonsense_ends_nothing(environment, spok
 # --- streams that come and go ---
 
 
+def test_a_will_that_comes_late_does_not_leave_us_offline(broker, environment):
+    everything = broker.listener()
+    with Running(*kitchen(broker), environment=environment):
+        everything.has(f"{BASE}/availability", "online")
+        everything.publish(f"{BASE}/availability", "offline", retain=True)
+        everything.wait_for(f"{BASE}/availability", "offline")
+        everything.wait_for(f"{BASE}/availability", "online")
+
+
 def test_a_stream_that_an_earlier_run_left_online_is_offline(broker, environment):
     before = broker.listener()
     before.publish(f"{BASE}/attic/availability", "online", retain=True)

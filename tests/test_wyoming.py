@@ -146,6 +146,49 @@ def test_many_satellites_stream_at_once_and_each_gets_its_own(service):
     assert words[0::2] == [words[0]] * 6 and "stop" not in words[0]
 
 
+def test_a_verdict_is_given_even_if_there_was_no_audio(service):
+    async def scenario(client):
+        await client.write_event(Detect(context={"c": 3}).event())
+        await client.write_event(AudioStop().event())
+        return await asyncio.wait_for(client.read_event(), PATIENCE_S)
+
+    with service() as daemon:
+        assert NotDetected.from_event(asked(daemon.uri, scenario)).context == {"c": 3}
+
+
+def test_a_house_full_of_satellites_may_come_all_at_once(service):
+    async def body(uri):
+        async def one():
+            async with AsyncClient.from_uri(uri) as client:
+                return await heard(client, STOP)
+
+        return await asyncio.gather(*(one() for _ in range(48)))
+
+    with service("listen.streams=64", "model=commands-fast") as daemon:
+        answers = asyncio.run(body(daemon.uri))
+    assert {len(told) for told in answers} == {1} and {told[0].type for told in answers} == {"detection"}
+
+
+def test_a_refused_reload_leaves_clients_connected(tmp_path, environment):
+    path = tmp_path / "w"
+    config = tmp_path / "kwsd.yaml"
+    text = "streams: []\nwyoming: {on: ['unix:PATH'MORE]}\n".replace("PATH", str(path))
+    config.write_text(text.replace("MORE", ""))
+
+    async def body(daemon):
+        async with AsyncClient.from_uri(f"unix://{path}") as client:
+            for more in (", 'tcp://192.0.2.1:10400'], unprotected: true", f", 'unix:{tmp_path}/no/folder'"):
+                config.write_text(text.replace("MORE]" if "]" in more else "MORE", more))
+                await asyncio.to_thread(lambda: daemon.process.send_signal(1))
+                assert (await asyncio.to_thread(daemon.wait_for, "reload"))["ok"] is False
+            return await heard(client, STOP)
+
+    with Running("--config", str(config), environment=environment) as daemon:
+        daemon.wait_for("ready")
+        answers = asyncio.run(body(daemon))
+    assert [event.type for event in answers] == ["detection"]
+
+
 def test_a_reload_that_opens_everything_anew_leaves_clients_connected(service, tmp_path, environment):
     path = tmp_path / "w"
     config = tmp_path / "kwsd.yaml"
@@ -220,6 +263,11 @@ def test_more_clients_than_there_is_room_for_are_refused_and_told_why(service):
         b'{"type": "detect", "data": {"names": 7}}\n',
         b'{"type": "detect", "data": {"names": [[]]}}\n',
         b'{"type": "audio-stop"}\n',
+        b'{"type": "ping", "data": {"text": "\\ud800"}}\n',
+        b'{"type": "detect", "data": {"names": ["\\ud800"]}}\n',
+        b'{"type": "audio-start", "data": {"width": "\\ud800", "rate": 1, "channels": 1}}\n',
+        b'{"type": "ping", "data": {"text": ' + b"[" * 975 + b"]" * 975 + b"}}\n",
+        b'{"type": "detect", "data": {"context": "\\ud800"}}\n{"type": "audio-stop"}\n',
         b"x" * 2_000_000,
         b"\xff\xfe\n",
         b"",
@@ -265,6 +313,7 @@ def shared_service(tmp_path_factory):
         ("{on: [localhost]}", CONFIG, "wyoming.on.0: localhost is no address"),
         ("{on: ['tcp://0.0.0.0:10400']}", CONFIG, "the protocol has no password"),
         ("{on: ['tcp://127.0.0.1:0'], zeroconf: x}", CONFIG, "wyoming.zeroconf: no address"),
+        (f"{{on: ['tcp://0.0.0.0:0'], unprotected: true, zeroconf: {'x' * 64}}}", CONFIG, "is longer than 63 bytes"),
         ("{on: ['tcp://192.0.2.1:10400'], unprotected: true}", IO, "wyoming.on"),
     ],
 )

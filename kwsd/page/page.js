@@ -6,7 +6,6 @@ const QUIETEST_DBFS = -90;
 const PEAK_MS = 2500;      // a peak stays so long before it falls
 const HEARD_MS = 2500;     // a word that was heard stays green
 const STATUS_MS = 5000;    // levels and ailments of streams nobody scores, uptime
-const TOUCHED_MS = 1500;   // a slider that was moved stays, whatever was true before
 const SILENT_MS = 4000;    // without scores a stream's bars say nothing
 
 const byId = (id) => document.getElementById(id);
@@ -33,7 +32,7 @@ async function fetchStatus() {
   showStatus();
 }
 
-async function command(said) {
+async function command(said, answered = () => {}) {
   try {
     const answer = await fetch("command", {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(said),
@@ -43,6 +42,7 @@ async function command(said) {
   } catch {
     note({type: "refused", time: new Date().toISOString(), reason: "the daemon does not answer"});
   }
+  answered();
   await fetchStatus();
 }
 
@@ -90,6 +90,7 @@ function showStatus() {
   const names = new Set(status.streams.map((stream) => stream.stream));
   for (const [name, shown] of streams) if (!names.has(name)) { shown.element.remove(); streams.delete(name); }
   for (const stream of status.streams) showStream(stream);
+  for (const shown of streams.values()) forgetWords(shown);
   for (const [word, keyword] of Object.entries(status.keywords)) showThreshold(word, keyword);
   for (const [word, shown] of thresholds) if (!(word in status.keywords)) { shown.element.remove(); thresholds.delete(word); }
 }
@@ -100,6 +101,7 @@ function shownStream(name) {
   element.dataset.stream = name;
   element.querySelector(".name").textContent = name;
   const mute = element.querySelector(".mute");
+  mute.setAttribute("aria-label", `Mute ${name}`);
   mute.addEventListener("click", () =>
     command({command: mute.getAttribute("aria-pressed") === "true" ? "unmute" : "mute", streams: [name]}));
   byId("streams").append(element);
@@ -115,9 +117,17 @@ function showStream(stream) {
   element.querySelector(".badge").textContent = stream.muted ? "muted" : stream.ailment || "hears";
   const mute = element.querySelector(".mute");
   mute.setAttribute("aria-pressed", String(stream.muted));
-  mute.textContent = stream.muted ? "Unmute" : "Mute";
+  mute.textContent = stream.muted ? "Muted" : "Mute";
   if (stream.muted) for (const parts of shownStream(stream.stream).words.values()) showNothing(parts);
   if (performance.now() - seen > SILENT_MS) showLevel(element, stream.level_dbfs, stream.lag_ms);
+}
+
+function forgetWords(shown) {  // those nobody listens for any more
+  for (const [word, parts] of shown.words) {
+    if (word in status.keywords) continue;
+    parts.element.remove();
+    for (const known of [shown.words, shown.peaks, shown.heard]) known.delete(word);
+  }
 }
 
 function showLevel(element, dbfs, lagMs) {
@@ -179,19 +189,28 @@ function showThreshold(word, keyword) {
     element.querySelector(".label").textContent = word;
     const [input, output, back] = ["input", "output", ".back"].map((part) => element.querySelector(part));
     input.setAttribute("aria-label", `Threshold of ${word}`);
-    input.addEventListener("input", () => { shown.touched = performance.now(); output.textContent = input.value; });
-    input.addEventListener("change", () => command({command: "threshold", keyword: word, value: Number(input.value)}));
-    back.addEventListener("click", () => { shown.touched = -Infinity; return command({command: "threshold", keyword: word, value: null}); });
+    back.setAttribute("aria-label", `${word} as configured`);
+    input.addEventListener("input", () => { shown.held = true; output.textContent = input.value; });
+    input.addEventListener("change", () => setThreshold(shown, word, Number(input.value)));
+    back.addEventListener("click", () => setThreshold(shown, word, null));
     byId("thresholds").append(element);
-    shown = {element, input, output, back, touched: -Infinity};
+    shown = {element, input, output, back, held: false, pending: 0};
     thresholds.set(word, shown);
   }
   shown.input.min = keyword.release;
-  if (performance.now() - shown.touched > TOUCHED_MS) shown.input.value = keyword.threshold;
-  shown.output.textContent = shown.input.value;
+  if (!shown.held && !shown.pending) {  // else what it says is newer than what the daemon said
+    shown.input.value = keyword.threshold;
+    shown.output.textContent = keyword.threshold;
+  }
   const changed = keyword.threshold !== keyword.configured;
   shown.element.classList.toggle("changed", changed);
   shown.back.hidden = !changed;
+}
+
+async function setThreshold(shown, word, value) {
+  shown.held = false;
+  shown.pending += 1;
+  await command({command: "threshold", keyword: word, value}, () => { shown.pending -= 1; });
 }
 
 async function showSuggestion() {

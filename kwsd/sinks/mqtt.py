@@ -117,6 +117,8 @@ class Mqtt:
         self._away: dict[str, None] = {}  # satellites that left, in that order
         self._discovered: tuple[object, dict[str, bytes]] = (None, {})  # what it was made from, and what was
         self._closing = False
+        # The same for every connection, so that the broker takes over: a dead one's will comes before we are online.
+        self._name = f"kwsd-{home_assistant.slug(config.site)[:40]}-{secrets.token_hex(4)}"
         self._task = asyncio.get_running_loop().create_task(self._stay_connected(before))
         self._task.add_done_callback(_raise)
 
@@ -174,7 +176,7 @@ class Mqtt:
             username=broker.user,
             password=broker.password,
             tls_context=broker.tls,
-            identifier=f"kwsd-{home_assistant.slug(self._config.site)[:40]}-{secrets.token_hex(4)}",
+            identifier=self._name,
             will=Will(self._topics.availability, b"offline", qos=1, retain=True),
             keepalive=KEEPALIVE_S,
             timeout=ANSWER_S,
@@ -193,7 +195,7 @@ class Mqtt:
     async def _serve(self) -> None:
         """Until we close. Raises MqttError when the connection is lost."""
         self._announced = {}
-        for wanted in ("+/mute/set", "threshold/+/set", "+/availability"):
+        for wanted in ("+/mute/set", "threshold/+/set", "+/availability", "availability"):
             await self._client.subscribe(f"{self._topics.base}/{wanted}", qos=1)
         if self._config.discovery:
             await self._client.subscribe(f"{self._config.discovery}/status", qos=1)
@@ -331,9 +333,12 @@ class Mqtt:
                 await self._obey(message)
 
     async def _correct(self, message: "Message") -> None:
-        """A stream that an earlier connection left online, and that is not there."""
+        """A stream that an earlier connection left online and that is not there, or a will that says we are gone."""
         topic = str(message.topic)
-        if message.retain and message.payload == b"online" and topic not in self._announced:
+        if topic == self._topics.availability:
+            if message.payload != b"online" and self._announced.pop(topic, b""):
+                self._changed.set()
+        elif message.retain and message.payload == b"online" and topic not in self._announced:
             await self._client.publish(topic, b"offline", qos=1, retain=True)
 
     async def _obey(self, message: "Message") -> None:
@@ -412,7 +417,8 @@ def _blamed(key: str, named: str, resolve: Callable[[str], Path]) -> Iterator[Pa
 
 
 def _let_go(client: "Client") -> None:
-    """Of whatever is open: where a connection was not finished, it stays so."""
+    """Of whatever is open, or will be: a thread may still be connecting."""
+    client._client.on_socket_open = lambda _client, _data, connection: connection.close()
     connection = client._client.socket()
     if connection is not None:
         loop = asyncio.get_running_loop()
