@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 from scene import Running, options
 
@@ -21,7 +22,7 @@ from kwsd.address import parse_address
 from kwsd.artefact import read_artefact
 from kwsd.config import load_config
 from kwsd.errors import KwsdError
-from kwsd.listener import Listener
+from kwsd.listener import Joined, Listener
 from kwsd.ring import RingBuffer
 
 MODELS = Path(kwsd.__file__).parent / "models"
@@ -48,6 +49,14 @@ HEADERS = [
     b'{"name": "k", "rate": 48000, "channels": 2, "channel": 1, "format": "s16le", "token": "x"}',
     b'{"name": "k", "channel": "mix", "format": "f32le"}',
 ]
+
+COMMANDS = (
+    b'{"command": "mute", "streams": ["stdin"]}',
+    b'{"command": "unmute", "id": "a"}',
+    b'{"command": "threshold", "keyword": "stop", "value": 0.7}',
+    b'{"command": "status", "id": 3}',
+    b'{"command": "subscribe", "types": ["detection"], "keywords": ["stop"], "scores": true}',
+)
 
 
 def mangle(text: bytes, draw: Random, words: list[bytes]) -> bytes:
@@ -138,6 +147,20 @@ def headers(draw: Random, place: Path) -> Callable[[], bool]:
         b"{" * 5000,
     ]
 
+    def score() -> None:
+        """What the inference thread does once all is scored: then the satellite is let go."""
+        while listener.failure is None:
+            time.sleep(0.0005)
+            while listener.news:
+                news = listener.news.popleft()
+                if isinstance(news, Joined):
+                    names[news.slot] = news.name
+                else:
+                    listener.release(news.slot, names[news.slot])
+
+    names: dict[int, str] = {}
+    Thread(target=score, daemon=True).start()
+
     def one() -> bool:
         with socket.socket(socket.AF_UNIX) as satellite:
             satellite.settimeout(ONE_INPUT_S)
@@ -152,11 +175,6 @@ def headers(draw: Random, place: Path) -> Callable[[], bool]:
                     answer += piece
             except ConnectionResetError:
                 pass
-        while listener.news:  # what the inference thread does once all is scored
-            news = listener.news.popleft()
-            if type(news).__name__ == "Left":
-                listener.release(news.slot, "")
-                listener._names.clear()
         assert listener.failure is None, listener.failure
         kinds = [json.loads(line)["type"] for line in answer.splitlines() if line]
         assert kinds in ([], ["hello"], ["refused"]), kinds
@@ -166,7 +184,7 @@ def headers(draw: Random, place: Path) -> Callable[[], bool]:
 
 
 def readers(draw: Random, place: Path) -> Callable[[], bool]:
-    """What readers of the events say, to a real daemon, which has no ear for it."""
+    """What readers of the events say, commands and what is nearly one, to a real daemon."""
     where = f"{place}/events.sock"
     daemon = Running("--source", "-", "--set", f"sinks.socket.path={where}")
     while not Path(where).exists():
@@ -177,7 +195,7 @@ def readers(draw: Random, place: Path) -> Callable[[], bool]:
             reader.settimeout(ONE_INPUT_S)
             reader.connect(where)
             try:
-                reader.sendall(mangle(draw.choice(HEADERS), draw, HEADERS))
+                reader.sendall(mangle(draw.choice(COMMANDS), draw, (*COMMANDS, *HEADERS)) + b"\n")
             except (BrokenPipeError, ConnectionResetError):
                 return False
             if draw.random() < 0.5:
