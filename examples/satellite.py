@@ -6,6 +6,7 @@ arecord -q -t raw -f S16_LE -r 16000 -c 1 | ./satellite.py kitchen HOST:7355 [TO
 """
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -23,7 +24,7 @@ connection.sendall(json.dumps(header).encode() + b"\n")
 
 def send():
     """Whatever comes on stdin; kwsd takes it as fast as it would be spoken."""
-    while samples := sys.stdin.buffer.read1(3200):
+    while samples := os.read(0, 3200):
         connection.sendall(samples)
     connection.shutdown(socket.SHUT_WR)
 
