@@ -56,7 +56,11 @@ def work(path: Path, spotter: Spotter, hop: int) -> Work | None:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     session = _session(model)
     floats = int(session.get_inputs()[1].shape[1])
-    given = {"samples": np.zeros((1, hop), np.float32), "state": np.zeros((1, floats), np.float32)}
+    given = {
+        "samples": np.zeros((1, hop), np.float32),
+        "state": np.zeros((1, floats), np.float32),
+        "ends": np.array([hop // spotter.info.step - 1]),
+    }
     names = [output.name for output in session.get_outputs()]
     shapes = {name: np.shape(result) for name, result in zip(names, session.run(names, given), strict=True)}
     shapes |= {name: weight.shape for name, weight in weights.items()} | {n: np.shape(v) for n, v in given.items()}

@@ -21,14 +21,15 @@ def by_windows(spotter, speech, starts):
     return spotter.score(np.stack([speech[start : start + WINDOW] for start in starts]))
 
 
-def by_hops(spotter, speech, streams):
-    """Every stream from another place: (streams, hops, labels)."""
+def by_hops(spotter, speech, streams, at_once=1):
+    """Every stream from another place, so many hops in one call: (streams, hops, labels)."""
     rooms = np.stack([speech[n * 21_000 : n * 21_000 + WINDOW + 30 * HOP] for n in range(streams)])
     states, ids = spotter.states(streams), np.arange(streams)
-    said = [spotter.begin(np.ascontiguousarray(rooms[:, :WINDOW]), states, ids)]
-    for at in range(WINDOW, rooms.shape[1], HOP):
-        said.append(spotter.advance(np.ascontiguousarray(rooms[:, at : at + HOP]), states, ids, 1)[:, 0])
-    return np.stack(said, 1)
+    said = [spotter.begin(np.ascontiguousarray(rooms[:, :WINDOW]), states, ids)[:, None]]
+    for at in range(WINDOW, rooms.shape[1], at_once * HOP):
+        new = np.ascontiguousarray(rooms[:, at : at + at_once * HOP])
+        said.append(spotter.advance(new, states, ids, at_once))
+    return np.concatenate(said, 1)
 
 
 def test_there_is_a_model_in_both_forms():
@@ -48,7 +49,16 @@ def test_both_forms_of_a_model_are_the_same_weights_and_say_the_same(name):
         lambda spotter: by_windows(spotter, speech, range(0, len(speech) - WINDOW, 5_000)),
         lambda spotter: by_hops(spotter, speech, 1),
         lambda spotter: by_hops(spotter, speech, 9),
+        lambda spotter: by_hops(spotter, speech, 9, at_once=10),
     ):
         one, other = (np.log(np.maximum(what(spotter), LEAST)) for spotter in (onnx, torchscript))
         assert np.ptp(one) > 5, "it must say something"
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("commands*.[op][nt]*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("streams", [1, 5])
+def test_ten_hops_at_once_say_the_same_as_one_after_the_other(path, streams):
+    speech, spotter = read_recording(DEMO), load_spotter(path, "cpu")
+    one, ten = (np.log(np.maximum(by_hops(spotter, speech, streams, at_once=n), LEAST)) for n in (1, 10))
+    np.testing.assert_allclose(one, ten, rtol=0, atol=TOLERANCE)

@@ -277,15 +277,24 @@ def test_a_hop_as_long_as_the_window_leaves_nothing_of_what_was_before(pair):
         torch.testing.assert_close(log_probs[:, 0], network(sound[:, WINDOW:]), rtol=0, atol=1e-4)
 
 
-def test_what_goes_to_onnx_is_the_same_network_for_a_window_and_a_hop(pair):
+def steps(samples, hops, network):
+    """Which of a network's steps are the last of a hop."""
+    return (1 + torch.arange(hops)) * (samples // hops // network.step) - 1
+
+
+@pytest.mark.parametrize("hops", [1, 2, 5])
+def test_what_goes_to_onnx_is_the_same_network_for_a_window_and_for_hops(pair, hops):
     network, _ = pair
     forms = network.for_onnx().eval()
-    sound = speech(3, WINDOW + 1600)
+    sound = speech(3, WINDOW + hops * 1600)
     with torch.inference_mode():
-        log_probs, state = forms(sound[:, :WINDOW], torch.zeros(3, forms.state))
+        log_probs, state = forms(sound[:, :WINDOW], torch.zeros(3, forms.state), steps(WINDOW, 1, network))
         torch.testing.assert_close(log_probs, network(sound[:, :WINDOW]), rtol=0, atol=1e-4)
-        log_probs, after = forms(sound[:, WINDOW:], state)
-        torch.testing.assert_close(log_probs, network(sound[:, 1600:]), rtol=0, atol=1e-4)
+        log_probs, after = forms(sound[:, WINDOW:], state, steps(hops * 1600, hops, network))
+        log_probs = log_probs.reshape(3, hops, -1)
+        for hop in range(hops):
+            window = sound[:, (hop + 1) * 1600 :][:, :WINDOW]
+            torch.testing.assert_close(log_probs[:, hop], network(window), rtol=1e-4, atol=1e-4)
         assert after.shape == state.shape
 
 

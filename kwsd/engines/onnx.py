@@ -1,5 +1,7 @@
 """Artefacts in ONNX, run by ONNX Runtime on the CPU, without torch."""
 
+import functools
+
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
 
-BATCH = 32  # streams at once: of 1 to 256 the cheapest per stream
+BATCH = 32  # windows at once: of 1 to 256 the cheapest per window
 States = NDArray[np.float32]  # (streams, state)
 
 
@@ -21,10 +23,9 @@ class OnnxSpotter:
 
     def score(self, windows: Samples) -> Scores:
         """Windows (n, 16000) in ±1 to posteriors (n, labels) that sum to 1. Raises ModelError if the network fails."""
-        return self._run(windows)[0]
+        return self._run(samples=windows)[0]
 
-    def _run(self, samples: Samples, *states: States) -> tuple[Scores, ...]:
-        inputs = dict(zip(("samples", "state"), (samples, *states), strict=False))
+    def _run(self, **inputs: Samples | Indices) -> tuple[Scores, ...]:
         try:
             log_probs, *after = self._session.run(None, inputs)
         except Exception as error:  # ONNX Runtime's own exceptions have no other base in common
@@ -33,7 +34,8 @@ class OnnxSpotter:
 
 
 class IncrementalOnnxSpotter(OnnxSpotter):
-    """A network that takes samples and the state before them. A window on a state of zeros is a window on its own."""
+    """A network that takes samples, the state before them, and where in them hops end. A window on a state of zeros is
+    a window on its own."""
 
     def __init__(self, info: ArtefactInfo, session: onnxruntime.InferenceSession) -> None:
         super().__init__(info, session)
@@ -45,33 +47,33 @@ class IncrementalOnnxSpotter(OnnxSpotter):
 
     def score(self, windows: Samples) -> Scores:
         """Windows (n, 16000) in ±1 to posteriors (n, labels) that sum to 1. Raises ModelError if the network fails."""
-        return self._run(windows, self.states(len(windows)))[0]
+        return self.begin(windows, self.states(len(windows)), np.arange(len(windows)))
 
     def begin(self, windows: Samples, states: States, streams: Indices) -> Scores:
         """Windows (n, 16000) of n distinct streams to posteriors (n, labels). Raises ModelError if it fails."""
-        posteriors = np.empty((len(streams), len(self.info.labels)), np.float32)
-        for some in _parts(len(streams)):
-            posteriors[some], states[streams[some]] = self._run(windows[some], self.states(len(windows[some])))
-        return posteriors
+        states[streams] = 0.0
+        return self.advance(windows, states, streams, 1)[:, 0]
 
     def advance(self, samples: Samples, states: States, streams: Indices, hops: int) -> Scores:
         """Samples (n, hops * hop) of n distinct streams to posteriors (n, hops, labels). Raises ModelError if it
         fails."""
-        if len(streams) == len(states) == 1 == hops:  # one microphone
-            posteriors, states[:] = self._run(samples, states)
-            return posteriors[:, None]
+        ends = self._ends(samples.shape[1], hops)
+        if len(streams) == len(states) == 1:  # one microphone
+            posteriors, states[:] = self._run(samples=samples, state=states, ends=ends)
+            return posteriors[None]
         posteriors = np.empty((len(streams), hops, len(self.info.labels)), np.float32)
-        for some in _parts(len(streams)):
-            state = states[streams[some]]
-            for i, hop in enumerate(np.split(samples[some], hops, axis=1)):
-                posteriors[some, i], state = self._run(np.ascontiguousarray(hop), state)
-            states[streams[some]] = state
+        size = max(1, BATCH // hops)
+        for start in range(0, len(streams), size):
+            some = slice(start, start + size)
+            scores, after = self._run(samples=samples[some], state=states[streams[some]], ends=ends)
+            posteriors[some], states[streams[some]] = scores.reshape(-1, *posteriors.shape[1:]), after
         return posteriors
 
-
-def _parts(n: int) -> list[slice]:
-    """Rows 0 to n in batches that fit the cache with all that is reckoned in between."""
-    return [slice(start, start + BATCH) for start in range(0, n, BATCH)]
+    @functools.cache  # noqa: B019  # a spotter lives as long as the process, or a reload
+    def _ends(self, size: int, hops: int) -> Indices:
+        """Which of the network's steps in so many samples are the last of a hop."""
+        assert self.info.step is not None
+        return np.arange(1, hops + 1) * (size // hops // self.info.step) - 1
 
 
 def load(artefact: Artefact, device: str) -> OnnxSpotter:
@@ -86,6 +88,6 @@ def load(artefact: Artefact, device: str) -> OnnxSpotter:
     if info.step is None:
         return OnnxSpotter(info, session)
     shapes = [given.shape for given in session.get_inputs()]
-    if len(shapes) != 2 or len(shapes[1]) != 2 or not isinstance(shapes[1][1], int):
+    if len(shapes) != 3 or len(shapes[1]) != 2 or not isinstance(shapes[1][1], int):
         raise ModelError(f"{path}: cannot be advanced, although its {METADATA} says so; export it again")
     return IncrementalOnnxSpotter(info, session)

@@ -87,21 +87,25 @@ class Incremental(nn.Module):
 
 
 class IncrementalOnnx(nn.Module):
-    """The same for ONNX: one function for one hop. A whole window on a state of zeros is a window on its own, as its
-    frames push everything before them out."""
+    """The same for ONNX: one function for all. A whole window on a state of zeros is a window on its own, as its frames
+    push everything before them out."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.features, self.body = DftLogMel(), body
         self.state = FRAME - FRAME_HOP + FRAMES * MELS
 
-    def forward(self, samples: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples (batch, n), n a multiple of 160, and the state before them (batch, state) to log-probabilities
-        (batch, labels) of the window they complete, and the state after them."""
+    def forward(self, samples: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (batch, n), n a multiple of 160, the state before them (batch, state), and which of their steps of
+        160 are the last of a hop (hops,), to log-probabilities (batch * hops, labels) of the window that ends with
+        each hop, and the state after them."""
         past = FRAME - FRAME_HOP
         samples = torch.cat([state[:, :past], samples], 1)
-        frames = torch.cat([state[:, past:].reshape(-1, MELS, FRAMES), self.features(samples)], 2)[:, :, -FRAMES:]
-        return self.body(frames), torch.cat([samples[:, -past:], frames.flatten(1)], 1)
+        frames = torch.cat([state[:, past:].reshape(-1, MELS, FRAMES), self.features(samples)], 2)
+        at = (ends[:, None] + torch.arange(1, FRAMES + 1)).flatten()  # (hops * FRAMES,)
+        windows = frames.transpose(1, 2).index_select(1, at).reshape(-1, FRAMES, MELS)  # whole frames are copied faster
+        log_probs = self.body(windows.transpose(1, 2))
+        return log_probs, torch.cat([samples[:, -past:], frames[:, :, -FRAMES:].flatten(1)], 1)
 
 
 def as_gain(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

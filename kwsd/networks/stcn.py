@@ -220,7 +220,7 @@ class StreamingSTcn(nn.Module):
 
 
 class OnnxSTcn(nn.Module):
-    """The same for ONNX: one function for one hop. A whole window on a state of zeros is a window on its own, as its
+    """The same for ONNX: one function for all. A whole window on a state of zeros is a window on its own, as its
     columns push everything before them out."""
 
     def __init__(self, network: STcn) -> None:
@@ -228,11 +228,15 @@ class OnnxSTcn(nn.Module):
         self.network = StreamingSTcn(network, DftLogMel(), 0)
         self.state = self.network.state
 
-    def forward(self, samples: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples (batch, n), n a multiple of 320, and the state before them (batch, state) to log-probabilities
-        (batch, labels) of the window they complete, and the state after them."""
+    def forward(self, samples: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (batch, n), n a multiple of 320, the state before them (batch, state), and which of their steps of
+        320 are the last of a hop (hops,), to log-probabilities (batch * hops, labels) of the window that ends with
+        each hop, and the state after them."""
         columns, after = self.network.columns(samples, state)
-        return self.network.decide(columns[:, :, :, -POOLED:]), after
+        # Pooled at every column, which costs less than to take the windows apart.
+        pooled = self.network.pool(columns)[:, :, :, ends]  # (batch, wide, 1, hops)
+        embedded = F.relu(self.network.last(pooled)).transpose(1, 3).reshape(-1, self.network.wider)  # (…, wide)
+        return F.log_softmax(self.network.classifier(embedded), dim=-1), after
 
 
 def fuse(layers: nn.Module) -> nn.Conv2d:

@@ -215,15 +215,16 @@ def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
     inputs: tuple[Tensor, ...] = (torch.zeros(2, WINDOW),)
     if isinstance(network, HasIncrement):
         incremental: Any = network.for_onnx()
-        inputs, network = (torch.zeros(2, network.step), torch.zeros(2, incremental.state)), incremental
-    names, outputs = ["samples", "state"][: len(inputs)], ["log_probs", "state_after"][: len(inputs)]
-    free = {name: {0: "batch"} for name in names + outputs}
+        inputs = torch.zeros(2, 2 * network.step), torch.zeros(2, incremental.state), torch.arange(2)
+        network = incremental
+    given, outputs = ["samples", "state", "ends"][: len(inputs)], ["log_probs", "state_after"][: len(inputs)]
+    free = {name: {0: "batch"} for name in ["samples", "state", *outputs]}
     if len(inputs) > 1:
-        free["samples"][1] = "n"
+        free["samples"][1], free["ends"] = "n", {0: "hops"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of two exporters this is the older one, which needs no onnxscript
         torch.onnx.export(
-            network.eval(), inputs, str(path), dynamo=False, input_names=names, output_names=outputs, dynamic_axes=free
+            network.eval(), inputs, str(path), dynamo=False, input_names=given, output_names=outputs, dynamic_axes=free
         )  # fmt: skip
     model = onnx.load(path)
     model.metadata_props.add(key=METADATA, value=msgspec.json.encode(info).decode())
