@@ -105,6 +105,11 @@ class Inlet:
         self._wake_at = self._read + max(1, math.ceil(short * self.rate / SAMPLE_RATE))
 
     @property
+    def missing(self) -> int:
+        """Frames of the source until there is audio that the inference thread waits for."""
+        return self._wake_at - self._native.ends[0]
+
+    @property
     def wanted(self) -> bool:
         """Whether there is audio that the inference thread waits for."""
         return not self.drained and (self.ended or self._native.ends[0] >= self._wake_at or self._is_back)
@@ -115,8 +120,7 @@ class Inlet:
 
     def due_in(self, block_s: float) -> float:
         """Seconds until what is waited for should have come, from a source that delivers every `block_s` seconds."""
-        missing = (self._wake_at - self._native.ends[0]) / self.rate  # seconds of audio
-        blocks = max(1, math.ceil(missing / block_s - 1e-6))
+        blocks = max(1, math.ceil(self.missing / self.rate / block_s - 1e-6))
         return self.wrote_at + blocks * block_s - time.monotonic()
 
     def last(self, seconds: float) -> Samples | None:

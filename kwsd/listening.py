@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from kwsd import load
-from kwsd.audio_format import SAMPLE_RATE, WINDOW, seconds
+from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
 from kwsd.event import AudioEvent, AudioRestored, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
@@ -22,6 +22,7 @@ from kwsd.listener import Left, Listener
 from kwsd.metrics import Counters, Labels, Metric
 from kwsd.microphone import Microphone, OtherChannel
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
+from kwsd.quiet import DOZE_S, LOOK_S, Quiet
 from kwsd.ring import Indices
 from kwsd.scoring import Scored
 from kwsd.secret import read_secret
@@ -122,6 +123,9 @@ class Listening:
         self._successor: tuple[Config, Spotter] | None = None
         self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, self._tell)
         self._left: set[int] = set()  # sources that ended, and were told
+        self._quiet = Quiet(self._ring, len(self.sources))
+        self._dozed_until = self._ring.written  # (streams,) windows up to here were made to wait
+        self._doze = 0  # samples that may wait, less what may come until the next look
         try:
             self.listener = self._make_listener() if config.has_satellites else None
         except KwsdError:
@@ -151,7 +155,7 @@ class Listening:
     ) -> None:
         """`hello` makes the first line for a satellite of a name; `silent_since` says since when streams are not heard
         that others brought before (monotonic s). Raises KwsdError if a source refuses to start."""
-        self._pipeline = self.pipeline(self.config, spotter)
+        self._go_on_with(self.pipeline(self.config, spotter))
         self._supervisor.start(silent_since or {})
         for source, inlet in zip(self.sources, self._inlets, strict=True):
             source.start(inlet, self._waker(inlet))
@@ -339,9 +343,14 @@ class Listening:
                 return
         if (self._ring.written >= next_ends).any():  # it came just now, or more came than fits a batch
             return
+        self._sleep(self._patience(), next_ends)
+
+    def _sleep(self, longest_s: float, next_ends: Indices | None = None) -> None:
+        """Until somebody wakes us."""
         try:
-            self._wakeups.get(timeout=self._patience())
-            self._let_pile_up(next_ends)
+            self._wakeups.get(timeout=longest_s)
+            if next_ends is not None:
+                self._let_pile_up(next_ends)
             while True:
                 self._wakeups.get_nowait()
         except queue.Empty:
@@ -352,8 +361,29 @@ class Listening:
         cost little more than one, as most of it is to wake up. A keyword needs two windows to be told, so it is told
         no later: by the first of them something stirs."""
         assert self._pipeline is not None
+        return self._pipeline.schedule.hop if self._is_at_rest else 0
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """Whether nothing may be told by the next window alone, and no satellite is here."""
+        assert self._pipeline is not None
         pipeline, alone = self._pipeline, self.listener is None or not self.listener.active
-        return pipeline.schedule.hop if alone and pipeline.rules.smoothing > 1 and not pipeline.debouncer.stirs else 0
+        return alone and pipeline.rules.smoothing > 1 and not pipeline.debouncer.stirs
+
+    def _may_doze(self) -> bool:
+        """Whether the windows that are due may wait for more of them: ten at once cost little more than one. So long as
+        nothing is to be heard there is nothing to be told, and by the next look no word is over that began since."""
+        ends_soon = not self._inlets or self._slots or any(inlet.ended for inlet in self._inlets)
+        return not ends_soon and not self.watched and self._is_at_rest and self._quiet.look(self._doze)
+
+    def _nap(self) -> None:
+        """Until it is time to look again."""
+        self._dozed_until = self._ring.written
+        for inlet in self._inlets:
+            inlet.want(self._ring.ends[inlet.stream] + samples(LOOK_S))
+            if inlet.wanted:
+                return
+        self._sleep(LOOK_S)
 
     def _let_pile_up(self, next_ends: Indices) -> None:
         """A batch closes when it is full, or `max_wait_ms` after its first window: many windows at once cost less."""
@@ -400,7 +430,13 @@ class Listening:
                 self._take_over(self.pipeline(config, spotter))
             self._meet_satellites()
             begun = time.monotonic()
-            progress = self._pipeline.advance()
+            self._pipeline.take_in()
+            if self._may_doze():
+                self._look_round()
+                self._nap()
+                continue
+            self._quiet.listened()
+            progress = self._pipeline.judge()
             self._weigh(progress.scored, begun, time.monotonic())
             if len(progress.scored) or progress.overruns:
                 self._reports.progress(progress)
@@ -422,7 +458,7 @@ class Listening:
         if len(scored):
             self.windows += len(scored)
             self.scored_at = now
-        of_live = self._live[scored.streams]
+        of_live = self._live[scored.streams] & (scored.ends > self._dozed_until[scored.streams])
         if of_live.any():
             streams, ends = scored.streams[of_live], scored.ends[of_live]
             wrote_at = np.array([self._wrote_at(stream) for stream in streams.tolist()])
@@ -446,7 +482,12 @@ class Listening:
     def _take_over(self, successor: Pipeline) -> None:
         assert self._pipeline is not None
         successor.take_over(self._pipeline)
-        self._pipeline = successor
+        self._go_on_with(successor)
+
+    def _go_on_with(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        hop, most = pipeline.schedule.hop, pipeline.schedule.max_batch
+        self._doze = min(samples(DOZE_S), (most - 2) * hop) - samples(LOOK_S)
 
     def _meet_satellites(self) -> None:
         """Who came and who went since, before anything of theirs is scored."""

@@ -14,6 +14,7 @@ class PcmDecoder:
     def __init__(self, sample_format: str, channels: int) -> None:
         kind, full_scale = FORMATS[sample_format]
         self._kind, self._scale = np.dtype(kind), np.float32(1.0 / full_scale)
+        self.may_be_infinite = self._kind.kind == "f"
         self.channels = channels
         self.frame = self._kind.itemsize * channels  # bytes
         self.rest = b""  # of a frame that is not whole yet

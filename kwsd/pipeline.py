@@ -113,17 +113,29 @@ class Pipeline:
 
     def advance(self) -> Progress:
         """Take what came, score the windows that are due, and say what was heard."""
-        scored = self.score()
+        self.take_in()
+        return self.judge()
+
+    def judge(self) -> Progress:
+        """Score the windows that are due, and say what was heard."""
+        scored = self._score()
         detections = self.debouncer.step(scored.streams, scored.ends, scored.posteriors)
         heard: list[Verdict] = [self.describe(detection) for detection in detections]
         if self.near_misses is not None:
             heard += [self._describe_miss(miss) for miss in self.near_misses.take()]
         return Progress(scored, heard, self._overruns(scored.skipped))
 
-    def score(self) -> Scored:
-        """Take what came, and score the windows that are due."""
+    def take_in(self) -> None:
+        """Put what came into the ring."""
         for inlet, stream in zip(self.inlets, self.streams, strict=False):
             inlet.pump(SECONDS if stream.live else self._batch_s)
+
+    def score(self) -> Scored:
+        """Take what came, and score the windows that are due."""
+        self.take_in()
+        return self._score()
+
+    def _score(self) -> Scored:
         due = self.schedule.take(self.ring)
         if not len(due):
             return Scored(due.streams, due.ends, NO_POSTERIORS, due.skipped)

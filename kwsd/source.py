@@ -1,9 +1,12 @@
 """Where samples come from: what every source can do; audio files; raw PCM from a pipe. They know nothing of words."""
 
+import array
 import errno
+import fcntl
 import os
 import select
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +21,8 @@ from kwsd.inlet import Inlet
 from kwsd.pcm import Frames, PcmDecoder
 
 BLOCK_S = 0.02  # of audio a file delivers at once
-READ_S = 0.1  # of audio read from a pipe at once, if so much is there
+READ_S = 0.25  # of audio read from a pipe at once, if so much is there
+BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
 PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
 
@@ -194,6 +198,8 @@ class RawPcm(_Reader):
         self._name = "stdin" if path == "-" else path
         self._decoder = PcmDecoder(sample_format, channels)
         self._fd, self._closing = self._open(path), threading.Lock()
+        self._inlet: Inlet | None = None
+        self._frames_per_pipe = _pipe_size(self._fd) / self._decoder.frame
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 
@@ -225,7 +231,8 @@ class RawPcm(_Reader):
             if not chunk:
                 break
             block = self._decoder.frames(chunk)
-            check_finite(block, self._name, read)
+            if self._decoder.may_be_infinite:
+                check_finite(block, self._name, read)
             read += len(block)
             if len(block):
                 yield block
@@ -237,6 +244,11 @@ class RawPcm(_Reader):
                 f"{self._name}: ended inside a sample ({rest} of {frame} bytes); the rest was listened to",
                 exit_code=0,
             )
+
+    def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
+        """Begin to deliver."""
+        self._inlet = inlet
+        super().start(inlet, wake)
 
     def stop(self) -> None:
         """Deliver no more, and let the writer know."""
@@ -257,6 +269,7 @@ class RawPcm(_Reader):
         """Bytes, b'' at the end, None if nothing came for a while."""
         if not self._poll.poll(100):
             return None
+        self._let_the_rest_come()
         try:
             return os.read(self._fd, size)
         except BlockingIOError:
@@ -267,6 +280,26 @@ class RawPcm(_Reader):
             if error.errno == errno.EISDIR:
                 raise AudioError(f"{self._name}: is a folder") from None
             raise AudioError(f"{self._name}: cannot be read ({error.strerror})", exit_code=IO) from None
+
+    def _let_the_rest_come(self) -> None:
+        """Something came: wait until as much did as somebody waits for, since to read twice costs twice as much. No
+        writer is made to wait: before half the pipe is full, it is read."""
+        if self._inlet is None or not self._frames_per_pipe:
+            return
+        came = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, came)
+        there = came[0] // self._decoder.frame
+        missing = min(self._inlet.missing, self._frames_per_pipe / 2) - there
+        if there and missing > 0:
+            time.sleep(missing / self.rate + BEHIND_S)  # short, and cheaper than to wait for a signal to stop
+
+
+def _pipe_size(fd: int) -> int:
+    """Bytes that can be written before they are read; 0: it is no pipe."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return 0
 
 
 def check_finite(block: Frames, name: str, before: int) -> None:
