@@ -1,5 +1,6 @@
 """Where a source puts its blocks, and how they become 16 kHz mono in the ring."""
 
+import functools
 import math
 import time
 from typing import Protocol
@@ -13,6 +14,8 @@ from kwsd.ring import RingBuffer, Samples
 
 SECONDS = 4.0  # of audio kept at the source's own rate: how long inference may sleep before samples are lost
 PIECE_S = 0.25  # of audio converted at once
+LUMPS = 300  # blocks after which a resampler has held back as much as it ever does
+MARGIN = 16  # samples more: a millisecond
 
 
 class _AsItIs:
@@ -33,6 +36,17 @@ def resampler(rate: int) -> _Resampler:
     )
 
 
+@functools.cache
+def held_back(rate: int, block: int) -> int:
+    """Samples at 16 kHz that a resampler may be short of after a block: it gives them out in lumps of its own size."""
+    converter, behind, came, given = resampler(rate), 0, 0, 0
+    for _ in range(LUMPS):
+        came += block
+        given += converter.resample_chunk(np.zeros(block, np.float32)).size
+        behind = max(behind, math.ceil(came * SAMPLE_RATE / rate) - given)
+    return behind and behind + MARGIN
+
+
 class Inlet:
     """One stream on its way in.
 
@@ -40,8 +54,18 @@ class Inlet:
     them is a ring at the source's own rate with all its channels, so that the audio callback does nothing but copy.
     """
 
-    def __init__(self, ring: RingBuffer, stream: int, rate: int, channels: int, channel: int | None) -> None:
-        """`channel` counts from 0; None mixes all of them."""
+    def __init__(
+        self,
+        ring: RingBuffer,
+        stream: int,
+        rate: int,
+        channels: int,
+        channel: int | None,
+        *,
+        block_s: float | None = None,
+    ) -> None:
+        """`channel` counts from 0; None mixes all of them. From a source that delivers every `block_s` seconds windows
+        end so that they are complete as soon as a block is there."""
         self.stream, self.channel = stream, channel
         self.blocks = 0  # that came, ever
         self.overflows = 0  # how often the sound system dropped audio
@@ -55,17 +79,29 @@ class Inlet:
         self._reopened: tuple[RingBuffer, int] | None = None  # what is written since, and its rate
         native = RingBuffer(1, int(SECONDS * rate), channels)
         self._append = native.appender(0)
+        self._block_s, self._ahead = block_s, 0
         self._begin(native, rate)
+        self.origin, self._ahead = self._origin, 0  # index of its very first sample in the 16 kHz ring
 
     def _begin(self, native: RingBuffer, rate: int) -> None:
         """From here on the stream is what is in this ring."""
         self.rate, self._native = rate, native
         self._piece = np.zeros((int(PIECE_S * rate), native.channels), np.float32)
         self._resampler = resampler(rate)
+        self._fall_into_step()
         self._origin = self._ring.ends[self.stream]  # index of its first sample in the 16 kHz ring
         self._read = 0  # native samples converted so far
         self._wake_at = 0  # native index the inference thread waits for
         self._gap = 0  # native index of the last gap crossed
+
+    def _fall_into_step(self) -> None:
+        """Skip samples, less than a hop, so that a window ends where the resampler has got to when a block is there."""
+        self._ahead = 0
+        if self._block_s is not None:
+            reached = held_back(self.rate, round(self._block_s * self.rate))
+            self._ahead = (reached - self._ring.ends[self.stream]) % self._ring.hop
+        if self._ahead:
+            self._ring.skip(self.stream, self._ahead)
 
     def write(self, frames: Samples) -> None:
         """A block (frames, channels) in ±1. Copies it and returns."""
@@ -188,7 +224,7 @@ class Inlet:
         while written != native.ends[0]:  # a block came in between
             written, wrote_at = native.ends[0], self.wrote_at
         silence = max(0.0, wrote_at - written / rate - self._silent_since)
-        self._skip_to(self._due + round(silence * SAMPLE_RATE))
+        self._skip_to(self._due + round(silence * SAMPLE_RATE) - self._ahead)
         self._reopened = None
         self._begin(native, rate)
         self.silences.append(silence)

@@ -100,16 +100,19 @@ class Listening:
         self.watched = False  # somebody wants to see what the model says
         self._reports = reports
         self.sources = make_sources(config) if sources is None else sources
-        self.streams = [
-            StreamInfo(stream.name, source.live, source.lead_in)
-            for stream, source in zip(config.streams, self.sources, strict=True)
-        ]
         self._names = [stream.name for stream in config.streams]
         self._ring = make_ring(config, len(self.sources), config.listen.streams if config.has_satellites else 0)
-        self.streams += [FREE] * (self._ring.streams - len(self.streams))
         self._slots: dict[str, int] = {}  # of the satellites that are here, by name
         self._leaving: dict[int, Left] = {}  # those that are not scored to the end yet
-        self._inlets = [Inlet(self._ring, i, s.rate, s.channels, s.channel) for i, s in enumerate(self.sources)]
+        self._inlets = [
+            Inlet(self._ring, i, source.rate, source.channels, source.channel, block_s=source.block_s)
+            for i, source in enumerate(self.sources)
+        ]
+        self.streams = [
+            StreamInfo(name, source.live, source.lead_in, origin=inlet.origin)
+            for name, source, inlet in zip(self._names, self.sources, self._inlets, strict=True)
+        ]
+        self.streams += [FREE] * (self._ring.streams - len(self.streams))
         self._live = np.array([stream.live for stream in self.streams])
         self._overload = load.Overload(config.window.hop_ms)
         self._lags, self._lags_told = load.LagMeter(), load.LagMeter()  # of this second, and since they were asked for

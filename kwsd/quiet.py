@@ -7,25 +7,25 @@ import numpy as np
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.ring import RingBuffer
 
-STANDS_OUT = 2.0  # times the power of the noise: 3 dB, as a word has that is as loud as the noise it is said in
-RISE_PER_S = 10.0 ** (1.0 / 10.0)  # of what is taken for noise: 1 dB, so that a fan that was switched on soon is noise
-LEAST = 3e-8  # mean square: -75 dBFS; what is less loud does not stand out
-SHORTEST, LONGEST = SAMPLE_RATE // 20, SAMPLE_RATE  # samples in a piece: of fewer the power is a matter of chance
 DOZE_S = 1.0  # of audio that waits at most
 LOOK_S = 0.25  # how often is looked meanwhile: oftener than a word takes
+PIECE = SAMPLE_RATE // 20  # samples whose power is taken: 50 ms, as a syllable has
+STANDS_OUT = 1.6  # times the power of the noise: 2 dB, as a word adds that is a little less loud than the noise
+RISE_PER_S = 10.0 ** (1.0 / 10.0)  # of what is taken for noise: 1 dB, so that a fan that was switched on soon is noise
+LEAST = 3e-8  # mean square: -75 dBFS; what is less loud is taken for as loud
 
 
 class Quiet:
-    """Of the first streams of a ring. Noise is the quietest piece of the last seconds, a piece being what came from one
-    look to the next. It decides how soon windows are scored, never whether."""
+    """Of the first streams of a ring. Noise is the quietest piece of the last seconds. It decides how soon windows are
+    scored, never whether."""
 
     def __init__(self, ring: RingBuffer, streams: int) -> None:
         self._ring = ring
         self._listened_at = list(ring.ends[:streams])  # sample index
         self._looked_at = list(ring.ends[:streams])  # sample index
         self._noise = [math.inf] * streams  # mean square
-        self._stands_out = [True] * streams  # the last piece did
-        self._piece = np.zeros(LONGEST, np.float32)
+        self._stands_out = [True] * streams  # the last pieces did
+        self._came = np.zeros(SAMPLE_RATE // PIECE * PIECE, np.float32)
 
     def listened(self) -> None:
         """No window waits now."""
@@ -41,15 +41,16 @@ class Quiet:
 
     def _look_at(self, stream: int) -> None:
         end = self._ring.ends[stream]
-        came = min(end - self._looked_at[stream], LONGEST)
-        if came < SHORTEST:
+        size = min(end - self._looked_at[stream], len(self._came)) // PIECE * PIECE
+        if not size:
             return
         self._looked_at[stream] = end
-        piece = self._piece[:came]
-        if not self._ring.read(stream, end - came, piece):
+        came = self._came[:size]
+        if not self._ring.read(stream, end - size, came):
             self._stands_out[stream] = True  # there is a gap, and nobody knows
             return
-        mean = float(piece.sum()) / came
-        power = max(LEAST, float(piece.dot(piece)) / came - mean * mean)
-        noise = self._noise[stream] = min(power, self._noise[stream] * RISE_PER_S ** (came / SAMPLE_RATE))
-        self._stands_out[stream] = power > STANDS_OUT * noise
+        pieces = came.reshape(-1, PIECE)
+        power = np.einsum("ij,ij->i", pieces, pieces) / PIECE - pieces.mean(1) ** 2  # (pieces,) a constant is no sound
+        least, most = max(LEAST, float(power.min())), max(LEAST, float(power.max()))
+        noise = self._noise[stream] = min(least, self._noise[stream] * RISE_PER_S ** (size / SAMPLE_RATE))
+        self._stands_out[stream] = most > STANDS_OUT * noise

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.inlet import SECONDS, Inlet
+from kwsd.inlet import SECONDS, Inlet, held_back
 from kwsd.ring import RingBuffer
 
 RATES = [8_000, 11_025, 16_000, 44_100, 48_000, 96_000]
+HOP, HOP_S = 1600, 0.1
 HELD = 2_000  # samples a resampler may hold back
 HALF_FILTER = 0.1  # seconds around an edge in which a resampler rings
 
@@ -31,9 +32,9 @@ def ramp(start, end):
 class Stream:
     """An inlet, and a ring that keeps everything it lets through."""
 
-    def __init__(self, rate=SAMPLE_RATE, channels=1, channel=None, capacity=20 * SAMPLE_RATE):
-        self.ring = RingBuffer(2, capacity)
-        self.inlet = Inlet(self.ring, 1, rate, channels, channel)
+    def __init__(self, rate=SAMPLE_RATE, channels=1, channel=None, capacity=20 * SAMPLE_RATE, hop=1, block_s=None):
+        self.ring = RingBuffer(2, capacity, hop=hop)
+        self.inlet = Inlet(self.ring, 1, rate, channels, channel, block_s=block_s)
 
     def write(self, frames, block=None):
         block = block or max(1, len(frames))
@@ -398,6 +399,49 @@ def test_the_clock_is_right_after_any_number_of_losses(losses):
             clock.now += silence + 1 / rate
             stream.write(ramp(0, 1)).pump()
         assert stream.written == pytest.approx((clock.now - begun) * SAMPLE_RATE, abs=HELD)
+
+
+# --- a source that keeps time ---
+
+RATES = [8_000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000]
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("block_s", [0.02, 0.05, 0.1, 0.2])
+def test_a_window_that_ends_with_a_block_is_complete_when_the_block_is_there(rate, block_s):
+    frames = round(block_s * rate)
+    stream = Stream(rate, hop=HOP, block_s=frames / rate)
+    assert 0 <= stream.inlet.origin < HOP
+    block, late = np.zeros((frames, 1), np.float32), held_back(rate, frames) // HOP  # an hop, at 8 kHz
+    for blocks in range(1, round(20 / block_s)):
+        stream.write(block).pump()
+        complete = blocks * frames * SAMPLE_RATE // rate // HOP - late
+        assert complete <= stream.written // HOP <= complete + 1
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_source_without_a_beat_begins_at_the_beginning(rate):
+    stream = Stream(rate, hop=HOP)
+    assert stream.inlet.origin == stream.written == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(1, 20), st.floats(0.1, 10), st.sampled_from(RATES)), max_size=6))
+def test_it_is_in_step_and_the_clock_is_right_however_often_it_was_lost(losses):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        clock = Clock(monkeypatch)
+        stream, begun = Stream(48_000, capacity=100 * HOP * 1000, hop=HOP, block_s=HOP_S), clock.now
+        for blocks, silence, rate in losses:
+            stream.inlet.reopen(rate, 1)
+            clock.now += silence
+            for _ in range(blocks):
+                before = stream.written // HOP
+                clock.now += HOP_S
+                stream.write(np.zeros((round(HOP_S * rate), 1), np.float32)).pump()
+            assert blocks == 1 or stream.written // HOP == before + 1
+            since = (clock.now - begun) * SAMPLE_RATE + stream.inlet.origin
+            held = held_back(rate, round(HOP_S * rate))
+            assert since - held - 2 <= stream.written <= since + HOP
 
 
 def test_the_last_seconds_can_be_looked_at_as_they_came():

@@ -1,0 +1,135 @@
+"""In a quiet room windows wait for each other; no word is told later for it."""
+
+import numpy as np
+import pytest
+
+from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
+from kwsd.config import Config
+from kwsd.engines import load_spotter
+from kwsd.inlet import Inlet
+from kwsd.pipeline import Pipeline, StreamInfo, make_ring
+from kwsd.quiet import DOZE_S, LOOK_S, Quiet
+from kwsd.recording import DEMO, read_recording
+from kwsd.ring import RingBuffer
+
+LOOK = samples(LOOK_S)
+LONG = 10**9
+BLOCK = 160
+
+
+def noise(seconds, rms, seed=0):
+    return (np.random.default_rng(seed).standard_normal(int(seconds * SAMPLE_RATE)) * rms).astype(np.float32)
+
+
+def tone(seconds, rms, hz=440.0):
+    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    return (np.sin(2 * np.pi * hz * t) * rms * np.sqrt(2)).astype(np.float32)
+
+
+def looks(*rooms, longest=LONG):
+    """What is said of rooms that sound at the same time, look by look."""
+    ring = RingBuffer(len(rooms), 2 * SAMPLE_RATE)
+    quiet, said = Quiet(ring, len(rooms)), []
+    for start in range(0, len(rooms[0]) - LOOK + 1, LOOK):
+        for stream, room in enumerate(rooms):
+            ring.write(stream, np.ascontiguousarray(room[start : start + LOOK]))
+        said.append(quiet.look(longest))
+    return said
+
+
+@pytest.mark.parametrize("rms", [0.0, 1e-5, 1e-3, 0.1])
+def test_steady_noise_is_quiet_however_loud_it_is(rms):
+    assert all(looks(noise(60, rms)))
+
+
+@pytest.mark.parametrize("louder_db", [0.0, 5.0, 20.0])
+def test_a_syllable_as_loud_as_the_noise_stands_out(louder_db):
+    room = noise(10, 0.01)
+    room[80_000 : 80_000 + 1600] += tone(0.1, 0.01 * 10 ** (louder_db / 20))
+    said = looks(room)
+    assert said.index(False) == 80_000 // LOOK and said.count(False) == 1
+
+
+def test_a_constant_is_no_sound():
+    assert all(looks(noise(10, 1e-3) + np.float32(0.5)))
+
+
+def test_one_loud_room_is_enough():
+    silence, loud = np.zeros(4 * LOOK, np.float32), np.zeros(4 * LOOK, np.float32)
+    loud[2 * LOOK : 3 * LOOK] = 0.1 * tone(LOOK_S, 1.0)
+    assert looks(silence, loud) == [True, True, False, True]
+
+
+def test_a_fan_that_is_switched_on_is_noise_before_long():
+    said = looks(np.concatenate([noise(10, 1e-3), noise(60, 1e-2, seed=1)]))  # 20 dB
+    quiet_again = said.index(True, said.index(False))
+    assert 15 < (quiet_again - said.index(False)) * LOOK_S < 25
+    assert all(said[quiet_again + 8 :])
+
+
+def test_nobody_knows_what_was_in_a_gap():
+    ring = RingBuffer(1, 2 * SAMPLE_RATE)
+    quiet = Quiet(ring, 1)
+    for lost, expected in ((0, True), (0, True), (5_000, False), (0, True)):
+        ring.write(0, noise(LOOK_S / 2, 1e-3))
+        if lost:
+            ring.skip(0, lost)
+        ring.write(0, noise(LOOK_S / 2, 1e-3, seed=1))
+        assert quiet.look(LONG) is expected
+
+
+def test_no_window_waits_longer_than_it_may_until_it_was_listened_to():
+    ring = RingBuffer(1, 2 * SAMPLE_RATE)
+    quiet = Quiet(ring, 1)
+    for _ in range(3):
+        said = []
+        for _ in range(6):
+            ring.write(0, noise(LOOK_S, 1e-3))
+            said.append(quiet.look(samples(DOZE_S)))
+        assert said == [True, True, True, False, False, False]
+        quiet.listened()
+
+
+def test_too_little_for_its_power_to_mean_anything_leaves_the_verdict_as_it_was():
+    ring = RingBuffer(1, 2 * SAMPLE_RATE)
+    quiet = Quiet(ring, 1)
+    ring.write(0, noise(LOOK_S, 1e-3))
+    assert quiet.look(LONG)
+    ring.write(0, tone(0.01, 0.1))
+    assert quiet.look(LONG)
+    ring.write(0, tone(0.1, 0.1))
+    assert not quiet.look(LONG)
+
+
+@pytest.mark.parametrize("model", ["commands", "commands-fast"])
+@pytest.mark.parametrize("hiss", [1e-4, 3e-3])
+def test_words_are_told_at_the_same_moment_as_if_no_window_had_waited(model, hiss):
+    speech = read_recording(DEMO)
+    sound = speech + noise(len(speech) / SAMPLE_RATE + 1, hiss)[: len(speech)]
+    at_once, naps = told(sound, model, patient=False)
+    assert naps == 0 and len(at_once) >= 8
+    patiently, naps = told(sound, model, patient=True)
+    assert patiently == at_once
+    assert naps > 20, "it must have been quiet at times"
+
+
+def told(sound, model, *, patient):
+    """Words and when they are told, in samples, by the steps that the inference thread takes."""
+    config = Config()
+    ring = make_ring(config, 1)
+    inlet, quiet = Inlet(ring, 0, SAMPLE_RATE, 1, None), Quiet(ring, 1)
+    spotter = load_spotter(DEMO.parent / "models" / f"{model}.onnx", "cpu")
+    pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo("room", live=True, lead_in=False)])
+    hop, words, naps, wake_at = pipeline.schedule.hop, [], 0, WINDOW
+    for now in range(BLOCK, len(sound) + 1, BLOCK):
+        inlet.write(sound[now - BLOCK : now, None])
+        if now < wake_at:
+            continue
+        pipeline.take_in()
+        if patient and not pipeline.debouncer.stirs and quiet.look(samples(DOZE_S) - LOOK):
+            naps, wake_at = naps + 1, now + LOOK
+            continue
+        quiet.listened()
+        words += [(heard.keyword, heard.start_s, now) for heard in pipeline.judge().heard]
+        wake_at = int(pipeline.schedule.first_due(ring)[0]) + (0 if pipeline.debouncer.stirs else hop)
+    return words, naps
