@@ -3,6 +3,7 @@
 The words come from the recording kwsd ships (`demo.flac`, synthetic speech) and their true ends from `demo.tsv`.
 """
 
+import contextlib
 import csv
 import json
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from kwsd.spotter import Spotter
 CALLBACK_S = 10.0  # of audio the callback is timed over
 STAGE_HOPS = 200  # hops every stage is timed over
 RESTED_HOPS = 40  # the same with a pause before each
-FEED_S = 0.05  # of audio written to the daemon at once: as much as a microphone delivers
+FEED_S = 0.05  # of audio written to the daemon at once
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 SETTLED_S = 5.0  # after READY: memory is compared from here on
 
@@ -58,6 +59,8 @@ def measure(config: Config, streams: int, seconds: float) -> Figures:
         "stages_rested": measure_stages(config, spotter, streams, hops=RESTED_HOPS, pause_s=hop_s),
         "bound": measure_bound(config, spotter, streams),
         "daemon": measure_daemon(config, streams, seconds),
+        "quiet": measure_daemon(config, streams, seconds, quiet=True),
+        "microphone": measure_at_microphone(config, seconds),
     }
 
 
@@ -74,16 +77,10 @@ def spread(values: list[float], digits: int = 1) -> Figures:
 
 def measure_callback(config: Config, spotter: Spotter) -> Figures:
     """How long the audio thread is held up per block, while inference runs beside it."""
-    from kwsd.portaudio import portaudio
-
-    try:
-        microphone = bool(portaudio().devices())
-    except KwsdError:
-        microphone = False
+    own = _microphone_of(config)
     with tempfile.TemporaryDirectory() as folder:
-        tape = _write_tape(Path(folder), CALLBACK_S + 5.0)
-        own = [s for s in config.streams if isinstance(s, MicrophoneConfig)][:1] or [MicrophoneConfig()]
-        stream = own[0] if microphone else FileConfig(path=str(tape))
+        tape = _write_tape(Path(folder), _words_for(CALLBACK_S + 5.0))
+        stream = own or FileConfig(path=str(tape))
         times: list[float] = []
         listening = Listening(
             msgspec.structs.replace(config, streams=(stream,)), Reports(lambda _: None, lambda *_: None, lambda _: None)
@@ -92,8 +89,21 @@ def measure_callback(config: Config, spotter: Spotter) -> Figures:
         listening.start(spotter)
         time.sleep(CALLBACK_S)
         listening.stop()
-    source = "microphone" if microphone else "file, for want of a microphone"
+    source = "microphone" if own else "file, for want of a microphone"
     return {"source": source, "us_per_block": spread(times[5:])}  # the first blocks pay for warming up
+
+
+def _microphone_of(config: Config) -> MicrophoneConfig | None:
+    """The first one of the config, or the default one; None if there is none here."""
+    from kwsd.portaudio import portaudio
+
+    try:
+        if not portaudio().devices():
+            return None
+    except KwsdError:
+        return None
+    own = [stream for stream in config.streams if isinstance(stream, MicrophoneConfig)]
+    return own[0] if own else MicrophoneConfig()
 
 
 # --- stages -------------------------------------------------------------------------------------------------
@@ -180,42 +190,62 @@ def demo_words() -> list[tuple[float, float, str]]:
         return [(float(row["start_s"]), float(row["end_s"]), row["keyword"]) for row in rows]
 
 
-def _tape(seconds: float) -> Samples:
+def _words_for(seconds: float) -> Samples:
     return np.resize(read_recording(DEMO), int(seconds * SAMPLE_RATE))
 
 
-def _write_tape(folder: Path, seconds: float) -> Path:
+def _write_tape(folder: Path, tape: Samples) -> Path:
     path = folder / "tape.wav"
-    soundfile.write(path, _tape(seconds), SAMPLE_RATE, subtype="PCM_16")
+    soundfile.write(path, tape, SAMPLE_RATE, subtype="PCM_16")
     return path
 
 
-def measure_daemon(config: Config, streams: int, seconds: float) -> Figures:
-    """A real `kwsd run` on real-time audio: start-up, CPU, memory, latency from a word's end to its line."""
+def measure_daemon(config: Config, streams: int, seconds: float, *, quiet: bool = False) -> Figures:
+    """A real `kwsd run` on real-time audio, words or a quiet room: start-up, CPU, memory, latency from a word's end to
+    its line."""
+    tape = _hiss(int(seconds * SAMPLE_RATE)) if quiet else _words_for(seconds)
     with tempfile.TemporaryDirectory() as folder:
-        path = _write_config(config, streams, Path(folder), seconds)
-        started = time.monotonic()
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "kwsd", "run", "--config", str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            return _Watch(daemon, started).through(_tape(seconds))
-        finally:
-            daemon.kill()
-            daemon.wait()
+        others = str(_write_tape(Path(folder), tape)) if streams > 1 else ""
+        named = [{"source": "pcm", "name": "bench"}]
+        named += [{"source": "file", "name": f"tape{i}", "path": others} for i in range(1, streams)]
+        with _daemon(config, named, Path(folder)) as watch:
+            figures = watch.through(tape)
+            return figures if quiet else figures | watch.words(seconds)
 
 
-def _write_config(config: Config, streams: int, folder: Path, seconds: float) -> Path:
-    """The same settings with stdin as the first stream and real-time recordings as the others."""
-    tape = str(_write_tape(folder, seconds)) if streams > 1 else ""
+def measure_at_microphone(config: Config, seconds: float) -> Figures | None:
+    """The same on whatever a microphone hears now; None if there is none."""
+    own = _microphone_of(config)
+    if own is None:
+        return None
+    named = [{"source": "microphone", **msgspec.to_builtins(own)}]
+    with tempfile.TemporaryDirectory() as folder, _daemon(config, named, Path(folder)) as watch:
+        return watch.along(seconds)
+
+
+@contextlib.contextmanager
+def _daemon(config: Config, streams: list[dict[str, Any]], folder: Path) -> "Iterator[_Watch]":
+    path = _write_config(config, streams, folder)
+    started = time.monotonic()
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "kwsd", "run", "--config", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield _Watch(daemon, started)
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
+def _write_config(config: Config, streams: list[dict[str, Any]], folder: Path) -> Path:
+    """The same settings with other streams."""
     tree = msgspec.to_builtins(config)
     del tree["folder"]
     tree["model"] = str(config.model_path.resolve())
-    tree["streams"] = [{"source": "pcm", "name": "bench"}]
-    tree["streams"] += [{"source": "file", "name": f"tape{i}", "path": tape} for i in range(1, streams)]
+    tree["streams"] = streams
     tree["sinks"]["socket"]["enabled"] = True
     tree["sinks"]["socket"]["path"] = str(folder / "events.sock")
     path = folder / "bench.yaml"
@@ -232,23 +262,32 @@ class _Watch:
         self._ready_s = 0.0
         self._events: list[tuple[float, dict[str, Any]]] = []
         self._memory: list[float] = []  # MiB, every second from SETTLED_S after the start of audio
+        self._listening = threading.Thread(target=self._listen, daemon=True)
+        self._listening.start()
 
     def through(self, tape: Samples) -> Figures:
-        listening = threading.Thread(target=self._listen, daemon=True)
-        listening.start()
+        """What it takes to hear a tape."""
         stdin = self._daemon.stdin
         assert stdin is not None
-        stdin.write(_silence(WINDOW))  # fills the first window, so that READY measures kwsd and not the clock
+        # Fills the first window, so that READY measures kwsd and not the clock.
+        stdin.write(_pcm(_hiss(WINDOW)))
         stdin.flush()
+        figures = self._measure(lambda: self._feed(tape))
+        stdin.close()
+        self._listening.join(timeout=10)
+        return figures
+
+    def along(self, seconds: float) -> Figures:
+        """What it takes to hear whatever is there to be heard."""
+        return self._measure(lambda: self._wait(seconds))
+
+    def _measure(self, hear: Callable[[], None]) -> Figures:
         self._wait_for_ready()
         cpu = cpu_s(self._daemon.pid)
         self._begun = time.monotonic()
-        for _ in self._feed(tape):
-            pass
+        hear()
         elapsed, cpu = time.monotonic() - self._begun, cpu_s(self._daemon.pid) - cpu
         memory = self._memory or [rss_mib(self._daemon.pid)]
-        stdin.close()
-        listening.join(timeout=10)
         return {
             "seconds": round(elapsed, 1),
             "ready_s": round(self._ready_s, 2),
@@ -256,7 +295,6 @@ class _Watch:
             "rss_mib": round(memory[-1], 1),
             "rss_growth_mib": round(memory[-1] - memory[0], 2),
             "overruns": sum(1 for _, event in self._events if event["type"] == "overrun"),
-            **self._words(tape.size / SAMPLE_RATE),
         }
 
     def _listen(self) -> None:
@@ -271,23 +309,24 @@ class _Watch:
             time.sleep(0.01)
         self._ready_s = self._events[0][0] - self._started
 
-    def _feed(self, tape: Samples) -> Iterator[None]:
+    def _feed(self, tape: Samples) -> None:
         assert self._daemon.stdin is not None
         size = samples(FEED_S)
-        pcm = (tape * 32767.0).astype("<i2")
-        next_look = SETTLED_S
-        for start in range(0, pcm.size, size):
-            piece = pcm[start : start + size]
-            due = self._begun + (start + piece.size) / SAMPLE_RATE
-            time.sleep(max(0.0, due - time.monotonic()))
-            self._daemon.stdin.write(piece.tobytes())
+        pcm = _pcm(tape)
+        for start in range(0, len(pcm), 2 * size):
+            piece = pcm[start : start + 2 * size]
+            self._wait((start + len(piece)) / 2 / SAMPLE_RATE)
+            self._daemon.stdin.write(piece)
             self._daemon.stdin.flush()
-            if start / SAMPLE_RATE >= next_look:
-                self._memory.append(rss_mib(self._daemon.pid))
-                next_look += 1.0
-            yield
 
-    def _words(self, seconds: float) -> Figures:
+    def _wait(self, until_s: float) -> None:
+        """Until so many seconds have passed since the audio began."""
+        while (left := self._begun + until_s - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
+            if time.monotonic() - self._begun >= SETTLED_S + len(self._memory):
+                self._memory.append(rss_mib(self._daemon.pid))
+
+    def words(self, seconds: float) -> Figures:
         """Which of the words were heard, and how long after their end the line came."""
         length = read_recording(DEMO).size / SAMPLE_RATE
         heard = [(at, e) for at, e in self._events if e["type"] == "detection" and e["stream"] == "bench"]
@@ -301,9 +340,13 @@ class _Watch:
         return {"words": said, "words_heard": len(latencies), "word_end_to_event_ms": spread(latencies, 0)}
 
 
-def _silence(size: int) -> bytes:
-    hiss = np.random.default_rng(0).standard_normal(size) * 20.0
-    return hiss.astype("<i2").tobytes()
+def _hiss(size: int) -> Samples:
+    """A quiet room: -64 dBFS."""
+    return np.random.default_rng(0).standard_normal(size).astype(np.float32) * np.float32(20.0 / 32768.0)
+
+
+def _pcm(tape: Samples) -> bytes:
+    return (tape * 32767.0).astype("<i2").tobytes()
 
 
 # --- report -------------------------------------------------------------------------------------------------
@@ -333,13 +376,19 @@ def report(figures: Figures) -> str:
         ("stages, one stream", f"{stages['core_share_per_stream_percent']} % of one core"),
         ("daemon", f"{daemon['seconds']} s of real-time audio"),
         ("  time to READY", f"{daemon['ready_s']} s"),
-        ("  CPU, all in", f"{daemon['cpu_percent_of_one_core']} % of one core"),
+        ("  CPU, all in, with words", f"{daemon['cpu_percent_of_one_core']} % of one core"),
         ("  memory (RSS)", f"{daemon['rss_mib']} MiB, grew {daemon['rss_growth_mib']} MiB"),
+        ("  CPU in a quiet room", f"{figures['quiet']['cpu_percent_of_one_core']} % of one core"),
+        ("  CPU at the microphone", _at_microphone(figures["microphone"])),
         ("  overruns", f"{daemon['overruns']}"),
         ("  words heard", f"{daemon['words_heard']} of {daemon['words']}"),
         ("  end of word → event", _spread(daemon["word_end_to_event_ms"], "ms")),
     ]
     return "\n".join(f"{name:28s} {value}" for name, value in rows)
+
+
+def _at_microphone(figures: Figures | None) -> str:
+    return f"{figures['cpu_percent_of_one_core']} % of one core, of what it heard" if figures else "there is none"
 
 
 def _bound(bound: Figures, took_us: float) -> str:
