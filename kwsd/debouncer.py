@@ -86,10 +86,15 @@ class Debouncer:
         self._count = np.zeros(streams, np.int64)  # windows since the last gap
         self._last_end = np.full(streams, LONG_AGO, np.int64)
         self._hits = np.zeros(shape, np.int64)
-        self.stirs = True  # in the last windows a keyword may begin, or something is not settled
+        self._stirring = np.zeros(streams, np.bool_)  # a keyword may begin in the last window
         self._armed = np.ones(shape, np.bool_)
         self._unsettled = np.zeros(streams, np.bool_)  # not all armed, or hits or near misses pending
         self._fired_at = np.full(shape, LONG_AGO, np.int64)
+
+    @property
+    def stirs(self) -> bool:
+        """Whether in any stream the next window may decide something, as far as anybody knows."""
+        return bool(self._stirring.any()) or not self._count.any()
 
     def inherit(self, old: "Debouncer") -> None:
         """Remember what another debouncer fired on the same streams, so that no word is told twice."""
@@ -125,7 +130,7 @@ class Debouncer:
         """These streams begin anew: nothing was heard in them yet."""
         self._last_end[streams] = LONG_AGO  # what was heard is forgotten, as over a gap
         self._armed[streams] = True
-        self._unsettled[streams] = False
+        self._unsettled[streams] = self._stirring[streams] = False
         self._fired_at[streams] = LONG_AGO
 
     def step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
@@ -138,10 +143,10 @@ class Debouncer:
         self._forget_across_gaps(streams, ends)
         smoothed = self._smooth(streams, posteriors)  # (n, labels)
         self._note_speech(streams, posteriors)
-        self.stirs = bool((posteriors[:, self._columns] >= STIRRING).any()) or bool(self._unsettled.any())
         awake = self._awake(streams, smoothed)
         if awake.size:
             yield from self._judge(streams[awake], ends[awake], smoothed[awake])
+        self._note_stirring(streams, posteriors, smoothed)
 
     def _judge(self, streams: Indices, ends: Indices, smoothed: Scores) -> Iterator[Detection]:
         """The rules, for streams in which one of them may change something."""
@@ -212,6 +217,14 @@ class Debouncer:
         if self._unknown >= 0:
             other = posteriors[:, self._unknown] > 0.5
             self._speech[streams, self._count[streams] % self._speech.shape[1]] = other
+
+    def _note_stirring(self, streams: Indices, posteriors: Scores, smoothed: Scores) -> None:
+        """Whether more may come of this window than of silence. Not of a keyword that was told and is still high: first
+        it must fall."""
+        high = posteriors[:, self._columns] >= STIRRING  # (n, keywords)
+        if high.any():
+            high &= self._armed[streams] | (smoothed[:, self._columns] < self.rules.release)
+        self._stirring[streams] = high.any(1)
 
     def _isolated(self, streams: Indices) -> Flags:
         """Said on its own: little other speech in the time looked back on.

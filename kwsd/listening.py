@@ -504,7 +504,7 @@ class Listening:
                 news.name, live=True, lead_in=False, origin=news.origin, passing=news.passing
             )
             self._slots[news.name] = news.slot
-            self._pipeline.begin(news.slot)
+            self._pipeline.forget(news.slot)
             self._reports.satellite(StreamJoined(stream=news.name, rate=news.rate, channels=news.channels))
 
     def _part_with_satellites(self) -> None:
@@ -515,6 +515,7 @@ class Listening:
                 assert self.listener is not None
                 name = self.streams[slot].name
                 del self._leaving[slot]
+                self._pipeline.forget(slot)
                 self._reports.satellite(StreamLeft(stream=name, reason=left.reason, heard_s=seconds(left.heard)))
                 self._reports.then(functools.partial(self._let_go, slot, name))
 
@@ -531,6 +532,7 @@ class Listening:
         for i, inlet in enumerate(self._inlets):
             if inlet.drained and i not in self._left and self._pipeline.scored_all_of(i):
                 self._left.add(i)
+                self._pipeline.forget(i)
                 if not self._supervisor.is_lost(i):
                     heard = seconds(self._ring.ends[i] - self.streams[i].origin)
                     self._reports.satellite(StreamLeft(stream=self._names[i], reason="end of audio", heard_s=heard))

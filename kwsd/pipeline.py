@@ -228,8 +228,8 @@ class Pipeline:
             stream=self.streams[stream].name, skipped_windows=skipped, lost_samples=lost, device_overflows=overflows
         )
 
-    def begin(self, stream: int) -> None:
-        """Another satellite has this slot now: nothing of the one before counts."""
+    def forget(self, stream: int) -> None:
+        """It is over, or another one begins in its place: nothing that was heard in it counts."""
         self.debouncer.reset(np.array([stream]))
         self._skipped[stream] = 0
 

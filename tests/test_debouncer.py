@@ -668,3 +668,41 @@ def test_any_stream_is_heard_as_by_the_book(windows, rules):
         if listener.hears(end, row)
     ]
     assert run(Debouncer(rules, LABELS, 1), rows, ends) == expected
+
+
+# --- what may be put off ---
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(*[st.sampled_from("..1259X")] * 2), min_size=1, max_size=60),
+    st.sampled_from([2, 3]),
+    st.sampled_from([0, 8_000]),
+)
+def test_the_window_before_one_that_tells_a_keyword_stirs(hops, smoothing, refractory):
+    debouncer = Debouncer(rules(smoothing=smoothing, refractory=refractory), LABELS, 1)
+    rows, ends = drawn(stop="".join(stop for stop, _ in hops), up="".join(up for _, up in hops))
+    for row, end in zip(rows, ends, strict=True):
+        stirred = debouncer.stirs
+        if list(debouncer.step(np.array([0]), np.array([end]), row[None])):
+            assert stirred
+
+
+def test_a_keyword_that_was_told_stirs_no_more_until_it_has_fallen():
+    debouncer = Debouncer(rules(smoothing=2), LABELS, 1)
+    stirs = ""
+    for row, end in zip(*drawn(stop="..299999..99.."), strict=True):
+        told = list(debouncer.step(np.array([0]), np.array([end]), row[None]))
+        stirs += "!" if told else ".X"[debouncer.stirs]
+        assert not (told and debouncer.stirs)
+    assert stirs == "..XX!.....X!.."
+
+
+def test_a_stream_that_stirs_is_not_forgotten_over_another_and_is_when_it_begins_anew():
+    debouncer = Debouncer(rules(smoothing=2), LABELS, 2)
+    assert debouncer.stirs, "nobody knows yet"
+    rows, ends = drawn(stop=".5")
+    list(debouncer.step(np.array([0, 1, 0, 1]), np.repeat(ends, 2), rows[[0, 0, 1, 0]]))
+    assert debouncer.stirs
+    debouncer.reset(np.array([0]))
+    assert not debouncer.stirs
