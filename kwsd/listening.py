@@ -64,7 +64,7 @@ def make_source(stream: StreamConfig, config: Config, microphones: Sequence[Micr
         for microphone in microphones:
             if microphone.is_the_one(stream.device):
                 return OtherChannel(microphone, channel)
-        return Microphone(stream.device, channel, stream.block_ms, patient=patient)
+        return Microphone(stream.device, channel, min(stream.block_ms, config.window.hop_ms), patient=patient)
     if isinstance(stream, FileConfig):
         return AudioFile(config.resolve(stream.path), channel, realtime=stream.realtime)
     path = stream.path if stream.path == "-" else str(config.resolve(stream.path))
@@ -376,8 +376,11 @@ class Listening:
     def _may_doze(self) -> bool:
         """Whether the windows that are due may wait for more of them: ten at once cost little more than one. So long as
         nothing is to be heard there is nothing to be told, and by the next look no word is over that began since."""
-        ends_soon = not self._inlets or self._slots or any(inlet.ended for inlet in self._inlets)
-        return not ends_soon and not self.watched and self._is_at_rest and self._quiet.look(self._doze)
+        if not self._inlets or self._slots or self.watched or not self._is_at_rest:
+            return False
+        now = time.monotonic()
+        on_time = all(now - inlet.wrote_at < LOOK_S and not inlet.ended for inlet in self._inlets)
+        return on_time and self._quiet.look(self._doze)
 
     def _nap(self) -> None:
         """Until it is time to look again."""

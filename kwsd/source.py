@@ -22,6 +22,7 @@ from kwsd.pcm import Frames, PcmDecoder
 
 BLOCK_S = 0.02  # of audio a file delivers at once
 READ_S = 0.25  # of audio read from a pipe at once, if so much is there
+MOST_S = 0.25  # waited for at once: for so long nobody sees that the writer is gone
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
 PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
@@ -269,8 +270,8 @@ class RawPcm(_Reader):
         """Bytes, b'' at the end, None if nothing came for a while."""
         if not self._poll.poll(100):
             return None
-        self._let_the_rest_come()
         try:
+            self._let_the_rest_come()
             return os.read(self._fd, size)
         except BlockingIOError:
             return None
@@ -287,9 +288,11 @@ class RawPcm(_Reader):
         if self._inlet is None or not self._frames_per_pipe:
             return
         came = array.array("i", [0])
-        fcntl.ioctl(self._fd, termios.FIONREAD, came)
+        if (fd := self._fd) < 0:  # closed meanwhile
+            return
+        fcntl.ioctl(fd, termios.FIONREAD, came)
         there = came[0] // self._decoder.frame
-        missing = min(self._inlet.missing, self._frames_per_pipe / 2) - there
+        missing = min(self._inlet.missing, self._frames_per_pipe / 2, there + MOST_S * self.rate) - there
         if there and missing > 0:
             time.sleep(missing / self.rate + BEHIND_S)  # short, and cheaper than to wait for a signal to stop
 

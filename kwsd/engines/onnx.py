@@ -1,7 +1,5 @@
 """Artefacts in ONNX, run by ONNX Runtime on the CPU, without torch."""
 
-import functools
-
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
@@ -40,6 +38,7 @@ class IncrementalOnnxSpotter(OnnxSpotter):
     def __init__(self, info: ArtefactInfo, session: onnxruntime.InferenceSession) -> None:
         super().__init__(info, session)
         self._state = int(session.get_inputs()[1].shape[1])  # floats per stream
+        self._ends: dict[tuple[int, int], Indices] = {}  # by samples and hops
 
     def states(self, streams: int) -> States:
         """Zeros (streams, state)."""
@@ -57,7 +56,7 @@ class IncrementalOnnxSpotter(OnnxSpotter):
     def advance(self, samples: Samples, states: States, streams: Indices, hops: int) -> Scores:
         """Samples (n, hops * hop) of n distinct streams to posteriors (n, hops, labels). Raises ModelError if it
         fails."""
-        ends = self._ends(samples.shape[1], hops)
+        ends = self._ends_of(samples.shape[1], hops)
         if len(streams) == len(states) == 1:  # one microphone
             posteriors, states[:] = self._run(samples=samples, state=states, ends=ends)
             return posteriors[None]
@@ -69,11 +68,13 @@ class IncrementalOnnxSpotter(OnnxSpotter):
             posteriors[some], states[streams[some]] = scores.reshape(-1, *posteriors.shape[1:]), after
         return posteriors
 
-    @functools.cache  # noqa: B019  # a spotter lives as long as the process, or a reload
-    def _ends(self, size: int, hops: int) -> Indices:
+    def _ends_of(self, size: int, hops: int) -> Indices:
         """Which of the network's steps in so many samples are the last of a hop."""
-        assert self.info.step is not None
-        return np.arange(1, hops + 1) * (size // hops // self.info.step) - 1
+        ends = self._ends.get((size, hops))
+        if ends is None:
+            assert self.info.step is not None
+            ends = self._ends[size, hops] = np.arange(1, hops + 1) * (size // hops // self.info.step) - 1
+        return ends
 
 
 def load(artefact: Artefact, device: str) -> OnnxSpotter:
