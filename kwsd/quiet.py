@@ -1,10 +1,13 @@
-"""Whether anything is to be heard at all: so long as no stream stands out from its own noise, windows may wait."""
+"""Whether anything is to be heard at all: so long as no stream stands out from its own noise, windows may wait.
+
+A word is told some tenths of a second after it is over, so a window may wait only if nothing in all of it stood out.
+"""
 
 import math
 
 import numpy as np
 
-from kwsd.audio_format import SAMPLE_RATE
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.ring import RingBuffer
 
 DOZE_S = 1.0  # of audio that waits at most
@@ -24,7 +27,7 @@ class Quiet:
         self._listened_at = list(ring.ends[:streams])  # sample index
         self._looked_at = list(ring.ends[:streams])  # sample index
         self._noise = [math.inf] * streams  # mean square
-        self._stands_out = [True] * streams  # the last pieces did
+        self._stood_out_at = list(ring.ends[:streams])  # sample index up to which something may have
         self._came = np.zeros(SAMPLE_RATE // PIECE * PIECE, np.float32)
 
     def listened(self) -> None:
@@ -32,25 +35,28 @@ class Quiet:
         self._listened_at = list(self._ring.ends[: len(self._noise)])
 
     def look(self, longest: int) -> bool:
-        """Whether windows may wait: nothing stands out in any stream of what came since the last look, and none has
-        waited for so many samples."""
+        """Whether windows may wait: nothing stands out in the last window of any stream, and none has waited for so
+        many samples."""
         for stream in range(len(self._noise)):
             self._look_at(stream)
-        waited = max(end - at for end, at in zip(self._looked_at, self._listened_at, strict=True))
-        return waited < longest and not any(self._stands_out)
+        for end, listened_at, stood_out_at in zip(self._looked_at, self._listened_at, self._stood_out_at, strict=True):
+            if end - listened_at >= longest or end - stood_out_at < WINDOW:
+                return False
+        return True
 
     def _look_at(self, stream: int) -> None:
-        end = self._ring.ends[stream]
-        size = min(end - self._looked_at[stream], len(self._came)) // PIECE * PIECE
+        start = max(self._looked_at[stream], self._ring.ends[stream] - len(self._came))
+        size = (self._ring.ends[stream] - start) // PIECE * PIECE
         if not size:
             return
-        self._looked_at[stream] = end
+        end = self._looked_at[stream] = start + size
         came = self._came[:size]
-        if not self._ring.read(stream, end - size, came):
-            self._stands_out[stream] = True  # there is a gap, and nobody knows
+        if not self._ring.read(stream, start, came):
+            self._stood_out_at[stream] = end  # there is a gap, and nobody knows
             return
         pieces = came.reshape(-1, PIECE)
         power = np.einsum("ij,ij->i", pieces, pieces) / PIECE - pieces.mean(1) ** 2  # (pieces,) a constant is no sound
         least, most = max(LEAST, float(power.min())), max(LEAST, float(power.max()))
         noise = self._noise[stream] = min(least, self._noise[stream] * RISE_PER_S ** (size / SAMPLE_RATE))
-        self._stands_out[stream] = most > STANDS_OUT * noise
+        if most > STANDS_OUT * noise:
+            self._stood_out_at[stream] = end

@@ -200,7 +200,6 @@ class RawPcm(_Reader):
         self._decoder = PcmDecoder(sample_format, channels)
         self._fd, self._closing = self._open(path), threading.Lock()
         self._inlet: Inlet | None = None
-        self._frames_per_pipe = _pipe_size(self._fd) / self._decoder.frame
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 
@@ -285,14 +284,14 @@ class RawPcm(_Reader):
     def _let_the_rest_come(self) -> None:
         """Something came: wait until as much did as somebody waits for, since to read twice costs twice as much. No
         writer is made to wait: before half the pipe is full, it is read."""
-        if self._inlet is None or not self._frames_per_pipe:
+        fd, frame = self._fd, self._decoder.frame
+        room = _pipe_size(fd) // frame if fd >= 0 else 0  # else it was closed meanwhile
+        if self._inlet is None or not room:
             return
         came = array.array("i", [0])
-        if (fd := self._fd) < 0:  # closed meanwhile
-            return
         fcntl.ioctl(fd, termios.FIONREAD, came)
-        there = came[0] // self._decoder.frame
-        missing = min(self._inlet.missing, self._frames_per_pipe / 2, there + MOST_S * self.rate) - there
+        there = came[0] // frame
+        missing = min(self._inlet.missing, room // 2, there + MOST_S * self.rate) - there
         if there and missing > 0:
             time.sleep(missing / self.rate + BEHIND_S)  # short, and cheaper than to wait for a signal to stop
 
