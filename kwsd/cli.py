@@ -275,11 +275,13 @@ def _add_train(commands: "Commands") -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="checkpoint (default: models/NAME.ckpt)")
     parser.add_argument("--resume", action="store_true", help="go on with the checkpoint")
     parser.add_argument(
-        "--init", type=Path, metavar="CKPT", help="begin with the weights of another run of the same network"
-    )
+        "--init", type=Path, metavar="FILE",
+        help="begin with what this checkpoint or ONNX artefact has learnt, or commands or commands-fast",
+    )  # fmt: skip
     parser.add_argument(
-        "--teacher", type=Path, metavar="FILE", help="learn also from what this checkpoint or artefact says"
-    )
+        "--teacher", type=Path, action="append", default=[], metavar="FILE",
+        help="learn also from what this checkpoint or artefact says; of several, from their mean",
+    )  # fmt: skip
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write the figures for TensorBoard")
 
 
@@ -390,7 +392,7 @@ def _add_completion(commands: "Commands") -> None:
 
 
 def _settings(options: argparse.Namespace, *more: str) -> tuple[str, ...]:
-    model = (f"model={_model(options.model)}",) if options.model else ()
+    model = (f"model={_model(options.model).resolve()}",) if options.model else ()
     return (*model, *more, *options.set)
 
 
@@ -398,7 +400,7 @@ def _model(named: Path) -> Path:
     """A file, or a model that kwsd comes with, by its name."""
     from kwsd.config import shipped_model
 
-    return named.resolve() if named.exists() else shipped_model(str(named)) or named.resolve()
+    return named if named.exists() else shipped_model(str(named)) or named
 
 
 def run(options: argparse.Namespace) -> int:
@@ -577,8 +579,8 @@ def train(options: argparse.Namespace) -> int:
     from kwsd.training.train import TrainOptions
     from kwsd.training.train import train as train_network
 
-    if not options.model and not options.recipe:
-        raise ConfigError("train: which network? name it with --model, or in a --recipe", exit_code=USAGE)
+    if not options.model and not options.recipe and not options.init:
+        raise ConfigError("train: which network? name it with --model, --init, or in a --recipe", exit_code=USAGE)
     for option, number in (("--epochs", options.epochs), ("--batch", options.batch)):
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number}: at least 1", exit_code=USAGE)
@@ -603,9 +605,9 @@ def train(options: argparse.Namespace) -> int:
             download=options.download,
             quick=options.quick,
             resume=options.resume,
-            init=options.init,
+            init=_model(options.init) if options.init else None,
             words=tuple(options.words),
-            teacher=options.teacher,
+            teachers=tuple(map(_model, options.teacher)),
             tensorboard=options.tensorboard,
             command=_command_line(options),
         ),
@@ -616,7 +618,7 @@ def train(options: argparse.Namespace) -> int:
 
 def _command_line(options: argparse.Namespace) -> str:
     """What was typed, with the places of data and files taken out: it says how, not where."""
-    files = (options.recipe, options.out, options.init, options.teacher, options.tensorboard)
+    files = (options.recipe, options.out, options.init, *options.teacher, options.tensorboard)
     names = {str(options.data): "DATA"} if options.data else {}
     for path in (*files, *options.words, *options.negatives, *options.noise):
         if path and not (options.data and path.is_relative_to(options.data)):

@@ -6,9 +6,12 @@ import json
 import math
 import signal
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import tiny_speech_commands as tiny
 import torch
@@ -25,13 +28,14 @@ from kwsd.networks import NETWORKS
 from kwsd.training import dataset, run
 from kwsd.training import train as training
 from kwsd.training.batches import PlainBatches
+from kwsd.training.begin import begin_with
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import Noise, load_clips
 from kwsd.training.export import export, export_checkpoint
 from kwsd.training.loss import cross_entropy, draw_mixup, smoothed
 from kwsd.training.recipe import RECIPES
 from kwsd.training.run import learning_rate, moving_average
-from kwsd.training.teacher import load_teacher
+from kwsd.training.teacher import load_teacher, load_teachers
 from kwsd.training.train import TrainOptions, train
 from kwsd.training.validation import HeldOut, labelled_windows, predictions, share_right
 
@@ -528,7 +532,7 @@ def test_a_gpu_that_is_too_small_for_a_batch_is_said_with_one_that_fits(
 UNLEARNT = {"model": "dstcn-tiny", "epochs": 1}
 
 
-def weights_at_the_start(data, folder, **more):
+def weights_at_the_start(data, folder, say=quietly, **more):
     """What a run begins with: Ctrl-C before the first step writes it."""
 
     def interrupted(*_):
@@ -537,7 +541,7 @@ def weights_at_the_start(data, folder, **more):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(options(data, folder / "start.ckpt", **UNLEARNT, **more), quietly)
+            train(options(data, folder / "start.ckpt", **UNLEARNT | more), say)
     return load_checkpoint(folder / "start.ckpt").best_state
 
 
@@ -568,7 +572,91 @@ def test_another_network_cannot_be_begun_with(learnt, tmp_path):
         train(options(data, tmp_path / "a.ckpt", init=path), quietly)
 
 
-# --- words of one's own, and a teacher ---
+@pytest.fixture(scope="module", params=["dstcn-tiny", "stcn-small"])
+def exported(request, tmp_path_factory):
+    """A checkpoint whose normalisations have something to do, and the artefact of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    data = tiny.make(folder)
+    train(options(data, folder / "a.ckpt", model=request.param, labels="yes,no", epochs=2), quietly)
+    checkpoint = load_checkpoint(folder / "a.ckpt")
+    export(checkpoint, folder / "a.onnx", torch.zeros(1, 16_000))
+    return data, checkpoint, folder / "a.onnx"
+
+
+def test_a_run_begins_with_what_an_artefact_says(exported, tmp_path):
+    data, before, artefact = exported
+    begun = NETWORKS[before.model](2)
+    begun.load_state_dict(weights_at_the_start(data, tmp_path, model=before.model, labels="yes,no", init=artefact))
+    windows = torch.randn(8, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    with torch.inference_mode():
+        torch.testing.assert_close(begun.eval()(windows), before.network()(windows), rtol=0, atol=1e-4)
+
+
+def test_the_normalisations_of_an_artefact_do_in_training_what_they_do_afterwards(exported):
+    _, before, artefact = exported
+    network = NETWORKS[before.model](2)
+    windows = torch.randn(64, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert begin_with(artefact, network, before.model, ("yes", "no"), [windows[:32], windows[32:]])
+    with torch.inference_mode():
+        afterwards, training = network.eval()(windows), network.train()(windows)
+    torch.testing.assert_close(training, afterwards, rtol=0, atol=1e-3)
+
+
+def test_without_another_word_the_network_is_that_of_the_artefact(exported, tmp_path):
+    data, before, artefact = exported
+    begun = weights_at_the_start(data, tmp_path, model=None, labels="yes,no", init=artefact)
+    assert begun.keys() == before.best_state.keys()
+
+
+def test_the_models_that_kwsd_comes_with_have_names(data, cache, tmp_path):
+    shown = kwsd("train", "--init", "commands-fast", "--data", data, "--labels", "yes,no", "--quick", "--epochs", "1",
+                 "--out", tmp_path / "a.ckpt", cache=cache, cwd=tmp_path)  # fmt: skip
+    assert "commands-fast.onnx: has other labels; the last layer is learnt anew" in "".join(shown)
+    assert load_checkpoint(tmp_path / "a.ckpt").model == "stcn-base"
+
+
+def test_for_other_labels_it_begins_with_all_of_an_artefact_but_the_last_layer(exported, tmp_path):
+    data, before, artefact = exported
+    said = []
+    begun = weights_at_the_start(data, tmp_path, said.append, model=before.model, labels="no,up,yes", init=artefact)
+    assert any("has other labels; the last layer is learnt anew" in line for line in said)
+    kernels = [name for name, weight in begun.items() if "depthwise" in name and weight.dim() == 4]
+    assert kernels
+    for name in kernels:
+        torch.testing.assert_close(begun[name], before.best_state[name])
+    assert begun["classifier.weight"].shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "complaint"),
+    [
+        ("dstcn-base", "commands-fast.onnx", "is a stcn-base, which --model dstcn-base cannot begin with"),
+        ("stcn-base", "commands-fast.pt", r"TorchScript keeps its weights to itself; name the \.onnx"),
+        ("simplenet", "simplenet.pt", r"TorchScript keeps its weights to itself; name the \.onnx"),
+        ("dstcn-base", "commands.yaml", "not a checkpoint, damaged"),
+        ("dstcn-base", "nothing.onnx", "no such model"),
+    ],
+)
+def test_a_file_that_cannot_be_begun_with_is_refused(data, tmp_path, model, file, complaint):
+    path = Path(__file__).parent.parent / "models" / file
+    with pytest.raises(KwsdError, match=complaint):
+        train(options(data, tmp_path / "a.ckpt", model=model, init=path), quietly)
+    assert not (tmp_path / "a.ckpt").exists()
+
+
+def test_an_artefact_of_another_network_by_the_same_name_is_refused(exported, tmp_path):
+    data, before, _ = exported
+    other = tmp_path / "other.onnx"
+    named = replace(before, model="stcn-small" if before.model == "dstcn-tiny" else "dstcn-tiny")
+    export(before, other, torch.zeros(1, 16_000))
+    model = onnx.load(other)
+    model.metadata_props[0].value = model.metadata_props[0].value.replace(before.model, named.model)
+    onnx.save(model, other)
+    with pytest.raises(ModelError, match=r"other\.onnx: an export of another kwsd or network"):
+        train(options(data, tmp_path / "a.ckpt", model=named.model, labels="yes,no", init=other), quietly)
+
+
+# --- words of one's own, and teachers ---
 
 
 def own_words(folder, **speakers):
@@ -629,9 +717,21 @@ def test_a_teacher_is_a_checkpoint_or_an_artefact_whatever_the_order_of_its_labe
     torch.testing.assert_close(teacher(windows), expected, rtol=0, atol=1e-4 if kind == "artefact" else 5e-3)  # 16 bits
     taught = {"model": "dstcn-tiny", "labels": "no,yes", "epochs": 1}
     with_teacher, without = (
-        train(options(data, tmp_path / f"{i}.ckpt", **taught, teacher=by), quietly) for i, by in enumerate((path, None))
+        train(options(data, tmp_path / f"{i}.ckpt", **taught, teachers=by), quietly)
+        for i, by in enumerate(((path,), ()))
     )
     assert not same(with_teacher.state, without.state)
+
+
+def test_several_teachers_say_the_mean_of_what_each_says(learnt, exported):
+    _, _, path = learnt
+    _, _, artefact = exported
+    windows = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    cpu = torch.device("cpu")
+    one, other = (load_teacher(file, ("yes", "no"), cpu)(windows) for file in (path, artefact))
+    assert not torch.allclose(one, other)
+    both = load_teachers((path, artefact), ("yes", "no"), cpu)(windows)
+    torch.testing.assert_close(both, (one + other) / 2)
 
 
 @pytest.mark.parametrize(
@@ -644,7 +744,7 @@ def test_a_teacher_is_a_checkpoint_or_an_artefact_whatever_the_order_of_its_labe
 def test_a_teacher_of_other_labels_is_refused(learnt, tmp_path, labels, complaint):
     data, _, path = learnt
     with pytest.raises(ConfigError, match=complaint):
-        train(options(data, tmp_path / "a.ckpt", labels=labels, teacher=path, epochs=1), quietly)
+        train(options(data, tmp_path / "a.ckpt", labels=labels, teachers=(path,), epochs=1), quietly)
 
 
 def test_distillation_is_the_cross_entropy_with_what_the_teacher_says():

@@ -1,6 +1,6 @@
 """A trained model that another learns from: what it says of the very windows the other sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,12 @@ from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.precision import FromFrames
 
 Teacher = Callable[[Tensor], Tensor]  # windows (batch, 16000) in ±1 to posteriors (batch, labels)
+
+
+def load_teachers(paths: Sequence[Path], labels: tuple[str, ...], device: torch.device) -> Teacher:
+    """What several say on the whole: the mean of their posteriors. Raises as `load_teacher` does."""
+    teachers = [load_teacher(path, labels, device) for path in paths]
+    return lambda windows: torch.stack([teacher(windows) for teacher in teachers]).mean(0)
 
 
 def load_teacher(path: Path, labels: tuple[str, ...], device: torch.device) -> Teacher:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from kwsd.device import choose_device
 from kwsd.errors import USAGE, AudioError, ConfigError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training.batches import AugmentedBatches, PlainBatches, targets_of
+from kwsd.training.begin import architecture, begin_with
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint
 from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, part_talk
 from kwsd.training.history import EpochFigures, History
@@ -28,7 +30,7 @@ from kwsd.training.precision import FromFrames
 from kwsd.training.processes import ProcessGroup, join_process_group, shared
 from kwsd.training.recipe import RECIPES, Recipe, read_recipe
 from kwsd.training.run import Run, learning_rate, moving_average, train_epoch
-from kwsd.training.teacher import load_teacher
+from kwsd.training.teacher import load_teachers
 from kwsd.training.validation import hold_out
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -41,6 +43,7 @@ QUICK_CLIPS = {"training": 2000, "validation": 500}  # at most, evenly over the 
 TALK_HELD_OUT = 0.1  # of the negatives: to validate on
 FEW_CLIPS = 20  # of a word in training: less than this teaches one speaker's way of saying it
 WANTED_CLIPS = 50  # by at least ten people
+SEEN = 30  # batches that the normalisations of an artefact are found again from
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class TrainOptions:
     resume: bool = False
     init: Path | None = None
     words: tuple[Path, ...] = ()
-    teacher: Path | None = None
+    teachers: tuple[Path, ...] = ()
     tensorboard: Path | None = None
     command: str = "kwsd train"
 
@@ -185,10 +188,11 @@ def _recipe(options: TrainOptions) -> tuple[str, Recipe]:
         model, recipe = read_recipe(options.recipe)
         if options.model not in (None, model):
             raise ConfigError(f"--model {options.model}: {options.recipe} is for {model}; leave out one of the two")
-    elif options.model in RECIPES:
-        model, recipe = options.model, RECIPES[options.model]
     else:
-        raise ConfigError(f"--model {options.model}: no such network; there are {', '.join(RECIPES)}")
+        model = options.model or architecture(options.init) if options.init else str(options.model)
+        if model not in RECIPES:
+            raise ConfigError(f"--model {model}: no such network; there are {', '.join(RECIPES)}")
+        recipe = RECIPES[model]
     if options.seed < 0:
         raise ConfigError(f"--seed {options.seed}: 0 or more", exit_code=USAGE)
     if options.quick:
@@ -217,7 +221,9 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     else:
         batches = PlainBatches(_known(clips, labels), labels, recipe.batch, options.seed)
     if options.init:
-        _begin_with(network, plan)
+        some = (windows.to(device) for windows, _ in islice(batches.epoch(0), SEEN))
+        if not begin_with(options.init, network, plan.model, labels, some):
+            plan.say(f"{options.init}: has other labels; the last layer is learnt anew")
     learner = shared(FromFrames(network, device, recipe.mixed_precision) if recipe.augment else network, group)
     optimiser = OPTIMISERS[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -234,7 +240,7 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
         group=group,
         seed=options.seed,
         average=AveragedModel(network, multi_avg_fn=moving_average(recipe.average)) if recipe.average else None,
-        teacher=load_teacher(options.teacher, labels, device) if options.teacher else None,
+        teacher=load_teachers(options.teachers, labels, device) if options.teachers else None,
         best_state=_copy(network),
     )
 
@@ -289,26 +295,6 @@ def _load_negatives(
         return None, None
     to_train, to_validate = zip(*parts, strict=True)
     return np.concatenate(to_train), np.concatenate(to_validate)
-
-
-def _begin_with(network: nn.Module, plan: Plan) -> None:
-    """Starts from another run's best weights instead of drawn ones; for other labels all but the last layer."""
-    options, labels = plan.options, plan.labels
-    assert options.init
-    learnt = load_checkpoint(options.init)
-    if learnt.model != plan.model:
-        raise ConfigError(f"{options.init}: is a {learnt.model}, which --model {plan.model} cannot begin with")
-    state = learnt.best_state
-    if learnt.labels != labels:
-        last, _ = list(network.named_children())[-1]
-        state = {name: weight for name, weight in state.items() if not name.startswith(f"{last}.")}
-        plan.say(f"{options.init}: has other labels; the last layer is learnt anew")
-    try:
-        unexpected = network.load_state_dict(state, strict=learnt.labels == labels).unexpected_keys
-    except RuntimeError:
-        unexpected = ["of another shape"]
-    if unexpected:
-        raise ModelError(f"{options.init}: a checkpoint of another kwsd; train again without --init")
 
 
 def _resume(run: Run, plan: Plan) -> None:
