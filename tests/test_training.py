@@ -558,12 +558,19 @@ def test_a_run_begins_with_all_weights_of_another_with_the_same_labels(learnt, t
     assert same(weights_at_the_start(data, tmp_path, labels="yes,no", init=path), before.best_state)
 
 
-@pytest.mark.parametrize("labels", ["no,up", "yes,no,up"])
-def test_for_other_labels_it_begins_with_all_but_the_last_layer(learnt, tmp_path, labels):
+@pytest.mark.parametrize("labels", ["no,up", "up,yes,no"])
+def test_for_other_labels_it_begins_with_all_that_both_know(learnt, tmp_path, labels):
     data, before, path = learnt
-    begun = weights_at_the_start(data, tmp_path, labels=labels, init=path)
-    differ = {name for name in begun if not same(begun[name], before.best_state[name])}
-    assert differ == {"classifier.weight", "classifier.bias"}
+    said = []
+    begun = weights_at_the_start(data, tmp_path, said.append, labels=labels, init=path)
+    assert f"{path}: up must be learnt from nothing" in said
+    theirs = dict(before.best_state)
+    for name in ("classifier.weight", "classifier.bias"):
+        ours, known = begun.pop(name), theirs.pop(name)
+        for row, label in enumerate(labels.split(",")):
+            in_both = label in before.labels
+            assert torch.equal(ours[row], known[before.labels.index(label)]) if in_both else ours[row].any()
+    assert same(begun, theirs)
 
 
 def test_another_network_cannot_be_begun_with(learnt, tmp_path):
@@ -596,7 +603,7 @@ def test_the_normalisations_of_an_artefact_do_in_training_what_they_do_afterward
     _, before, artefact = exported
     network = NETWORKS[before.model](2)
     windows = torch.randn(64, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
-    assert begin_with(artefact, network, before.model, ("yes", "no"), [windows[:32], windows[32:]])
+    assert begin_with(artefact, network, before.model, ("yes", "no"), [windows[:32], windows[32:]]) == ()
     with torch.inference_mode():
         afterwards, training = network.eval()(windows), network.train()(windows)
     torch.testing.assert_close(training, afterwards, rtol=0, atol=1e-3)
@@ -609,22 +616,24 @@ def test_without_another_word_the_network_is_that_of_the_artefact(exported, tmp_
 
 
 def test_the_models_that_kwsd_comes_with_have_names(data, cache, tmp_path):
-    shown = kwsd("train", "--init", "commands-fast", "--data", data, "--labels", "yes,no", "--quick", "--epochs", "1",
-                 "--out", tmp_path / "a.ckpt", cache=cache, cwd=tmp_path)  # fmt: skip
-    assert "commands-fast.onnx: has other labels; the last layer is learnt anew" in "".join(shown)
+    labels = "yes,no,_unknown_,visual"
+    arguments = ("--init", "commands-fast", "--data", data, "--labels", labels, "--epochs", "1", "--out", "a.ckpt")
+    shown = kwsd("train", *arguments, cache=cache, cwd=tmp_path)
+    assert "commands-fast.onnx: _unknown_, visual must be learnt from nothing" in "".join(shown)
     assert load_checkpoint(tmp_path / "a.ckpt").model == "stcn-base"
 
 
-def test_for_other_labels_it_begins_with_all_of_an_artefact_but_the_last_layer(exported, tmp_path):
+def test_for_other_labels_it_begins_with_all_of_an_artefact_that_both_know(exported, tmp_path):
     data, before, artefact = exported
     said = []
     begun = weights_at_the_start(data, tmp_path, said.append, model=before.model, labels="no,up,yes", init=artefact)
-    assert any("has other labels; the last layer is learnt anew" in line for line in said)
+    assert f"{artefact}: up must be learnt from nothing" in said
     kernels = [name for name, weight in begun.items() if "depthwise" in name and weight.dim() == 4]
     assert kernels
     for name in kernels:
         torch.testing.assert_close(begun[name], before.best_state[name])
-    assert begun["classifier.weight"].shape[0] == 3
+    for row, known in ((0, 1), (2, 0)):  # no and yes
+        assert torch.equal(begun["classifier.weight"][row], before.best_state["classifier.weight"][known])
 
 
 @pytest.mark.parametrize(

@@ -6,41 +6,60 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kwsd.artefact import Artefact, read_artefact
+from kwsd.artefact import UNKNOWN, Artefact, read_artefact
 from kwsd.errors import ConfigError, ModelError
+from kwsd.networks import NETWORKS
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint
 
 NEGLIGIBLE = 1e-6
 Folded = tuple[Tensor, Tensor]  # weight and bias
 
 
-def begin_with(path: Path, network: nn.Module, model: str, labels: tuple[str, ...], windows: Iterable[Tensor]) -> bool:
-    """Gives a network of the kind `model` the best weights of a checkpoint, or those of an ONNX artefact, and says
-    whether of all layers: for other labels the last one is left out. `windows` are batches (batch, 16000) of what the
-    network will learn from.
+def begin_with(
+    path: Path, network: nn.Module, model: str, labels: tuple[str, ...], windows: Iterable[Tensor]
+) -> tuple[str, ...]:
+    """Gives a network of the kind `model` the best weights of a checkpoint, or those of an ONNX artefact, and returns
+    which of its labels it learns anew: those that are new, and with them `_unknown_`. `windows` are batches
+    (batch, 16000) of what the network will learn from.
 
     Raises ConfigError if they are of another kind of network; ModelError if the file is neither, or of another kwsd.
     """
     other = _read(path)
+    if _kind(other) != model:
+        raise ConfigError(f"{path}: is a {_kind(other)}, which --model {model} cannot begin with")
+    theirs = other.info.labels if isinstance(other, Artefact) else other.labels
+    learnt = NETWORKS[model](len(theirs)).to(next(network.parameters()).device)
     if isinstance(other, Artefact):
-        _check(path, other.info.architecture, model)
-        theirs = other.info.labels
-        try:
-            _unfold(other, network, whole=theirs == labels)
-        except (RuntimeError, ValueError):
-            raise ModelError(f"{path}: an export of another kwsd or network; begin with its checkpoint") from None
-        _normalise(network, windows)
+        _unfold(other, learnt)
+        _normalise(learnt, windows)
     else:
-        _check(path, other.model, model)
-        theirs = other.labels
-        _load(path, network, other.best_state, whole=theirs == labels)
-    return theirs == labels
+        try:
+            learnt.load_state_dict(other.best_state)
+        except RuntimeError:
+            raise ModelError(f"{path}: a checkpoint of another kwsd; train again without --init") from None
+    new = {label for label in labels if label not in theirs}
+    if new:  # which were `_unknown_` until now, and would long be
+        new.add(UNKNOWN)
+    rows = [(labels.index(label), theirs.index(label)) for label in labels if label not in new]
+    network.load_state_dict(_merged(network, learnt.state_dict(), rows))
+    return tuple(label for label in labels if label in new)
+
+
+def _merged(network: nn.Module, learnt: dict[str, Tensor], rows: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """Weights that were learnt for other labels; of the last layer only the rows (ours, theirs), the rest as it is."""
+    last, _ = list(network.named_children())[-1]
+    for name, weight in network.state_dict().items():
+        if name.startswith(f"{last}."):
+            ours = weight.clone()
+            for row, of_theirs in rows:
+                ours[row] = learnt[name][of_theirs]
+            learnt[name] = ours
+    return learnt
 
 
 def architecture(path: Path) -> str:
     """What kind of network a checkpoint or an artefact is of. Raises ModelError if the file is neither."""
-    other = _read(path)
-    return other.info.architecture if isinstance(other, Artefact) else other.model
+    return _kind(_read(path))
 
 
 def _read(path: Path) -> Artefact | Checkpoint:
@@ -53,44 +72,33 @@ def _read(path: Path) -> Artefact | Checkpoint:
             raise (not_artefact if path.suffix == ".onnx" else not_checkpoint) from None
 
 
-def _check(path: Path, theirs: str, model: str) -> None:
-    if theirs != model:
-        raise ConfigError(f"{path}: is a {theirs}, which --model {model} cannot begin with")
+def _kind(other: Artefact | Checkpoint) -> str:
+    return other.info.architecture if isinstance(other, Artefact) else other.model
 
 
-def _load(path: Path, network: nn.Module, state: dict[str, Tensor], *, whole: bool) -> None:
-    if not whole:
-        last, _ = list(network.named_children())[-1]
-        state = {name: weight for name, weight in state.items() if not name.startswith(f"{last}.")}
-    try:
-        unexpected = network.load_state_dict(state, strict=whole).unexpected_keys
-    except RuntimeError:
-        unexpected = ["of another shape"]
-    if unexpected:
-        raise ModelError(f"{path}: a checkpoint of another kwsd; train again without --init")
-
-
-def _unfold(artefact: Artefact, network: nn.Module, *, whole: bool) -> None:
+def _unfold(artefact: Artefact, network: nn.Module) -> None:
     """Gives a network the weights of its export, in which most normalisations are folded into the convolution before or
-    behind them: those pass everything on as it is, but for the bias. Raises ValueError if it is another network's."""
+    behind them: those pass everything on as it is, but for the bias. Raises ModelError if it is another network's."""
     if not artefact.is_onnx:
         raise ModelError(f"{artefact.path}: TorchScript keeps its weights to itself; name the .onnx of the same model")
     convolutions, norms, linears = _weights(artefact)
-    first, layers, last = _layers(network)
-    with torch.no_grad():
-        _pass(first, torch.zeros_like(first.bias))
-        for name, value in norms[0].items() if norms else ():
-            getattr(first, name).copy_(value)
-        for (convolution, norm), (weight, bias) in zip(layers, convolutions, strict=True):
-            convolution.weight.copy_(weight)
-            if norm:
-                _pass(norm, bias)
-            elif convolution.bias is None and bias.abs().max() > NEGLIGIBLE:
-                raise ValueError("a bias that the network has no place for")
-        if whole:
+    try:
+        first, layers, last = _layers(network)
+        with torch.no_grad():
+            _pass(first, torch.zeros_like(first.bias))
+            for name, value in norms[0].items() if norms else ():
+                getattr(first, name).copy_(value)
+            for (convolution, norm), (weight, bias) in zip(layers, convolutions, strict=True):
+                convolution.weight.copy_(weight)
+                if norm:
+                    _pass(norm, bias)
+                elif bias.abs().max() > NEGLIGIBLE:
+                    raise ValueError("a bias that the network has no place for")
             ((weight, bias),) = linears
             last.weight.copy_(weight)
             last.bias.copy_(bias)
+    except (RuntimeError, ValueError):  # shapes, or how many there are
+        raise ModelError(f"{artefact.path}: an export of another kwsd or network; begin with its checkpoint") from None
 
 
 def _weights(artefact: Artefact) -> tuple[list[Folded], list[dict[str, Tensor]], list[Folded]]:

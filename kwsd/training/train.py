@@ -222,8 +222,9 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
         batches = PlainBatches(_known(clips, labels), labels, recipe.batch, options.seed)
     if options.init:
         some = (windows.to(device) for windows, _ in islice(batches.epoch(0), SEEN))
-        if not begin_with(options.init, network, plan.model, labels, some):
-            plan.say(f"{options.init}: has other labels; the last layer is learnt anew")
+        new = begin_with(options.init, network, plan.model, labels, some)
+        if new:
+            plan.say(f"{options.init}: {', '.join(new)} must be learnt from nothing")
     learner = shared(FromFrames(network, device, recipe.mixed_precision) if recipe.augment else network, group)
     optimiser = OPTIMISERS[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
