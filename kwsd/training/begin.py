@@ -69,7 +69,7 @@ def _read(path: Path) -> Artefact | Checkpoint:
         try:
             return load_checkpoint(path)
         except ModelError as not_checkpoint:
-            raise (not_artefact if path.suffix == ".onnx" else not_checkpoint) from None
+            raise (not_artefact if path.suffix == ".onnx" or not path.exists() else not_checkpoint) from None
 
 
 def _kind(other: Artefact | Checkpoint) -> str:
