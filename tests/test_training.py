@@ -653,6 +653,14 @@ def test_a_file_that_cannot_be_begun_with_is_refused(data, tmp_path, model, file
     assert not (tmp_path / "a.ckpt").exists()
 
 
+@pytest.mark.parametrize("model", ["bcresnet-1", "simplenet"])
+def test_an_artefact_whose_layers_are_not_one_after_another_is_refused(data, tmp_path, model):
+    train(options(data, tmp_path / "a.ckpt", model=model, epochs=1), quietly)
+    export(load_checkpoint(tmp_path / "a.ckpt"), tmp_path / "a.onnx", torch.zeros(1, 16_000))
+    with pytest.raises(ModelError, match=r"a\.onnx: an export of another kwsd or network; begin with its checkpoint"):
+        train(options(data, tmp_path / "b.ckpt", model=None, init=tmp_path / "a.onnx"), quietly)
+
+
 def test_an_artefact_of_another_network_by_the_same_name_is_refused(exported, tmp_path):
     data, before, _ = exported
     other = tmp_path / "other.onnx"

@@ -81,9 +81,11 @@ def _unfold(artefact: Artefact, network: nn.Module) -> None:
     behind them: those pass everything on as it is, but for the bias. Raises ModelError if it is another network's."""
     if not artefact.is_onnx:
         raise ModelError(f"{artefact.path}: TorchScript keeps its weights to itself; name the .onnx of the same model")
-    convolutions, norms, linears = _weights(artefact)
     try:
+        convolutions, norms, linears = _weights(artefact)
         first, layers, last = _layers(network)
+        if len(norms) > 1:
+            raise ValueError("normalisations that are not folded")
         with torch.no_grad():
             _pass(first, torch.zeros_like(first.bias))
             for name, value in norms[0].items() if norms else ():
