@@ -1,5 +1,6 @@
 """Events for a real Mosquitto, and commands from it, by a real daemon."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -10,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from aiomqtt import Client
 from broker import Broker, needs_mosquitto
 from running import Running
 from test_home_assistant import valid
 
 from kwsd.errors import CONFIG
 from kwsd.recording import DEMO, read_recording
+from kwsd.sinks.mqtt import _watch_while_open
 
 pytestmark = needs_mosquitto
 
@@ -162,6 +165,36 @@ def test_a_retained_command_is_ignored(broker, environment, spoken):
 
 
 # --- the broker goes and comes ---
+
+
+@pytest.mark.parametrize("hook", ["on_socket_open", "on_socket_register_write"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_connection_that_closes_at_once_is_not_watched(hook, elsewhere):
+    """Its number may be nobody's by then, which the loop does not take, or that of another file."""
+    wrong = []
+
+    async def close_at_once():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: wrong.append(context))
+        client = Client("127.0.0.1")
+        _watch_while_open(client)
+        one, other = socket.socketpair()
+        watch = threading.Thread(target=getattr(client._client, hook), args=(client._client, None, one))
+        watch.start() if elsewhere else watch.run()
+        if elsewhere:
+            watch.join()
+        else:
+            loop.remove_reader(one)
+            loop.remove_writer(one)
+        one.close()
+        await asyncio.sleep(0.05)
+        assert not loop.remove_reader(other) and not loop.remove_writer(other)
+        other.close()
+        if client._misc_task is not None:
+            client._misc_task.cancel()
+
+    asyncio.run(close_at_once())
+    assert not wrong
 
 
 def test_what_is_said_while_the_broker_is_away_waits_for_it_and_what_was_dropped_is_told(broker, environment, spoken):

@@ -13,12 +13,13 @@ import logging
 import secrets
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -170,7 +171,7 @@ class Mqtt:
         from aiomqtt import Client, Will
 
         broker = self._broker
-        return Client(
+        client = Client(
             broker.host,
             broker.port,
             username=broker.user,
@@ -183,6 +184,8 @@ class Mqtt:
             max_queued_incoming_messages=MOST_COMMANDS,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # or every second message takes 40 ms
         )
+        _watch_while_open(client)
+        return client
 
     def _note_loss(self, reason: str) -> None:
         if self._lost_at is None:
@@ -414,6 +417,39 @@ def _blamed(key: str, named: str, resolve: Callable[[str], Path]) -> Iterator[Pa
     except OSError as error:  # ssl.SSLError is one
         what = "is no PEM, or does not fit its key" if isinstance(error, ssl.SSLError) else error.strerror
         raise ConfigError(f"sinks.mqtt.{key}: {path}: {what}") from None
+
+
+class _AtOnce:
+    """An event loop that does what it is asked to in its own thread at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._thread = loop, threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_soon_threadsafe(self, call: Callable[..., object], *arguments: object) -> None:
+        if threading.get_ident() == self._thread:
+            call(*arguments)
+        else:
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _watch_while_open(client: "Client") -> None:
+    """The library has a connection watched a moment later, by its number. When that comes it may be closed, and the
+    number be nobody's, which would end us, or somebody else's."""
+    loop = _AtOnce(asyncio.get_running_loop())
+    client._loop = cast("asyncio.AbstractEventLoop", loop)
+
+    def while_open(watch: Callable[..., None]) -> Callable[..., None]:
+        def now(paho: object, data: object, connection: socket.socket) -> None:
+            if connection.fileno() >= 0:
+                watch(paho, data, connection)
+
+        return lambda *arguments: loop.call_soon_threadsafe(now, *arguments)
+
+    client._client.on_socket_open = while_open(client._on_socket_open)
+    client._client.on_socket_register_write = while_open(client._on_socket_register_write)
 
 
 def _let_go(client: "Client") -> None:
