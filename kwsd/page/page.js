@@ -194,7 +194,7 @@ function showThreshold(word, keyword) {
     input.addEventListener("change", () => setThreshold(shown, word, Number(input.value)));
     back.addEventListener("click", () => setThreshold(shown, word, null));
     byId("thresholds").append(element);
-    shown = {element, input, output, back, held: false, pending: 0};
+    shown = {element, input, output, back, held: false, pending: 0, sent: Promise.resolve()};
     thresholds.set(word, shown);
   }
   shown.input.min = keyword.release;
@@ -210,7 +210,9 @@ function showThreshold(word, keyword) {
 async function setThreshold(shown, word, value) {
   shown.held = false;
   shown.pending += 1;
-  await command({command: "threshold", keyword: word, value}, () => { shown.pending -= 1; });
+  const send = () => command({command: "threshold", keyword: word, value}, () => { shown.pending -= 1; });
+  shown.sent = shown.sent.then(send, send);  // one after the other: requests may overtake each other
+  await shown.sent;
 }
 
 async function showSuggestion() {
