@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -664,13 +663,13 @@ def test_an_artefact_whose_layers_are_not_one_after_another_is_refused(data, tmp
 def test_an_artefact_of_another_network_by_the_same_name_is_refused(exported, tmp_path):
     data, before, _ = exported
     other = tmp_path / "other.onnx"
-    named = replace(before, model="stcn-small" if before.model == "dstcn-tiny" else "dstcn-tiny")
+    named = "stcn-small" if before.model == "dstcn-tiny" else "dstcn-tiny"
     export(before, other, torch.zeros(1, 16_000))
     model = onnx.load(other)
-    model.metadata_props[0].value = model.metadata_props[0].value.replace(before.model, named.model)
+    model.metadata_props[0].value = model.metadata_props[0].value.replace(before.model, named)
     onnx.save(model, other)
     with pytest.raises(ModelError, match=r"other\.onnx: an export of another kwsd or network"):
-        train(options(data, tmp_path / "a.ckpt", model=named.model, labels="yes,no", init=other), quietly)
+        train(options(data, tmp_path / "a.ckpt", model=named, labels="yes,no", init=other), quietly)
 
 
 # --- words of one's own, and teachers ---
