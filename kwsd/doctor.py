@@ -1,6 +1,8 @@
 """`kwsd doctor`: is all there that hearing needs? Looks, records a little, and names the remedy of what is wrong."""
 
+import asyncio
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -8,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -22,6 +25,8 @@ from kwsd.microphone import Microphone
 from kwsd.pipeline import make_rules
 from kwsd.portaudio import portaudio
 from kwsd.ring import RingBuffer, Samples
+from kwsd.sinks.hooks import make_hooks
+from kwsd.sinks.mqtt import greet, read_broker
 from kwsd.sinks.unix_socket import default_path
 from kwsd.span import frame_levels_dbfs, level_dbfs
 
@@ -30,6 +35,7 @@ FIRST_S = 5.0  # a device may take so long before it delivers
 WINDOWS = 20  # scored, to see how long one takes
 BUSY = 0.5  # of a core: more leaves no room for anything else
 LEAST_SNR_DB = 10.0  # of the loudest to the quietest frames, where somebody spoke
+ANSWER_S = 3.0  # a server of webhooks has so long to be reached
 OFFSET = 0.02  # of full scale, from which a constant part of the signal is worth a word
 NOISY_DBFS = -35.0
 UNIT_PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "StatusText", "NRestarts")
@@ -82,6 +88,8 @@ def examine(load: Callable[[], Config], seconds: float) -> Findings:
             heard.add(stream.device)
             yield from _microphone(stream, config, seconds)
     yield from _socket(config)
+    yield from _broker(config)
+    yield from _hooks(config)
     yield from _service()
 
 
@@ -246,7 +254,7 @@ def judge(name: str, samples: Samples, rate: int, floor_dbfs: float) -> Findings
         yield Finding(OK, f"{name}: hears; {figures}; {spoken}")
 
 
-# --- the service ---
+# --- where events go ---
 
 
 def _socket(config: Config) -> Findings:
@@ -266,6 +274,59 @@ def _socket(config: Config) -> Findings:
         yield Finding(OK, f"events socket: a kwsd answers at {path}")
     else:
         yield Finding(OK, f"events socket: {path} is left over; the next kwsd removes it")
+
+
+def _broker(config: Config) -> Findings:
+    mqtt = config.sinks.mqtt
+    if mqtt.broker is None:
+        return
+    try:
+        broker = read_broker(mqtt, config.resolve)
+        heard = asyncio.run(greet(broker, mqtt.site))
+    except KwsdError as error:
+        yield Finding(FAIL, f"MQTT broker: {error}", "start it, or correct sinks.mqtt: broker, its files and ca_file")
+        return
+    if heard:
+        yield Finding(OK, f"MQTT broker: {broker.name} takes what kwsd tells")
+    else:
+        yield Finding(
+            WARN, f"MQTT broker: {broker.name} lets kwsd in, and what it tells does not come back",
+            f"let its user read and write kwsd/{mqtt.site}/# in the broker's access list",
+        )  # fmt: skip
+
+
+def _hooks(config: Config) -> Findings:
+    """No program is run and nothing is posted: both would do something."""
+    try:
+        keywords = make_rules(config, read_artefact(config.model_path, config.model_sha256).info).keywords
+    except KwsdError:  # told above
+        return
+    try:
+        hooks = make_hooks(config.hooks, keywords, config.resolve)
+    except KwsdError as error:
+        yield Finding(FAIL, f"hook: {error}")
+        return
+    for hook in hooks:
+        if hook.config.post is None:
+            yield Finding(OK, f"hook {hook.name}: {shlex.join(hook.command)}")
+            continue
+        host, port = _server(hook.config.post)
+        try:
+            socket.create_connection((host, port), ANSWER_S).close()
+        except OSError as error:
+            yield Finding(
+                FAIL, f"hook {hook.name}: {host}:{port} cannot be reached ({error})", "start it, or correct the URL"
+            )
+        else:
+            yield Finding(OK, f"hook {hook.name}: {host}:{port} answers")
+
+
+def _server(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
+
+
+# --- the service ---
 
 
 def _service() -> Findings:

@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,14 @@ PATIENCE_S = 40.0  # importing torch on a busy machine
 def clean_environment(**more: str) -> dict[str, str]:
     """Ours without any KWSD_ setting."""
     return {name: value for name, value in os.environ.items() if not name.startswith("KWSD_")} | more
+
+
+def free_port() -> int:
+    """A TCP port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Running:

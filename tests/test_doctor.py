@@ -1,12 +1,15 @@
 """What keeps kwsd from hearing is found, with a remedy; where nothing does, that is said with the figures."""
 
 import json
+import shutil
+import socket
 import subprocess
 
 import numpy as np
 import pytest
 import soundfile
-from running import KWSD
+from broker import Broker, needs_mosquitto
+from running import KWSD, free_port
 from sound_server import SoundServer, missing
 
 from kwsd.doctor import FAIL, OK, WARN, judge
@@ -14,6 +17,7 @@ from kwsd.errors import UNAVAILABLE, USAGE
 from kwsd.recording import DEMO, read_recording
 
 RATE = 48_000
+FROM_FILE = f"streams=[{{source: file, path: {DEMO}}}]"
 needs_sound = pytest.mark.skipif(
     bool(missing()), reason=f"not installed: {', '.join(missing())}; make test installs it"
 )
@@ -101,7 +105,7 @@ def test_a_model_that_is_not_there_is_found(kwsd):
 
 
 def test_a_recording_as_source_has_no_microphone_to_be_examined(kwsd):
-    result = kwsd("doctor", "--set", f"streams=[{{source: file, path: {DEMO}}}]")
+    result = kwsd("doctor", "--set", FROM_FILE)
     assert [line for line in result.out.splitlines() if line[6:].startswith("microphone")] == []
     assert "configuration: streams file" in result.out
 
@@ -109,3 +113,42 @@ def test_a_recording_as_source_has_no_microphone_to_be_examined(kwsd):
 @pytest.mark.parametrize("seconds", ["0", "-1", "100"])
 def test_how_long_it_listens_has_bounds(seconds, kwsd):
     kwsd("doctor", f"--seconds={seconds}").refused(USAGE, "--seconds", "from 0.5 to 4")
+
+
+# --- where events go ---
+
+
+@needs_mosquitto
+def test_a_broker_that_passes_events_on_is_told_from_one_that_is_not_there_or_keeps_them(kwsd, tmp_path):
+    port = free_port()
+    at_broker = ("doctor", "--set", FROM_FILE, "--set", f"sinks.mqtt.broker=mqtt://127.0.0.1:{port}")
+    result = kwsd(*at_broker)
+    assert result.code == UNAVAILABLE
+    assert f"FAIL  MQTT broker: 127.0.0.1:{port}: " in result.out and "Connection refused" in result.out
+    assert "→ start it" in result.out
+    with Broker(tmp_path, port):
+        assert f"ok    MQTT broker: 127.0.0.1:{port} takes what kwsd tells\n" in kwsd(*at_broker).out
+    (tmp_path / "acl").write_text("topic write kwsd/#\n")
+    with Broker(tmp_path, port, f"acl_file {tmp_path}/acl"):
+        out = kwsd(*at_broker).out
+    assert f"warn  MQTT broker: 127.0.0.1:{port} lets kwsd in, and what it tells does not come back" in out
+    assert "→ let its user read and write kwsd/home/#" in out
+
+
+def test_hooks_are_looked_at_and_none_is_started(kwsd, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port, nobody = server.getsockname()[1], free_port()
+        there, gone = (f"{{post: 'http://127.0.0.1:{at}/said'}}" for at in (port, nobody))
+        program = f"{{name: lamp, run: [touch, {tmp_path}/started]}}"
+        result = kwsd("doctor", "--set", FROM_FILE, "--set", f"hooks=[{program}, {there}, {gone}]")
+        assert result.code == UNAVAILABLE
+        assert f"ok    hook lamp: {shutil.which('touch')} {tmp_path}/started\n" in result.out
+        assert f"ok    hook hooks.1: 127.0.0.1:{port} answers\n" in result.out
+        assert f"FAIL  hook hooks.2: 127.0.0.1:{nobody} cannot be reached" in result.out
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_hook_for_a_word_that_nobody_listens_for_is_found(kwsd):
+    result = kwsd("doctor", "--set", FROM_FILE, "--set", "hooks=[{keywords: [banana], shell: 'true'}]")
+    assert result.code == UNAVAILABLE
+    assert "FAIL  hook: hooks.0.keywords: " in result.out and "banana" in result.out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from broker import Broker, needs_mosquitto
-from running import Running
+from running import Running, free_port
 
 from kwsd.recording import DEMO, read_recording
 
@@ -118,11 +118,7 @@ def test_hooks_and_on_word(folder, environment):
 
 @needs_mosquitto
 def test_mqtt(folder, environment, tmp_path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ("--set", f"streams={DEMO_STREAM}", "--set", f"sinks.mqtt.broker=mqtt://127.0.0.1:{port}")
     with Broker(tmp_path, port) as broker:
         everything = broker.listener()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiomqtt import Client
 from broker import Broker, needs_mosquitto
-from running import Running
+from running import Running, free_port
 from test_home_assistant import valid
 
 from kwsd.errors import CONFIG
@@ -27,9 +27,7 @@ BASE = "kwsd/home"
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import Running
+from running import Running, free_port
 from sound_server import SoundServer, missing
 from test_endpoint import address_of, serving
 
@@ -136,9 +136,7 @@ def test_muting_shows_and_silences(page, daemon):
 
 @in_browser
 def test_a_connection_that_is_lost_is_said_and_comes_back(page, environment):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     stream = f"streams=[{{source: file, path: {DEMO}, name: kitchen}}]"
     options = ("--set", stream, "--set", f"http.on=['tcp://127.0.0.1:{port}']")
     with Running(*options, environment=environment) as first:

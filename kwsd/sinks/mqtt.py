@@ -62,6 +62,7 @@ FLUSH_S = 0.8  # how long `close` waits for the broker to take what is queued, a
 GOODBYE_S = 0.2  # ... to hang up
 MOST_COMMANDS = 64  # that wait; more are dropped
 MOST_AWAY = 64  # satellites that left and are still known
+ECHO_S = 2.0  # after that what we said ourselves will not come back any more
 SETTLE_S = 0.2  # changes in so short a time are told together
 OF_STATE = (Ready, Reload, StreamJoined, StreamLeft, AudioLost, AudioRestored, Muted, ThresholdSet)
 
@@ -393,6 +394,35 @@ def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
         user=user,
         password=password,
     )
+
+
+async def greet(broker: Broker, site: str) -> bool:
+    """Connects to a broker and hangs up; whether it lets us tell and read what is of the site.
+
+    Raises ConfigError if it is not there, or does not let us in.
+    """
+    from aiomqtt import Client, MqttError
+
+    client = Client(
+        broker.host,
+        broker.port,
+        username=broker.user,
+        password=broker.password,
+        tls_context=broker.tls,
+        timeout=ANSWER_S,
+    )
+    topic = f"{Topics(site).base}/doctor"  # a broker says yes to what it then keeps from us: only an echo proves it
+    try:
+        async with client:
+            await client.subscribe(topic, qos=1)
+            await client.publish(topic, b"", qos=1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ECHO_S):
+                    async for _ in client.messages:
+                        return True
+    except (MqttError, OSError, ValueError) as error:
+        raise ConfigError(f"{broker.name}: {error}", exit_code=UNAVAILABLE) from None
+    return False
 
 
 def _tls(config: MqttConfig, resolve: Callable[[str], Path]) -> ssl.SSLContext:
