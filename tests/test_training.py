@@ -1,5 +1,6 @@
 """`kwsd train`: repeatable, resumable, interruptible; then `kwsd eval` and `kwsd export` of what it wrote."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -203,12 +204,14 @@ def talk(tmp_path_factory):
     return folder
 
 
-class Interrupting:
-    """Presses Ctrl-C once the first epoch is announced."""
+def at(beginning):
+    """Presses Ctrl-C once a line that begins so is said."""
 
-    def __call__(self, line):
-        if line.startswith("epoch 1/"):
+    def interrupt(line):
+        if line.startswith(beginning):
             raise KeyboardInterrupt
+
+    return interrupt
 
 
 @pytest.fixture(params=["dstcn-tiny"])
@@ -222,7 +225,7 @@ def small(request, monkeypatch, talk):
 def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data, small, tmp_path):
     in_one_go = train(options(data, tmp_path / "a.ckpt", **small, epochs=2), quietly)
     with pytest.raises(KeyboardInterrupt):
-        train(options(data, tmp_path / "b.ckpt", **small, epochs=2), Interrupting())
+        train(options(data, tmp_path / "b.ckpt", **small, epochs=2), at("epoch 1/"))
     left = load_checkpoint(tmp_path / "b.ckpt")
     assert left.epoch == 1
     resumed = train(options(data, tmp_path / "b.ckpt", **small, epochs=2, resume=True), quietly)
@@ -232,6 +235,39 @@ def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data,
     assert (resumed.average_state is not None) == (small["model"] == "dstcn-tiny")
     recipe = msgspec.structs.replace(RECIPES[small["model"]], epochs=2)
     assert load_checkpoint(tmp_path / "b.ckpt").recipe == msgspec.structs.asdict(recipe)
+
+
+# --- validation takes no longer than training ---
+
+
+@pytest.fixture
+def long_validation(monkeypatch):
+    """As if three epochs showed as many windows as there are to validate on."""
+    seen = []
+    epoch = training.train_epoch
+    monkeypatch.setattr(training, "train_epoch", lambda now: seen.append(now) or epoch(now))
+    monkeypatch.setattr(HeldOut, "__len__", lambda _: 3 * len(seen[0].batches) * seen[0].recipe.batch)
+
+
+def validated_after(checkpoint):
+    rows = csv.DictReader(checkpoint.with_suffix(".csv").read_text().splitlines())
+    return [int(row["epoch"]) for row in rows if row["validation_accuracy"]]
+
+
+def test_a_small_set_is_validated_when_as_much_was_learnt_from_and_at_the_end(data, small, tmp_path, long_validation):
+    said = []
+    train(options(data, tmp_path / "a.ckpt", **small, epochs=7), said.append)
+    assert validated_after(tmp_path / "a.ckpt") == [3, 6, 7]
+    lines = [line for line in said if line.startswith("epoch ")]
+    assert ["validation" in line for line in lines] == [False, False, True, False, False, True, True]
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_ctrl_c_before_anything_was_validated_leaves_what_was_learnt(data, small, tmp_path, long_validation):
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "a.ckpt", **small, epochs=7), at("epoch 2/"))
+    left = load_checkpoint(tmp_path / "a.ckpt")
+    assert left.epoch == 1 and same(left.best_state, left.average_state)
 
 
 # --- the moving average ---

@@ -19,7 +19,7 @@ class EpochFigures:
     learning_rate: float  # at its end
     loss: float  # mean over its batches
     training_accuracy: float  # share of its augmented windows told right, 0 to 1
-    validation_accuracy: float  # share of the validation clips told right
+    validation_accuracy: float | None  # share of the validation clips told right; None: not looked at after this one
     spotting: float | None  # share of validation keywords told from talk, where there is talk
     seconds: float  # that it took
 
@@ -71,8 +71,7 @@ class History:
         from matplotlib import pyplot
 
         figure, (above, below) = pyplot.subplots(2, sharex=True, figsize=(6.4, 5.4), layout="constrained")
-        epochs = [int(row["epoch"]) for row in self._rows]
-        above.plot(epochs, self._column("loss"), color="C3", label="loss")
+        above.plot(*self._curve("loss"), color="C3", label="loss")
         above.set_ylabel("loss (training)")
         names = {
             "training_accuracy": "training, augmented",
@@ -80,8 +79,9 @@ class History:
             "spotting": "keywords told from talk",
         }
         for name, label in names.items():
-            if any(row[name] for row in self._rows):
-                below.plot(epochs, [100 * value for value in self._column(name)], label=label)
+            epochs, values = self._curve(name)
+            if epochs:
+                below.plot(epochs, [100 * value for value in values], label=label, marker=".")
         below.set_ylabel("told right, %")
         below.set_xlabel("epochs")
         below.legend()
@@ -94,8 +94,10 @@ class History:
         finally:
             pyplot.close(figure)
 
-    def _column(self, name: str) -> Sequence[float]:
-        return [float(row[name] or "nan") for row in self._rows]
+    def _curve(self, name: str) -> tuple[Sequence[int], Sequence[float]]:
+        """The epochs after which it is known, and what it was."""
+        known = [row for row in self._rows if row[name]]
+        return [int(row["epoch"]) for row in known], [float(row[name]) for row in known]
 
 
 def _open_board(folder: Path, epochs: int) -> Any:

@@ -153,23 +153,36 @@ def _checkpoint(run: Run, plan: Plan) -> Checkpoint:
 
 
 def _one_epoch(run: Run, say: Callable[[str], None]) -> EpochFigures:
-    """Train, validate, and keep the weights if they are the best so far."""
+    """Train, validate if it is time to, and keep the weights if they are the best so far."""
     began = time.monotonic()
     loss, accuracy = train_epoch(run)
     run.epoch += 1
-    validated = run.held_out.validate(run.judged, run.device)
-    if validated.score >= run.best_score:
-        run.best_score, run.best_state = validated.score, _copy(run.judged)
-    say(f"epoch {run.epoch}/{run.recipe.epochs}: loss {loss:.3f}, {validated} (best {run.best_score:.1%})")
+    validated = run.held_out.validate(run.judged, run.device) if _is_time_to_validate(run) else None
+    what = f"epoch {run.epoch}/{run.recipe.epochs}: loss {loss:.3f}"
+    if validated is not None:
+        if validated.score >= run.best_score:
+            run.best_score, run.best_state = validated.score, _copy(run.judged)
+        what += f", {validated} (best {run.best_score:.1%})"
+    elif not run.best_score:  # none is known to be better
+        run.best_state = _copy(run.judged)
+    say(what)
     return EpochFigures(
         epoch=run.epoch,
         learning_rate=learning_rate(run.recipe, run.epoch),
         loss=loss,
         training_accuracy=accuracy,
-        validation_accuracy=validated.accuracy,
-        spotting=validated.spotting,
+        validation_accuracy=validated.accuracy if validated else None,
+        spotting=validated.spotting if validated else None,
         seconds=time.monotonic() - began,
     )
+
+
+def _is_time_to_validate(run: Run) -> bool:
+    """After every epoch of a large set. Of a small one only when as many windows were learnt from as are validated on,
+    which would else take most of the time; and after the last in any case."""
+    learnt, validated_on = len(run.batches) * run.recipe.batch, len(run.held_out)
+    times_now, times_before = (epochs * learnt // validated_on for epochs in (run.epoch, run.epoch - 1))
+    return times_now > times_before or run.epoch == run.recipe.epochs
 
 
 def _keep_memory() -> None:

@@ -50,6 +50,9 @@ class HeldOut:
     spoken_targets: Tensor  # (spoken,)
     talk: Tensor | None  # in which no keyword should be heard
 
+    def __len__(self) -> int:
+        return sum(len(windows) for windows in (self.clips, self.spoken, self.talk) if windows is not None)
+
     def validate(self, network: nn.Module, device: torch.device) -> Validated:
         """Score all of it with a network."""
         accuracy = share_right(network, self.clips, self.targets, device)
