@@ -158,14 +158,12 @@ def _one_epoch(run: Run, say: Callable[[str], None]) -> EpochFigures:
     loss, accuracy = train_epoch(run)
     run.epoch += 1
     validated = run.held_out.validate(run.judged, run.device) if _is_time_to_validate(run) else None
-    what = f"epoch {run.epoch}/{run.recipe.epochs}: loss {loss:.3f}"
     if validated is not None:
         if validated.score >= run.best_score:
             run.best_score, run.best_state = validated.score, _copy(run.judged)
-        what += f", {validated} (best {run.best_score:.1%})"
+        say(f"epoch {run.epoch}/{run.recipe.epochs}: loss {loss:.3f}, {validated} (best {run.best_score:.1%})")
     elif not run.best_score:  # none is known to be better
         run.best_state = _copy(run.judged)
-    say(what)
     return EpochFigures(
         epoch=run.epoch,
         learning_rate=learning_rate(run.recipe, run.epoch),
