@@ -57,6 +57,7 @@ from kwsd.event import (
 )
 from kwsd.listening import Listening, Reports, make_sources, read_token
 from kwsd.log import UNLIMITED
+from kwsd.memory import Memory
 from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, lines
 from kwsd.pipeline import Progress, make_rules
 from kwsd.secret import read_secret
@@ -124,7 +125,9 @@ class Daemon:
         self._asked_at = 0.0  # to stop, monotonic s
         self._next_beat: asyncio.TimerHandle | None = None
         self._counters = Counters()
-        self._adjustments = Adjustments()
+        self._memory = Memory()
+        self._adjustments = Adjustments(self._memory.muting())
+        self._muted_before = self._adjustments.muting
         self._hooks = Hooks((), self._on_hook_failed, self._count_hook)
         self._endpoint: Endpoint | None = None
         self._http_token = ""
@@ -399,6 +402,10 @@ class Daemon:
             return
         self._ready = True
         self._emit(Ready(model=self._artefact.info.id, keywords=self._keywords(), streams=self._names()))
+        for name in self._names():
+            if name in self._muted_before and name in self._adjustments.muting:
+                log.info("%s is still muted", name)
+                self._emit(Muted(stream=name, muted=True))
         self._notifier.ready(self._status())
         log.info("ready")
         self._beat()
@@ -724,6 +731,7 @@ class Daemon:
         before = self._adjustments.muting
         muting = before.changed(streams, muted)
         self._adjustments = replace(self._adjustments, muting=muting)
+        self._memory.keep(muting)
         for name in names:
             if (name in muting) != (name in before):
                 log.info("%s is %s", name, "muted" if muted else "not muted any more")

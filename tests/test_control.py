@@ -12,6 +12,7 @@ from kwsd.config import Config, KeywordConfig
 from kwsd.control import Adjustments, Muting, Subscribe, parse
 from kwsd.errors import CONFIG, NO_PERMISSION, UNAVAILABLE, USAGE, ConfigError
 from kwsd.event import Reload
+from kwsd.memory import Memory
 from kwsd.recording import DEMO, read_recording
 
 KITCHEN = ("--set", 'streams=[{source: pcm, name: kitchen, path: "-"}]')
@@ -199,6 +200,65 @@ def test_a_mute_before_the_model_is_loaded_counts(kwsd, environment, models):
         assert "ready" not in {event["type"] for event in daemon.events}
         say(daemon, bytes(64_000))
         daemon.wait_for("ready")
+
+
+def test_who_is_muted_stays_so_after_a_crash_until_unmuted(kwsd, environment, tmp_path, spoken):
+    environment = environment | {"STATE_DIRECTORY": str(tmp_path)}
+    with Running(*KITCHEN, environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("ready")
+        asked(kwsd, "mute", "kitchen")
+        daemon.wait_for("mute")
+        daemon.process.kill()
+    with Running(*KITCHEN, environment=environment) as daemon:
+        say(daemon, spoken)
+        daemon.wait_for("ready")
+        assert daemon.wait_for("mute")["stream"] == "kitchen"
+        daemon.process.stdin.close()
+        assert daemon.finish() == 0
+    assert daemon.detections == []
+    with Running(*KITCHEN, environment=environment) as daemon:
+        say(daemon, spoken[:64_000])
+        daemon.wait_for("mute")
+        asked(kwsd, "unmute")
+        assert daemon.wait_for("mute")["muted"] is False
+        say(daemon, spoken[64_000:])
+        daemon.process.stdin.close()
+        assert daemon.finish() == 0
+    assert len(daemon.detections) > 5
+    assert not list(tmp_path.glob("*muted*"))
+
+
+def test_where_it_has_no_place_to_remember_it_forgets(kwsd, environment, spoken):
+    for _ in range(2):
+        with Running(*KITCHEN, environment=environment) as daemon:
+            say(daemon, spoken[:64_000])
+            daemon.wait_for("ready")
+            assert json.loads(asked(kwsd, "--json", "status").out)["status"]["streams"][0]["muted"] is False
+            asked(kwsd, "mute")
+            daemon.wait_for("mute")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"everything": 1}', b"\xff", b"[]"])
+def test_who_was_muted_if_nobody_can_read_it_is_everybody(content, tmp_path, caplog):
+    (tmp_path / "muted.json").write_bytes(content)
+    assert "kitchen" in Memory({"STATE_DIRECTORY": str(tmp_path)}).muting()
+    assert "muted.json: is damaged: all is muted" in caplog.text and "kwsd ctl unmute" in caplog.text
+
+
+def test_what_is_remembered_is_what_was_kept_last(tmp_path):
+    memory = Memory({"STATE_DIRECTORY": f"{tmp_path}:/nowhere"})
+    for muting in (Muting(True, frozenset("ab")), Muting(False, frozenset("c")), Muting(), Muting(True)):
+        memory.keep(muting)
+        assert Memory({"STATE_DIRECTORY": str(tmp_path)}).muting() == muting
+    assert [path.name for path in tmp_path.iterdir()] == ["muted.json"]
+
+
+def test_a_mute_that_cannot_be_remembered_is_said_and_holds(tmp_path, caplog):
+    memory = Memory({"STATE_DIRECTORY": str(tmp_path / "gone")})
+    memory.keep(Muting(True))
+    assert "gone/muted.json: No such file or directory: after a restart" in caplog.text
+    assert memory.muting() == Muting()
 
 
 def test_nothing_is_told_after_the_last_event(kwsd, environment, spoken):

@@ -122,6 +122,21 @@ def test_a_hung_daemon_is_ended_by_the_watchdog_and_started_anew(service):
     assert "watchdog" in service.shell("journalctl --unit=kwsd --output=cat _PID=1").lower()
 
 
+def test_who_is_muted_stays_so_after_a_crash(service):
+    service.shell("kwsd ctl mute")
+    pid = running(service)
+    service.run("kill", "-KILL", str(pid))
+    wait_until(lambda: (now := running(service)) != pid and now, 30)
+    assert "mic: muted" in service.show("StatusText")["StatusText"]
+    before = len(events(service, "detection"))
+    service.speak(DEMO)
+    assert len(events(service, "detection")) == before
+    service.shell("kwsd ctl unmute")
+    assert service.shell("ls -A /var/lib/kwsd").strip() == ""
+    service.speak(DEMO)
+    assert len(events(service, "detection")) - before >= 5
+
+
 def test_a_sound_server_that_is_restarted_is_heard_again_by_the_same_daemon(service):
     pid, lost = running(service), len(events(service, "audio_lost"))
     service.run("systemctl", "kill", "--signal=KILL", "sound-server")
