@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -308,7 +307,7 @@ def _hooks(config: Config) -> Findings:
         return
     for hook in hooks:
         if hook.config.post is None:
-            yield Finding(OK, f"hook {hook.name}: {shlex.join(hook.command)}")
+            yield Finding(OK, f"hook {hook.name}: {hook.command[0]} is there")  # its arguments may be secret
             continue
         host, port = _server(hook.config.post)
         try:
