@@ -127,7 +127,6 @@ class Daemon:
         self._counters = Counters()
         self._memory = Memory()
         self._adjustments = Adjustments(self._memory.muting())
-        self._muted_before = self._adjustments.muting
         self._hooks = Hooks((), self._on_hook_failed, self._count_hook)
         self._endpoint: Endpoint | None = None
         self._http_token = ""
@@ -403,8 +402,8 @@ class Daemon:
         self._ready = True
         self._emit(Ready(model=self._artefact.info.id, keywords=self._keywords(), streams=self._names()))
         for name in self._names():
-            if name in self._muted_before and name in self._adjustments.muting:
-                log.info("%s is still muted", name)
+            if name in self._adjustments.muting:  # since before it was started, mostly
+                log.info("%s is muted", name)
                 self._emit(Muted(stream=name, muted=True))
         self._notifier.ready(self._status())
         log.info("ready")

@@ -296,6 +296,8 @@ def _broker(config: Config) -> Findings:
 
 def _hooks(config: Config) -> Findings:
     """No program is run and nothing is posted: both would do something."""
+    if not config.hooks:
+        return
     try:
         keywords = make_rules(config, read_artefact(config.model_path, config.model_sha256).info).keywords
     except KwsdError:  # told above

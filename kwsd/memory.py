@@ -46,7 +46,10 @@ class Memory:
             if muting == NOBODY:
                 self._path.unlink(missing_ok=True)
                 return
-            unfinished.write_bytes(msgspec.json.encode(muting))
+            with unfinished.open("wb") as file:
+                file.write(msgspec.json.encode(muting))
+                file.flush()
+                os.fsync(file.fileno())  # the power may go at once
             unfinished.replace(self._path)
         except OSError as error:
             log.warning("%s: %s: after a restart nobody will know who is muted", self._path, error.strerror)

@@ -204,14 +204,12 @@ def talk(tmp_path_factory):
     return folder
 
 
-def at(beginning):
-    """Presses Ctrl-C once a line that begins so is said."""
+class Interrupting:
+    """Presses Ctrl-C once the first epoch is announced."""
 
-    def interrupt(line):
-        if line.startswith(beginning):
+    def __call__(self, line):
+        if line.startswith("epoch 1/"):
             raise KeyboardInterrupt
-
-    return interrupt
 
 
 @pytest.fixture(params=["dstcn-tiny"])
@@ -225,7 +223,7 @@ def small(request, monkeypatch, talk):
 def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data, small, tmp_path):
     in_one_go = train(options(data, tmp_path / "a.ckpt", **small, epochs=2), quietly)
     with pytest.raises(KeyboardInterrupt):
-        train(options(data, tmp_path / "b.ckpt", **small, epochs=2), at("epoch 1/"))
+        train(options(data, tmp_path / "b.ckpt", **small, epochs=2), Interrupting())
     left = load_checkpoint(tmp_path / "b.ckpt")
     assert left.epoch == 1
     resumed = train(options(data, tmp_path / "b.ckpt", **small, epochs=2, resume=True), quietly)

@@ -169,19 +169,13 @@ class Mqtt:
 
     def _new_client(self) -> "Client":
         """For one connection: at the next one it would send once more what it had no answer to, as we do."""
-        from aiomqtt import Client, Will
+        from aiomqtt import Will
 
-        broker = self._broker
-        client = Client(
-            broker.host,
-            broker.port,
-            username=broker.user,
-            password=broker.password,
-            tls_context=broker.tls,
+        client = _client(
+            self._broker,
             identifier=self._name,
             will=Will(self._topics.availability, b"offline", qos=1, retain=True),
             keepalive=KEEPALIVE_S,
-            timeout=ANSWER_S,
             max_queued_incoming_messages=MOST_COMMANDS,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # or every second message takes 40 ms
         )
@@ -396,21 +390,28 @@ def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
     )
 
 
-async def greet(broker: Broker, site: str) -> bool:
-    """Connects to a broker and hangs up; whether it lets us tell and read what is of the site.
+def _client(broker: Broker, **more: Any) -> "Client":
+    from aiomqtt import Client
 
-    Raises ConfigError if it is not there, or does not let us in.
-    """
-    from aiomqtt import Client, MqttError
-
-    client = Client(
+    return Client(
         broker.host,
         broker.port,
         username=broker.user,
         password=broker.password,
         tls_context=broker.tls,
         timeout=ANSWER_S,
+        **more,
     )
+
+
+async def greet(broker: Broker, site: str) -> bool:
+    """Connects to a broker and hangs up; whether it lets us tell and read what is of the site.
+
+    Raises ConfigError if it is not there, or does not let us in.
+    """
+    from aiomqtt import MqttError
+
+    client = _client(broker)
     topic = f"{Topics(site).base}/doctor"  # a broker says yes to what it then keeps from us: only an echo proves it
     try:
         async with client:
