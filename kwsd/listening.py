@@ -519,11 +519,11 @@ class Listening:
                 name = self.streams[slot].name
                 del self._leaving[slot]
                 self._pipeline.forget(slot)
-                self._reports.satellite(StreamLeft(stream=name, reason=left.reason, heard_s=seconds(left.heard)))
                 self._reports.then(functools.partial(self._let_go, slot, name))
+                self._reports.satellite(StreamLeft(stream=name, reason=left.reason, heard_s=seconds(left.heard)))
 
     def _let_go(self, slot: int, name: str) -> None:
-        """Nothing more is to be told of this satellite."""
+        """Nothing more was heard of this satellite. Who is told so, and then asks how things are, must not find it."""
         assert self.listener is not None
         del self._slots[name]
         self.streams[slot] = FREE

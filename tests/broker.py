@@ -61,6 +61,11 @@ class Broker:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
+    def go_on(self) -> None:
+        """After `hang`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def listener(self, topic: str = "#") -> "Listener":
         client = Listener(self.port, topic)
         self._clients.append(client)

@@ -359,6 +359,23 @@ def test_a_satellite_that_left_is_unavailable_and_what_a_reload_took_is_gone(bro
         assert everything.on("homeassistant/event/kwsd_home/attic__command/config")[-1].payload
 
 
+def test_a_satellite_that_left_before_the_broker_had_confirmed_it_is_unavailable(broker, environment, tmp_path):
+    door = tmp_path / "in"
+    everything = broker.listener()
+    options = kitchen(broker, f"listen.on=['unix:{door}']")
+    with Running(*options, environment=environment) as daemon, socket.socket(socket.AF_UNIX) as satellite:
+        everything.has(f"{BASE}/kitchen/availability", "online")
+        broker.hang()
+        satellite.connect(str(door))
+        satellite.sendall(b'{"name": "attic"}\n' + bytes(32_000))
+        daemon.wait_for("stream_joined")
+        satellite.close()
+        daemon.wait_for("stream_left")
+        broker.go_on()
+        everything.wait_for(f"{BASE}/attic/availability", "offline")
+        assert everything.on("homeassistant/event/kwsd_home/attic__command/config")[-1].payload
+
+
 # --- secrets and TLS ---
 
 

@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -116,7 +116,7 @@ class Mqtt:
         self._announced: dict[str, bytes] = {}  # retained messages of this connection, by topic
         self._changed = asyncio.Event()  # they may not be what they should be
         self._states_due = asyncio.Event()
-        self._away: dict[str, None] = {}  # satellites that left, in that order
+        self._known: dict[str, None] = {}  # streams that are here, or were; the last seen last
         self._discovered: tuple[object, dict[str, bytes]] = (None, {})  # what it was made from, and what was
         self._closing = False
         # The same for every connection, so that the broker takes over: a dead one's will comes before we are online.
@@ -131,8 +131,8 @@ class Mqtt:
             self._dropped += 1
         topic = self._topics.detection(event.stream) if isinstance(event, Heard) else self._topics.events
         self._notes.append(Note(topic, line.rstrip(), time.monotonic()))
-        if isinstance(event, StreamLeft):
-            self._note_leaving(event)
+        if isinstance(event, StreamLeft) and event.reason == "reload":
+            self._known.pop(event.stream, None)  # for good; a satellite is only away
         if isinstance(event, OF_STATE):
             self._changed.set()
         self._ready.set()
@@ -275,7 +275,7 @@ class Mqtt:
         """What every retained message should be, by topic."""
         topics, wanted = self._topics, dict[str, bytes]()
         here = {state.stream: state for state in status.streams if not state.passing}
-        away = [stream for stream in self._away if stream not in here]
+        away = self._those_away(here)
         if self._config.discovery:
             wanted |= self._discovery(self._config.discovery, (*here, *away), status.keywords)
         for keyword, known in status.keywords.items():
@@ -297,13 +297,15 @@ class Mqtt:
             self._discovered = made_from, {topic: json.dumps(payload).encode() for topic, payload in found}
         return self._discovered[1]
 
-    def _note_leaving(self, event: StreamLeft) -> None:
-        """A satellite is only away; what a reload took is gone for good."""
-        self._away.pop(event.stream, None)
-        if event.reason != "reload" and self._topics.stream_availability(event.stream) in self._announced:
-            self._away[event.stream] = None
-            if len(self._away) > MOST_AWAY:
-                del self._away[next(iter(self._away))]
+    def _those_away(self, here: Mapping[str, object]) -> list[str]:
+        """Who was here and is not. Not to be had from what is announced: of that the broker may not have all yet."""
+        for stream in here:
+            self._known.pop(stream, None)
+            self._known[stream] = None
+        away = [stream for stream in self._known if stream not in here]
+        for stream in away[:-MOST_AWAY]:
+            del self._known[stream]
+        return away[-MOST_AWAY:]
 
     async def _tell_states(self) -> None:
         while True:
