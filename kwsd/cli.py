@@ -666,6 +666,8 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     from kwsd.engines import load_spotter
     from kwsd.training import report, streaming
 
+    if options.budget is not None and not options.negatives:
+        raise ConfigError("--budget: false accepts on which talk? name it with --negatives", exit_code=USAGE)
     config = load_config(options.config, _settings(options))
     spotter = load_spotter(config.model_path, config.device, config.model_sha256)
     evaluation = streaming.evaluate_stream(config, spotter, options.stream, options.negatives)

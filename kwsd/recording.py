@@ -1,6 +1,7 @@
 """Audio files (libsndfile: WAV, FLAC, Ogg, …) as mono float32 at 16 kHz."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import IO, NO_PERMISSION, AudioError
 
+UNKNOWN_LENGTH = 0x7FFFF000  # bytes, or more: what a program writes that pipes a WAV and cannot know its length
 DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
 
 
@@ -79,5 +81,7 @@ def read_recording(path: Path) -> NDArray[np.float32]:
 
 
 def is_truncated(recording: soundfile.SoundFile) -> bool:
-    """Whether the header promises more samples than the file holds (libsndfile notes it and reads on)."""
-    return "should be" in recording.extra_info
+    """Whether the header promises more samples than the file holds (libsndfile notes it and reads on). The length of
+    the whole file, where that of the samples stands as well, does not matter."""
+    notes = re.findall(r"^ *([\w ]+?) *: (\d+) \(should be \d+\)$", recording.extra_info, re.MULTILINE)
+    return any(int(promised) < UNKNOWN_LENGTH for chunk, promised in notes if chunk not in ("RIFF", "FORM"))

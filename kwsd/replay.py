@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kwsd.audio_format import WINDOW
 from kwsd.config import Config
 from kwsd.event import Overrun, Verdict
 from kwsd.inlet import Inlet
@@ -43,7 +44,7 @@ def trace(config: Config, spotter: Spotter, path: Path, channel: int | None = No
     scored = [batch for batch in scored if len(batch)]
     if not scored:
         return Trace(np.zeros(0, np.int64), np.zeros((0, len(spotter.info.labels)), np.float32), 0)
-    samples = int(pipeline.ring.written[0])
+    samples = max(0, int(pipeline.ring.written[0]) - WINDOW)  # less the second of silence that was made up at the end
     return Trace(np.concatenate([s.ends for s in scored]), np.concatenate([s.posteriors for s in scored]), samples)
 
 

@@ -449,6 +449,26 @@ def test_what_comes_before_the_damage_is_heard_and_the_damage_is_named(name, wri
     assert [(event["type"], event["keyword"]) for event in result.events] == [("detection", "yes")]
 
 
+@pytest.mark.parametrize("promised", [0xFFFFFFFF, 0x80000000, 0x7FFFF000])
+def test_a_wav_of_unknown_length_as_pipes_leave_it_is_heard_to_its_end(promised, kwsd, models, tmp_path):
+    path = write_sound(tmp_path / "a.wav", beep(seconds=2.0))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = promised.to_bytes(4, "little")
+    content[4:8] = min(promised + 36, 0xFFFFFFFF).to_bytes(4, "little")
+    path.write_bytes(content)
+    result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, path)
+    assert result.code == 0 and "cut short" not in result.err and result.events
+
+
+def test_what_a_recording_says_of_itself_does_not_make_it_cut_short(kwsd, models, tmp_path):
+    with soundfile.SoundFile(tmp_path / "a.wav", "w", RATE, 1) as file:
+        file.comment = "it should be 5 (should be 6)"
+        file.write(beep(seconds=2.0))
+    result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, tmp_path / "a.wav")
+    assert result.code == 0 and "cut short" not in result.err
+
+
 def test_the_daemon_hears_a_truncated_recording_to_its_end_and_says_so(kwsd, models, tmp_path):
     path = tmp_path / "a.wav"
     cut_short(path, 0.9)

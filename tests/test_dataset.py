@@ -16,6 +16,7 @@ from kwsd.training.dataset import (
     fit,
     join,
     load_clips,
+    load_subset,
     load_talk,
     load_words,
     part_talk,
@@ -252,8 +253,8 @@ def test_a_corrupt_clip_is_named_and_skipped_and_the_rest_is_kept(root, content,
 def test_nothing_but_corrupt_clips_is_an_error(root):
     for name in (tiny.folder(root) / "validation_list.txt").read_text().split():
         (tiny.folder(root) / name).write_bytes(b"")
-    with pytest.raises(AudioError, match="none of 8 clips can be read"):
-        load_clips(root, "validation")
+    with pytest.raises(AudioError, match=r"none of the validation clips can be used; the first: .*empty"):
+        load_subset(root, (), "validation")
 
 
 # --- whole words ---
@@ -384,6 +385,26 @@ def test_of_one_recording_the_end_is_held_out():
     assert (to_train.size, to_validate.tolist()) == (900, list(range(900, 1000)))
 
 
+def test_of_many_folders_side_by_side_the_last_are_held_out_with_all_that_is_in_them():
+    pieces = {
+        Path(f"books/{speaker:02}/{chapter}/{i}.wav"): np.full(100, speaker, np.int16)
+        for speaker in range(20) for chapter in (1, 2) for i in range(3)
+    }  # fmt: skip
+    to_train, to_validate = part_talk(pieces, 0.1)
+    assert np.unique(to_train).tolist() == list(range(18)) and np.unique(to_validate).tolist() == [18, 19]
+    assert to_train.size + to_validate.size == 12_000
+
+
+def test_transcripts_may_begin_with_a_mark_and_must_be_utf8(talk):
+    listing = talk / "transcripts.tsv"
+    listing.write_text("b/untold.wav\tplease stop\n", encoding="utf-8-sig")
+    kept, _ = load_talk(talk, ("stop",))
+    assert not any(path.name == "untold.wav" for path in kept)
+    listing.write_bytes("b/untold.wav\tgrüß\n".encode("latin-1"))
+    with pytest.raises(AudioError, match=r"transcripts\.tsv: is not UTF-8"):
+        load_talk(talk, ("stop",))
+
+
 def test_without_labels_everything_is_taken_as_for_noise(talk):
     pieces, left_out = load_talk(talk, ())
     assert (len(pieces), left_out) == (5, 0)
@@ -438,6 +459,61 @@ def test_a_speaker_is_in_one_subset_only_whatever_the_word(tmp_path):
     assert all(map(len, speakers.values()))
     assert len(set.union(*speakers.values())) == sum(map(len, speakers.values())) == 60
     assert len(speakers["training"]) > 35
+
+
+def test_speakers_are_parted_as_those_of_speech_commands(tmp_path):
+    # Three of each list of Speech Commands v0.02.
+    official = {
+        "validation": ("067f61e2", "2296b1af", "364c0853"),
+        "testing": ("0c540988", "4f8ef132", "a2473d62"),
+        "training": ("00b01445", "34ba417a", "6a014b29"),
+    }
+    names = [f"a/{speaker}_nohash_0.wav" for speakers in official.values() for speaker in speakers]
+    tones(tmp_path / "words", *names)
+    for subset, speakers in official.items():
+        assert sorted(load_words(tmp_path / "words", subset).speakers) == sorted(speakers)
+
+
+def test_what_somebody_said_on_several_days_is_theirs(tmp_path):
+    folder = tones(tmp_path / "words", "lamp/ann/monday/1.wav", "lamp/ann/tuesday/1.wav", "lamp/bob/monday/1.wav")
+    (folder / "validation_list.txt").write_text("")
+    assert load_words(folder, "training").speakers == ("ann", "ann", "bob")
+
+
+def test_a_link_to_a_folder_is_followed_but_not_in_circles(tmp_path):
+    tones(tmp_path / "elsewhere", "1.wav")
+    folder = tones(tmp_path / "words", "saw/2.wav")
+    (folder / "lamp").symlink_to(tmp_path / "elsewhere")
+    (folder / "saw/round").symlink_to(folder)
+    (folder / "validation_list.txt").write_text("")
+    assert load_words(folder, "training").words == ("lamp", "saw")
+
+
+def test_other_words_may_lie_together_and_a_folder_that_is_no_word_is_named(tmp_path):
+    folder = tones(tmp_path / "words", "lamp/1.wav", "_unknown_/2.wav", "_silence_/3.wav", "_background_noise_/4.wav")
+    (folder / "validation_list.txt").write_text("")
+    clips = load_words(folder, "training")
+    assert sorted(clips.words) == ["_unknown_", "lamp"]
+    assert clips.skipped == (f"{folder}/_silence_: is no word; name noise and silence with --noise",)
+
+
+def test_a_folder_whose_only_clip_is_silent_does_not_spoil_the_others(tmp_path):
+    tones(tmp_path / "words", "a/1.wav")
+    tiny.write(tmp_path / "more/b/2.wav", np.zeros(16_000, np.float32))
+    for folder in ("words", "more"):
+        (tmp_path / folder / "testing_list.txt").write_text("")
+    clips = load_subset(None, (tmp_path / "words", tmp_path / "more"), "training")
+    assert clips.words == ("a",) and len(clips.skipped) == 1
+    with pytest.raises(AudioError, match=r"none of the training clips can be used; the first: .*silent"):
+        load_subset(None, (tmp_path / "more",), "training")
+
+
+def test_a_clip_that_becomes_readable_is_read(tmp_path):
+    folder = tones(tmp_path / "words", "a/1.wav", "a/2.wav")
+    (folder / "testing_list.txt").write_text("")
+    before = dataset._fingerprint(iter([folder / "a/1.wav"]))
+    (folder / "a/1.wav").chmod(0o600)
+    assert dataset._fingerprint(iter([folder / "a/1.wav"])) != before
 
 
 def test_the_recordings_of_a_single_speaker_are_parted_one_by_one(tmp_path):

@@ -47,6 +47,16 @@ def trained(model="dstcn-tiny", labels=("yes", "no", "_silence_"), seed=0):
     return checkpoint(model=model, labels=labels, state=state, best_state=state, data="noise")
 
 
+def test_a_checkpoint_is_not_overwritten_with_its_own_export(tmp_path):
+    trained().save(tmp_path / "a.ckpt")
+    (tmp_path / "b.pt").symlink_to(tmp_path / "a.ckpt")
+    before = (tmp_path / "a.ckpt").read_bytes()
+    for out in ("a.ckpt", "b.pt"):
+        with pytest.raises(ConfigError, match=f"{out}: is the checkpoint itself; name another file with -o"):
+            dispatch(["export", f"{tmp_path}/a.ckpt", "-o", f"{tmp_path}/{out}"])
+    assert (tmp_path / "a.ckpt").read_bytes() == before
+
+
 # --- what it says ---
 
 

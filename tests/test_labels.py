@@ -60,6 +60,33 @@ def test_a_transcript_says_a_keyword_or_what_sounds_like_one(transcript, said):
     assert bool(spoken_keywords(transcript, ("stop", "no", "right", "go"))) is said
 
 
+@pytest.mark.parametrize(
+    ("transcript", "label"),
+    [
+        ("well, hey Marvin!", "hey_marvin"),
+        ("well, hey Marvin!", "hey marvin"),
+        ("HEY-MARVIN", "Hey_Marvin"),
+        ("jarvis, stop", "Jarvis"),
+        ("alexa2 is there", "alexa2"),
+        ("say नमस्ते to her", "नमस्ते"),
+        ("un cafe\u0301", "caf\u00e9"),
+        ("let\u2019s go home", "let's_go"),
+        ("do you know", "know"),  # which sounds like another word, but is a label itself
+        ("Straße", "STRASSE"),
+    ],
+)
+def test_a_label_in_any_script_and_of_several_words_is_found(transcript, label):
+    assert spoken_keywords(transcript, (label, "no")) == {label: 1}
+
+
+def test_parts_of_a_label_of_several_words_are_not_the_label():
+    assert not spoken_keywords("hey, you! marvin, hey", ("hey_marvin",))
+
+
+def test_every_time_that_a_label_is_spoken_counts():
+    assert spoken_keywords("no, no, hey marvin, hey marvin no", ("no", "hey_marvin")) == {"no": 3, "hey_marvin": 2}
+
+
 def test_only_the_models_own_labels_count():
     assert not spoken_keywords("yes", ("stop", "_unknown_"))
     assert not spoken_keywords("unknown silence", ("stop", "_unknown_", "_silence_"))

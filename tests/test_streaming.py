@@ -95,6 +95,28 @@ def test_a_word_is_hit_once_and_a_second_detection_is_false(rules):
     assert result.hit == (True,) and result.false_accepts == ("yes",)
 
 
+def test_a_word_that_was_heard_stands_for_itself_only(rules):
+    # `yes` was missed, and `no`, half a second later, was heard.
+    result = outcome(rules, [("no", 5.8)], [Word(4.8, 5.2, "yes"), Word(5.4, 5.7, "no")])
+    assert (result.hit, result.mistaken, result.false_accepts) == ((False, True), (None, None), ())
+
+
+def test_of_a_word_said_twice_and_heard_once_the_last_before_it_was_heard(rules):
+    result = outcome(rules, [("yes", 5.8)], [Word(4.8, 5.2, "yes"), Word(5.4, 5.7, "yes")])
+    assert result.hit == (False, True) and result.latencies_s[0] < 0.3
+
+
+def test_as_many_words_are_matched_as_can_be(rules):
+    result = outcome(rules, [("yes", 5.0), ("yes", 7.0)], [Word(4.0, 6.4, "yes"), Word(6.5, 6.8, "yes")])
+    assert result.hit == (True, True) and result.false_accepts == ()
+
+
+def test_the_hours_are_those_of_the_recording_without_the_silence_made_up_behind_it(config, spotter, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", np.zeros(40_000), 16_000)
+    soundfile.write(tmp_path / "short.wav", np.zeros(4_000), 8_000)
+    assert [trace(config, spotter, tmp_path / name).samples for name in ("talk.wav", "short.wav")] == [40_000, 8_000]
+
+
 def test_words_of_no_keyword_are_not_asked_for(rules):
     result = outcome(rules, [], [Word(4.8, 5.2, "marvin")])
     assert result.said == () and math.isnan(result.missed().value)
@@ -246,6 +268,13 @@ def test_a_keyword_of_which_few_were_said_gets_what_suits_all(rules):
     assert found["no"] == found["stop"] == 0.85
 
 
+def test_a_keyword_of_which_few_were_said_gets_the_next_threshold_within_the_budget(rules):
+    found = thresholds_for(evaluation_of(rules, [("no", 0.99)] * 25, [("yes", 0.98)]), budget=0.0)
+    assert found["yes"] == 0.99
+    by_chance = evaluation_of(rules, [("no", 0.99)] * 25, [("yes", 0.95)])
+    assert thresholds_for(by_chance, budget=0.0)["yes"] == 0.99
+
+
 def test_a_budget_nothing_keeps_to_gives_nothing(rules):
     words = [("yes", 0.99)] * 25
     assert thresholds_for(evaluation_of(rules, words, [("yes", 1.0)] * 3), budget=20.0) == {}
@@ -269,6 +298,25 @@ def test_the_command_names_thresholds_for_a_budget_and_writes_a_page(kwsd, confi
     assert result.code == 0
     assert "at most 1 false accepts per hour of this talk: kwsd export --threshold 0." in result.err
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_without_words_there_is_no_number_in_json_and_a_dash_in_the_table(kwsd, config, tmp_path):
+    (tmp_path / "talk").mkdir()
+    soundfile.write(tmp_path / "talk/a.wav", np.zeros(32_000), 16_000)
+    asked = ("eval", "--model", str(config.model_path), "--stream", "--negatives", str(tmp_path / "talk"))
+    figures = json.loads(kwsd(*asked, "--json").out, parse_constant=pytest.fail)
+    assert figures["curve"][0]["frr"] is None and figures["curve"][0]["fa_per_hour"] == 0.0
+    assert figures["thresholds"]["yes"] == round(figures["thresholds"]["yes"], 4)
+    assert "nan" not in kwsd(*asked).out
+
+
+def test_a_budget_without_talk_is_a_usage_error(kwsd, config):
+    kwsd("eval", "--model", str(config.model_path), "--stream", str(DEMO), "--budget", "1").refused(2, "--negatives")
+
+
+def test_a_folder_of_talk_with_nothing_in_it_is_an_error_even_beside_words(kwsd, config, tmp_path):
+    asked = ("eval", "--model", str(config.model_path), "--stream", str(DEMO), "--negatives", str(tmp_path / "tlak"))
+    kwsd(*asked).refused(66, "tlak", "no recordings")
 
 
 def test_neither_clips_nor_recordings_is_a_usage_error(kwsd, config):

@@ -33,10 +33,11 @@ from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import Noise, load_clips
 from kwsd.training.export import export, export_checkpoint
 from kwsd.training.loss import cross_entropy, draw_mixup, smoothed
+from kwsd.training.processes import join_process_group
 from kwsd.training.recipe import RECIPES
 from kwsd.training.run import learning_rate, moving_average
 from kwsd.training.teacher import load_teacher, load_teachers
-from kwsd.training.train import TrainOptions, train
+from kwsd.training.train import Plan, TrainOptions, _prepare, train
 from kwsd.training.validation import HeldOut, labelled_windows, predictions, share_right
 
 LABELS = "yes,no"
@@ -331,6 +332,40 @@ def test_the_moving_average_begins_with_the_weights_themselves_and_forgets_them_
     for _ in range(30):
         average.update_parameters(network)
     assert average.module.weight.item() > first + 0.99  # with 0.999 from the start it would be at 0.03
+
+
+@pytest.mark.parametrize("out", ["exp1.1", "exp1.2.ckpt", "figures.csv"])
+def test_figures_lie_beside_the_checkpoint_and_never_in_its_place(data, tmp_path, out):
+    train(options(data, tmp_path / out, epochs=1), quietly)
+    load_checkpoint(tmp_path / out)
+    beside = out.removesuffix(".ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(
+        [out, f"{beside}.csv", f"{beside}.png"]
+    )
+
+
+def test_the_beginners_network_learns_silence_as_well_and_says_that_it_does_not_learn_from_talk(data, tmp_path):
+    said = []
+    tiny.write(tmp_path / "talk/a.wav", np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32))
+    asked = options(data, tmp_path / "a.ckpt", epochs=1, labels="yes,no,_silence_", negatives=(tmp_path / "talk",))
+    plan = Plan("simplenet", RECIPES["simplenet"], ("yes", "no", "_silence_"), asked.out, asked, said.append)
+    with join_process_group(torch.device("cpu")) as group:
+        run = _prepare(plan, torch.device("cpu"), group)
+    learnt = torch.cat([targets for _, targets in run.batches.epoch(0)])
+    assert (learnt == 2).sum() >= 1
+    assert "simplenet learns from clips alone: --negatives are not used" in said
+
+
+def test_speakers_on_both_sides_are_told(tmp_path, cache):
+    for n, who in enumerate(("ann", "bob")):
+        for day in ("monday", "tuesday"):
+            tiny.write(tmp_path / f"words/yes/{who}/{day}.wav", tiny.tone("yes", seed=n))
+    lists = {"validation": "yes/ann/monday.wav\nyes/bob/monday.wav\n", "testing": ""}
+    for subset, names in lists.items():
+        (tmp_path / f"words/{subset}_list.txt").write_text(names)
+    said = []
+    train(options(None, tmp_path / "a.ckpt", words=(tmp_path / "words",), epochs=1), said.append)
+    assert any(line.startswith("2 of 2 speakers who are validated on are trained on as well") for line in said)
 
 
 # --- interrupted ---
@@ -782,6 +817,16 @@ def test_a_teacher_is_a_checkpoint_or_an_artefact_whatever_the_order_of_its_labe
         for i, by in enumerate(((path,), ()))
     )
     assert not same(with_teacher.state, without.state)
+
+
+def test_a_teacher_leaves_all_threads_to_the_training(learnt, tmp_path):
+    _, before, _ = learnt
+    export(before, tmp_path / "teacher.pt", torch.zeros(1, 16_000))
+    torch.set_num_threads(2)
+    load_teacher(tmp_path / "teacher.pt", ("yes", "no"), torch.device("cpu"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == 2
 
 
 def test_several_teachers_say_the_mean_of_what_each_says(learnt, exported):

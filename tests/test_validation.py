@@ -60,6 +60,20 @@ def test_talk_shorter_than_a_window_is_one_window(data):
     assert held.talk.sum() == 100
 
 
+def test_a_keyword_heard_in_talk_counts_even_if_nobody_says_it_in_the_clips(data, held):
+    labels = ("yes", "no", "never", "_unknown_", "_silence_")
+    talk = held.talk[0].numpy()
+    with_never = hold_out(load_clips(data, "validation"), labels, Noise(data), talk)
+
+    class HearsNever(nn.Module):
+        def forward(self, windows):
+            said = torch.full((len(windows), len(labels)), -9.0)
+            said[:, 2] = 0.0
+            return said
+
+    assert with_never.validate(HearsNever(), CPU).spotting == 0.0
+
+
 def test_without_talk_only_the_clips_count(data):
     held = hold_out(load_clips(data, "validation"), LABELS, Noise(data), None)
     validated = held.validate(Loudness(), CPU)
@@ -84,7 +98,7 @@ def test_spotting_is_the_share_of_keywords_surer_than_almost_all_talk():
         *np.linspace(0.1, 0.5, 1000)
     )  # the ten surest of a thousand lie above 0.496, the three surest above 0.499
     spoken = loud(0.9, 0.51, 0.4982, 0.49, 0.1)  # one lies between the two bars
-    held = HeldOut(spoken[:1], torch.tensor([0]), spoken, torch.zeros(5, dtype=torch.int64), talk)
+    held = HeldOut(spoken[:1], torch.tensor([0]), spoken, torch.zeros(5, dtype=torch.int64), talk, torch.tensor([0]))
     assert FALSE_SHARES == (0.01, 0.003)
     assert held.validate(Loudness(), CPU).spotting == pytest.approx((3 / 5 + 2 / 5) / 2)
 

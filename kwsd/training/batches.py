@@ -48,22 +48,21 @@ def targets_of(words: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.in
 
 @dataclass(frozen=True)
 class PlainBatches:
-    """Every clip once an epoch, shuffled, as it is."""
+    """Every window once an epoch, shuffled, as it is."""
 
-    clips: Clips
-    labels: tuple[str, ...]
+    windows: NDArray[np.int16]  # (n, 16000)
+    targets: NDArray[np.int64]  # (n,)
     batch: int
     seed: int
 
     def __len__(self) -> int:
-        return math.ceil(len(self.clips) / self.batch)
+        return math.ceil(len(self.windows) / self.batch)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows (batch, 16000) and targets (batch,). The same number gives the same batches."""
-        targets = targets_of(self.clips.words, self.labels)
-        order = np.random.default_rng([self.seed, number]).permutation(len(self.clips))
+        order = np.random.default_rng([self.seed, number]).permutation(len(self.windows))
         for rows in np.array_split(order, len(self)):
-            yield to_float(self.clips.samples[np.sort(rows)]), torch.from_numpy(targets[np.sort(rows)])
+            yield to_float(self.windows[np.sort(rows)]), torch.from_numpy(self.targets[np.sort(rows)])
 
 
 class AugmentedBatches:

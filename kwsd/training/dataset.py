@@ -8,13 +8,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from kwsd.artefact import UNKNOWN
 from kwsd.audio_format import WINDOW
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.recording import read_recording
@@ -27,6 +28,9 @@ SUBSETS = ("training", "validation", "testing")
 SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
 SILENT = 8  # of 32768, from the lowest sample to the highest: nothing was recorded
 DECODERS = 4  # threads: decoding is mostly waiting for the disk
+BACKGROUND = "_background_noise_"
+SHARES = 2**27  # that Speech Commands parts speakers into
+MANY = 20  # folders side by side: each is somebody's, not some corpus
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,15 @@ def load_words(folder: Path, subset: str) -> Clips:
     `folder/<word>/<speaker>/*.wav`; a recording with neither has a speaker of its own. Speakers are parted into
     subsets by a hash of their name, as in Speech Commands, unless `validation_list.txt` and `testing_list.txt` lie in
     the folder; the recordings of a single speaker are parted by a hash of their own names. A subset may be empty.
+    Of folders whose name begins with `_` only `_unknown_` is read; others are named in `skipped`, but for the noise of
+    Speech Commands.
     Raises AudioError if the folder holds no such recordings.
     """
     listing = [(path, path.relative_to(folder).parts[0], _speaker(path, folder)) for path in _recordings(folder)]
-    listing = [
-        (path, word, speaker) for path, word, speaker in listing if path.parent != folder and word[0] not in "._"
-    ]
+    listing = [(path, word, speaker) for path, word, speaker in listing if path.parent != folder and word[0] != "."]
+    special = sorted({word for _, word, _ in listing if word[0] == "_" and word not in (UNKNOWN, BACKGROUND)})
+    told = tuple(f"{folder / word}: is no word; name noise and silence with --noise" for word in special)
+    listing = [row for row in listing if row[1] not in (*special, BACKGROUND)]
     if not listing:
         raise AudioError(f"{folder}: no recordings in there; put them into a folder per word: {folder.name}/stop/1.wav")
     listed = _listed(folder)
@@ -103,8 +110,9 @@ def load_words(folder: Path, subset: str) -> Clips:
     keys = [path.relative_to(folder).as_posix() if alone else speaker for path, _, speaker in listing]
     wanted = [row for row, key in zip(listing, keys, strict=True) if _subset_of(row[0], key, folder, listed) == subset]
     if not wanted:
-        return Clips(np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), (), np.zeros(0, bool))
-    return _decoded(wanted, subset, cut_up=False)
+        return Clips(np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), told, np.zeros(0, bool))
+    clips = _decoded(wanted, subset, cut_up=False)
+    return replace(clips, skipped=(*told, *clips.skipped))
 
 
 def load_subset(
@@ -117,10 +125,13 @@ def load_subset(
     parts = [load_words(folder, subset) for folder in words]
     if data:
         parts.append(load_clips(data, subset, download=download, limit=limit))
-    if not sum(map(len, parts)):
+    clips = join(parts)
+    if not len(clips) and clips.skipped:
+        raise AudioError(f"none of the {subset} clips can be used; the first: {clips.skipped[0]}")
+    if not len(clips):
         where = ", ".join(map(str, words))
         raise AudioError(f"{where}: no {subset} clips; record more, or write validation_list.txt and testing_list.txt")
-    return join(parts)
+    return clips
 
 
 def join(parts: Sequence[Clips]) -> Clips:
@@ -137,13 +148,24 @@ def join(parts: Sequence[Clips]) -> Clips:
 
 
 def _recordings(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All under a folder, through links as well, but none twice."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place) / name for name in names)
 
 
 def _speaker(path: Path, folder: Path) -> str:
-    if len(path.relative_to(folder).parts) > 2:
-        return path.parent.name
-    return path.stem.partition("_nohash_")[0]
+    between = path.relative_to(folder).parts[1:-1]  # the word's folder and the file
+    return between[0] if between else path.stem.partition("_nohash_")[0]
 
 
 def _listed(folder: Path) -> dict[str, set[str]] | None:
@@ -151,19 +173,27 @@ def _listed(folder: Path) -> dict[str, set[str]] | None:
     lists = {subset: folder / f"{subset}_list.txt" for subset in ("validation", "testing")}
     if not any(path.exists() for path in lists.values()):
         return None
-    return {
-        subset: set(path.read_text(encoding="utf-8").split("\n")) if path.exists() else set()
-        for subset, path in lists.items()
-    }
+    return {subset: set(_lines(path)) if path.exists() else set() for subset, path in lists.items()}
+
+
+def _lines(listing: Path) -> list[str]:
+    """Raises AudioError if it cannot be read as UTF-8."""
+    try:
+        return listing.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise AudioError(f"{listing}: {error.strerror}", exit_code=IO) from None
+    except UnicodeDecodeError:
+        raise AudioError(f"{listing}: is not UTF-8; save it as UTF-8") from None
 
 
 def _subset_of(path: Path, key: str, folder: Path, listed: dict[str, set[str]] | None) -> str:
     if listed is not None:
         name = path.relative_to(folder).as_posix()
         return next((subset for subset, names in listed.items() if name in names), "training")
-    # Warden 2018: what has the same key stays in one subset, however much is added later.
-    share = int(hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest(), 16) % 1000
-    return "validation" if share < 100 else "testing" if share < 200 else "training"
+    # Warden 2018: what has the same key stays in one subset, however much is added later. Reckoned as there, so that
+    # somebody who is in Speech Commands as well is in the same subset of both.
+    share = int(hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest(), 16) % SHARES / (SHARES - 1)
+    return "validation" if share < 0.1 else "testing" if share < 0.2 else "training"
 
 
 def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str, *, cut_up: bool) -> Clips:
@@ -208,11 +238,12 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
 
 
 def _fingerprint(paths: Iterator[Path]) -> str:
-    """A name for exactly these files as they are now: path, size and time of change."""
-    digest = hashlib.sha256(b"clips 5")
+    """A name for exactly these files as they are now: path, size, and times at which they or who may read them were
+    changed."""
+    digest = hashlib.sha256(b"clips 6")
     for path in paths:
         status = path.stat() if path.exists() else None
-        digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
+        digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -255,10 +286,8 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
                 skipped.append(failure)
             else:
                 kept.append(row)
-    if not kept:
-        raise AudioError(f"none of {len(listing)} clips can be read; the first: {skipped[0]}")
-    spans = np.array([word_span(samples[row].astype(np.float32)) for row in kept], np.int32)
-    words, speakers, paths = (np.array([str(listing[row][field]) for row in kept]) for field in (1, 2, 0))
+    spans = np.array([word_span(samples[row].astype(np.float32)) for row in kept], np.int32).reshape(-1, 2)
+    words, speakers, paths = (np.array([str(listing[row][field]) for row in kept], str) for field in (1, 2, 0))
     unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -304,16 +333,34 @@ def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, NDArray
 
 
 def part_talk(pieces: dict[Path, NDArray[np.int16]], held_out: float) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Talk to train on and talk to validate on, end to end, each (samples,): of every folder's recordings, in the
-    order of their names, that share at the end is held out, so that speakers are hardly in both."""
-    folders: dict[Path, list[NDArray[np.int16]]] = {}
-    for path, samples in pieces.items():
-        folders.setdefault(path.parent, []).append(samples)
-    talks = [np.concatenate(samples) for samples in folders.values()]
-    ends = [round(talk.size * (1.0 - held_out)) for talk in talks]
-    to_train = [talk[:end] for talk, end in zip(talks, ends, strict=True)]
-    to_validate = [talk[end:] for talk, end in zip(talks, ends, strict=True)]
+    """Talk to train on and talk to validate on, end to end, each (samples,): that share is held out. Where there are
+    many folders side by side, each is taken for a speaker's, and the last of them are held out; elsewhere what comes
+    last of each folder's recordings, in the order of their names, so that speakers are hardly in both."""
+    parts = list(_part(pieces, 0, held_out))
+    to_train, to_validate = zip(*parts, strict=True)
     return np.concatenate(to_train), np.concatenate(to_validate)
+
+
+def _part(
+    pieces: dict[Path, NDArray[np.int16]], depth: int, held_out: float
+) -> Iterator[tuple[NDArray[np.int16], NDArray[np.int16]]]:
+    """What is under one folder, whose path has so many parts."""
+    below: dict[str, dict[Path, NDArray[np.int16]]] = {}  # by the folder in it; "": lies in it itself
+    for path, samples in pieces.items():
+        folders = path.parent.parts[depth:]
+        below.setdefault(folders[0] if folders else "", {})[path] = samples
+    here = below.pop("", {})
+    kept = sorted(below)[: round(len(below) * (1.0 - held_out))]
+    if len(below) >= MANY:
+        theirs = [np.concatenate(list(recordings.values())) for _, recordings in sorted(below.items())]
+        yield np.concatenate(theirs[: len(kept)]), np.concatenate(theirs[len(kept) :])
+    else:
+        for recordings in below.values():
+            yield from _part(recordings, depth + 1, held_out)
+    if here:
+        talk = np.concatenate(list(here.values()))
+        end = round(talk.size * (1.0 - held_out))
+        yield talk[:end], talk[end:]
 
 
 @dataclass(frozen=True)
@@ -336,14 +383,18 @@ class Noise:
 
 
 def _background(root: Path) -> Path | None:
-    background = root / "SpeechCommands/speech_commands_v0.02/_background_noise_"
+    background = root / "SpeechCommands/speech_commands_v0.02" / BACKGROUND
     return background if background.exists() else None
 
 
 def transcribed_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, Counter[str]], int]:
     """The recordings under a folder, each with how often which of the labels is spoken in it, and how many were left
-    out because nobody wrote down what is. In a folder without any transcript nothing is known to be spoken."""
+    out because nobody wrote down what is. In a folder without any transcript nothing is known to be spoken.
+
+    Raises AudioError if there are no recordings, or what is written down cannot be understood."""
     paths = _recordings(folder.resolve())
+    if not paths:
+        raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
     spoken = transcripts(folder)
     spoken |= {p: " ".join(word.keyword for word in read_truth(p)) for p in paths if truth_beside(p).exists()}
     kept = {path: spoken_keywords(spoken.get(path, ""), labels) for path in paths if path in spoken or not spoken}
@@ -352,13 +403,13 @@ def transcribed_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, 
 
 def transcripts(folder: Path) -> dict[Path, str]:
     """What is spoken in the recordings under a folder, as far as a `transcripts.tsv` (path, text) in it, under it or
-    the nearest above it says."""
+    the nearest above it says. Raises AudioError if one cannot be read as UTF-8."""
     folder = folder.resolve()
     listings = [parent / "transcripts.tsv" for parent in folder.parents]
     above = [listing for listing in listings if listing.exists()][:1]
     spoken = {}
-    for listing in (*above, *folder.rglob("transcripts.tsv")):
-        for line in listing.read_text(encoding="utf-8").splitlines():
+    for listing in (*above, *(path for path in _files(folder) if path.name == "transcripts.tsv")):
+        for line in _lines(listing):
             path, _, text = line.partition("\t")
             if (listing.parent / path).is_relative_to(folder):
                 spoken[listing.parent / path] = text

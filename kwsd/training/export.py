@@ -44,6 +44,8 @@ def export_checkpoint(
 ) -> ArtefactInfo:
     """`kwsd export` as the command line has it. `data` and `words` give the clips to compare on and the accuracy to
     store; without them the recording that kwsd comes with is compared on, and no figure is stored."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ConfigError(f"{out}: is the checkpoint itself; name another file with -o", exit_code=USAGE)
     checkpoint = _checkpoint(source, labels)
     recommended = checkpoint.recipe.get("thresholds", {}) | parse_thresholds(thresholds, checkpoint.labels)
     if data is None and not words:

@@ -1,5 +1,6 @@
 """Which labels a model learns, and which of them a spoken word belongs to."""
 
+import unicodedata
 from collections import Counter
 
 from kwsd.artefact import SILENCE, UNKNOWN
@@ -44,8 +45,18 @@ def parse_labels(text: str) -> tuple[str, ...]:
 
 
 def spoken_keywords(transcript: str, labels: tuple[str, ...]) -> Counter[str]:
-    """How often each of the labels, or a word that sounds like it, is spoken in a transcript."""
-    letters = "".join(c if c.isalpha() or c == "'" else " " for c in transcript.lower())
-    words = (word.strip("'") for word in letters.split())
-    spoken = (HOMOPHONES.get(word, word) for word in words)
-    return Counter(word for word in spoken if word in labels)
+    """How often each of the labels, which may be several words, or what sounds like it, is spoken in a transcript."""
+    wanted = {words: label for label in labels if not label.startswith("_") and (words := _words(label))}
+    heard = [HOMOPHONES.get(word, word) if (word,) not in wanted else word for word in _words(transcript)]
+    spoken: Counter[str] = Counter()
+    for length in {len(words) for words in wanted}:
+        runs = (tuple(heard[start : start + length]) for start in range(len(heard) - length + 1))
+        spoken.update(wanted[run] for run in runs if run in wanted)
+    return spoken
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """In whatever script, however it is composed and written: of `Hey_Marvin` *hey* and *marvin*."""
+    composed = unicodedata.normalize("NFC", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")).casefold()
+    letters = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" or c == "'" else " " for c in composed)
+    return tuple(word for part in letters.split() if (word := part.strip("'")))

@@ -3,6 +3,8 @@
 import base64
 import html
 import io
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from kwsd.training.streaming import Outcome, StreamEvaluation
 WORD_COLUMNS = (
     "word", "threshold", "missed", "95 % interval", "words", "heard instead", "false between words", "false on talk",
 )  # fmt: skip
+CURVE_KEYS = ("frr", "fa_per_hour", "frr_no_isolation", "fa_per_hour_no_isolation")
 CURVE_COLUMNS = ("threshold", "missed, %", "false per hour", "without isolation: missed, %", "false per hour")
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
@@ -32,9 +35,15 @@ def table(evaluation: StreamEvaluation) -> str:
         f"{'threshold':>9s} {'FRR':>7s} {'FA/h':>7s}   without isolation: {'FRR':>7s} {'FA/h':>7s}",
     ]
     for threshold, with_rule, without in evaluation.curve:
-        figures = [f"{100 * frr:6.1f}% {rate:7.2f}" for frr, rate in (with_rule, without)]
+        figures = [f"{_or_dash(frr, '6.1%')} {_or_dash(rate, '7.2f')}" for frr, rate in (with_rule, without)]
         lines += [f"{threshold:9.3f} {figures[0]}   {'':18s} {figures[1]}"]
     return "\n".join(lines)
+
+
+def _or_dash(figure: float, form: str) -> str:
+    """A figure, or a dash of the same width where there was nothing to take it over."""
+    text = f"{figure:{form}}"
+    return "–".rjust(len(text)) if math.isnan(figure) else text
 
 
 def _summary(evaluation: StreamEvaluation) -> str:
@@ -59,13 +68,13 @@ def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
     words, talk = evaluation.at()
     keywords = list(dict.fromkeys(words.said))
     return {
-        "thresholds": dict(zip(evaluation.rules.keywords, evaluation.rules.threshold.tolist(), strict=True)),
+        "thresholds": evaluation.rules.thresholds,
         "words": words.as_dict(),
         "per_word": {k: {"missed": words.missed(k).right, "of": words.missed(k).of} for k in keywords},
         "talk": talk.as_dict() | {"left_out": evaluation.left_out},
         "curve": [
-            {"threshold": t, "frr": a, "fa_per_hour": b, "frr_no_isolation": c, "fa_per_hour_no_isolation": d}
-            for t, (a, b), (c, d) in evaluation.curve
+            {"threshold": t} | dict(zip(CURVE_KEYS, (None if math.isnan(x) else x for x in (*a, *b)), strict=True))
+            for t, a, b in evaluation.curve
         ],
     }
 
@@ -106,7 +115,8 @@ def _word_rows(evaluation: StreamEvaluation) -> Iterator[list[str]]:
 
 def _curve_rows(evaluation: StreamEvaluation) -> Iterator[list[str]]:
     for threshold, *pairs in evaluation.curve:
-        yield [f"{threshold:.3g}", *(text for frr, rate in pairs for text in (f"{100 * frr:.1f}", f"{rate:.2f}"))]
+        figures = [(_or_dash(100 * frr, ".1f"), _or_dash(rate, ".2f")) for frr, rate in pairs]
+        yield [f"{threshold:.3g}", *itertools.chain(*figures)]
 
 
 def _html_table(head: Sequence[str], rows: Iterable[list[str]]) -> str:

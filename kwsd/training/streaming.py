@@ -174,19 +174,32 @@ def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
         heard[detection.stream].append(detection)
     forgiven = material.forgiven or [Counter() for _ in material.traces]
     for words, detections, unplaced in zip(material.words, heard, forgiven, strict=True):
-        left = list(detections)
-        for word in (word for word in words if word.keyword in rules.keywords):
-            near = [d for d in left if word.start_s <= d.end / SAMPLE_RATE <= word.end_s + HIT_S]
-            mine = next((d for d in near if d.keyword == word.keyword), None)
-            other = next((d.keyword for d in near if d.keyword != word.keyword), None)
+        known = [word for word in words if word.keyword in rules.keywords]
+        hits, left = _match(known, detections)
+        for word, mine in zip(known, hits, strict=True):
             said.append(word.keyword)
             hit.append(mine is not None)
-            mistaken.append(other if mine is None else None)
+            mistaken.append(next((d.keyword for d in left if _is_near(word, d)), None) if mine is None else None)
             if mine is not None:
-                left.remove(mine)
                 latencies.append(mine.end / SAMPLE_RATE - word.end_s)
         false += (Counter(d.keyword for d in left) - unplaced).elements()
     return Outcome(tuple(said), tuple(hit), tuple(mistaken), tuple(latencies), tuple(false), material.hours)
+
+
+def _match(words: Sequence[Word], detections: Sequence[Detection]) -> tuple[list[Detection | None], list[Detection]]:
+    """Which detection is the hit of each word, and those that are none's. The last word has the first choice, and takes
+    the last: as many are matched as can be, and each with the word it came behind."""
+    left, hits = list(detections), list[Detection | None]()
+    for word in reversed(words):
+        mine = next((d for d in reversed(left) if d.keyword == word.keyword and _is_near(word, d)), None)
+        hits.append(mine)
+        if mine is not None:
+            left.remove(mine)
+    return hits[::-1], left
+
+
+def _is_near(word: Word, detection: Detection) -> bool:
+    return word.start_s <= detection.end / SAMPLE_RATE <= word.end_s + HIT_S
 
 
 def decide(traces: Sequence[Trace], rules: Rules, labels: tuple[str, ...]) -> Iterator[Detection]:
@@ -227,8 +240,9 @@ def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, flo
 
     A keyword's hits and false accepts do not depend on the others' thresholds, so each is looked at by itself, and
     what the budget allows is shared out where it saves most. To be on the safe side a threshold has the false accepts
-    of the next lower one. Keywords of which few words were said get the threshold that suits all; and where there is
-    too little talk for the budget to allow even one false accept, none gets a lower one.
+    of the next lower one. Keywords of which few words were said get the threshold that suits all, or the next one that
+    is within the budget; and where there is too little talk for that to allow even one false accept, none gets a lower
+    one.
     """
     allowed = math.floor(budget * evaluation.talk.hours) if evaluation.talk.hours else 0
     said = Counter(evaluation.at()[0].said)
@@ -240,7 +254,7 @@ def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, flo
     for keyword in evaluation.rules.keywords:
         choices = _choices(evaluation, keyword)
         if said[keyword] < FEW_WORDS:
-            choices = [choice for choice in choices if choice[2] == for_all]
+            choices = [(false, int(1000 * at), at) for false, _, at in choices if at >= for_all]
         elif not allowed:
             choices = [choice for choice in choices if choice[2] >= for_all]
         longer: dict[int, tuple[int, dict[str, float]]] = {}
@@ -250,7 +264,8 @@ def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, flo
                 if total <= allowed and (total not in longer or plan[0] <= longer[total][0]):
                     longer[total] = plan
         plans = longer
-    return min(plans.values(), key=lambda plan: plan[0], default=(0, {}))[1]
+    safe = min(plans.values(), key=lambda plan: plan[0], default=None)
+    return safe[1] if safe else dict.fromkeys(evaluation.rules.keywords, lowest)
 
 
 def _choices(evaluation: StreamEvaluation, keyword: str) -> list[tuple[int, int, float]]:

@@ -46,7 +46,9 @@ def load_teacher(path: Path, labels: tuple[str, ...], device: torch.device) -> T
 
     else:
         _check(path, theirs, labels)
+        threads = torch.get_num_threads()
         spotter = load_spotter(path, "cpu")
+        torch.set_num_threads(threads)  # a daemon wants one, and so do engines; who trains wants all
 
         def score(windows: Tensor) -> Tensor:
             return torch.from_numpy(spotter.score(windows.cpu().numpy())).to(device)

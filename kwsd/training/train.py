@@ -20,7 +20,7 @@ from kwsd.audio_format import SAMPLE_RATE
 from kwsd.device import choose_device
 from kwsd.errors import USAGE, AudioError, ConfigError, ModelError
 from kwsd.networks import NETWORKS
-from kwsd.training.batches import AugmentedBatches, PlainBatches, targets_of
+from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import architecture, begin_with
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint
 from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, part_talk
@@ -31,7 +31,7 @@ from kwsd.training.processes import ProcessGroup, join_process_group, shared
 from kwsd.training.recipe import RECIPES, Recipe, read_recipe
 from kwsd.training.run import Run, learning_rate, moving_average, train_epoch
 from kwsd.training.teacher import load_teachers
-from kwsd.training.validation import hold_out
+from kwsd.training.validation import hold_out, labelled_windows
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -115,7 +115,8 @@ def _nothing(_: str) -> None:
 def _epochs(run: Run, plan: Plan) -> Checkpoint:
     """Those that are left to do."""
     leads, out = run.group.leads, plan.out
-    history = History(out.with_suffix(".csv"), run.epoch, plan.options.tensorboard) if leads else None
+    beside = out.name.removesuffix(".ckpt")  # and no more: of `exp1.1` and `exp1.2` each has its own
+    history = History(out.with_name(f"{beside}.csv"), run.epoch, plan.options.tensorboard) if leads else None
     saved = run.epoch > 0
     try:
         while run.epoch < run.recipe.epochs:
@@ -131,7 +132,7 @@ def _epochs(run: Run, plan: Plan) -> Checkpoint:
         raise
     if history:
         history.close()
-        history.draw(out.with_suffix(".png"))
+        history.draw(out.with_name(f"{beside}.png"))
     return _checkpoint(run, plan)
 
 
@@ -219,6 +220,12 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     _check_labels(clips, labels, plan.say)
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
+    in_both = set(clips.speakers) & set(validation.speakers)
+    if in_both and len(set(clips.speakers)) > 1:
+        plan.say(
+            f"{len(in_both)} of {len(set(validation.speakers))} speakers who are validated on are trained on as well: "
+            "strangers will be understood worse than validation says"
+        )
     noise = Noise(options.data, options.noise)
     memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network = NETWORKS[plan.model](len(labels)).to(device, memory_format=memory)  # type: ignore[call-overload]
@@ -230,7 +237,10 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
             clips, labels, recipe.batch, options.seed, noise=noise.part("training"), talk=talk, device=device
         )
     else:
-        batches = PlainBatches(_known(clips, labels), labels, recipe.batch, options.seed)
+        if options.negatives:
+            plan.say(f"{plan.model} learns from clips alone: --negatives are not used")
+        windows, targets = labelled_windows(clips, labels, noise, "training")
+        batches = PlainBatches(windows.numpy(), targets.numpy(), recipe.batch, options.seed)
     if options.init:
         some = (windows.to(device) for windows, _ in islice(batches.epoch(0), SEEN))
         new = begin_with(options.init, network, plan.model, labels, some)
@@ -286,11 +296,6 @@ def _check_labels(clips: Clips, labels: tuple[str, ...], say: Callable[[str], No
         say(f"few training clips: {', '.join(few)}; {WANTED_CLIPS} of each, from ten people or more, are wanted")
     if len(set(clips.speakers)) == 1:
         say(f"all training clips are of one speaker ({clips.speakers[0]}); others will be understood poorly")
-
-
-def _known(clips: Clips, labels: tuple[str, ...]) -> Clips:
-    """The clips whose word is one of the labels."""
-    return clips.take(np.flatnonzero(targets_of(clips.words, labels) >= 0))
 
 
 def _load_negatives(

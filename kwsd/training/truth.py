@@ -44,7 +44,7 @@ def read_truth(recording: Path) -> list[Word]:
     """
     path = truth_beside(recording)
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (OSError, UnicodeDecodeError):
         raise AudioError(f"{recording}: which words are in it should stand in {path.name} beside it") from None

@@ -49,6 +49,7 @@ class HeldOut:
     spoken: Tensor  # keywords anywhere in the window, every other over noise
     spoken_targets: Tensor  # (spoken,)
     talk: Tensor | None  # in which no keyword should be heard
+    keywords: Tensor  # (keywords,) their labels
 
     def __len__(self) -> int:
         return sum(len(windows) for windows in (self.clips, self.spoken, self.talk) if windows is not None)
@@ -60,8 +61,8 @@ class HeldOut:
             return Validated(accuracy, None)
         log_probs = torch.cat(list(predictions(network, self.spoken, device)))  # (spoken, labels)
         wanted = log_probs.gather(1, self.spoken_targets[:, None])[:, 0]  # (spoken,)
-        keywords = torch.unique(self.spoken_targets)
-        false = torch.cat([batch[:, keywords].amax(1) for batch in predictions(network, self.talk, device)])  # (talk,)
+        heard = [batch[:, self.keywords].amax(1) for batch in predictions(network, self.talk, device)]
+        false = torch.cat(heard)  # (talk,)
         false = false.sort(descending=True).values
         bars = [false[math.ceil(share * len(false)) - 1] for share in FALSE_SHARES]
         return Validated(accuracy, sum(float((wanted > bar).float().mean()) for bar in bars) / len(bars))
@@ -70,10 +71,11 @@ class HeldOut:
 def hold_out(clips: Clips, labels: tuple[str, ...], noise: Noise, talk: NDArray[np.int16] | None) -> HeldOut:
     """What to validate on. Raises AudioError if none of the clips is one of the labels."""
     windows, targets = labelled_windows(clips, labels, noise, "validation")
-    rows = clips.said_whole([label for label in labels if not label.startswith("_")])
+    keywords = [label for label in labels if not label.startswith("_")]
+    rows, columns = clips.said_whole(keywords), torch.from_numpy(targets_of(tuple(keywords), labels))
     if talk is None or not rows.size:
         nothing = torch.zeros(0, WINDOW, dtype=torch.int16)
-        return HeldOut(windows, targets, nothing, torch.zeros(0, dtype=torch.int64), None)
+        return HeldOut(windows, targets, nothing, torch.zeros(0, dtype=torch.int64), None, columns)
     rng = np.random.default_rng(0)
     spoken = place(clips, rows, np.zeros(rows.size), rng)  # (rows, 16000)
     background = crops(noise.part("validation"), rows.size, rng)
@@ -87,6 +89,7 @@ def hold_out(clips: Clips, labels: tuple[str, ...], noise: Noise, talk: NDArray[
         torch.from_numpy(to_int16(spoken.numpy())),
         torch.from_numpy(targets_of(tuple(clips.words[row] for row in rows), labels)),
         torch.from_numpy(pieces.copy()),
+        columns,
     )
 
 
