@@ -306,6 +306,10 @@ def _add_eval(commands: "Commands") -> None:
         "--negatives", type=Path, action="append", default=[], metavar="DIR",
         help="with --stream: talk; keywords in its transcripts.tsv are forgiven, what has no transcript is left out",
     )  # fmt: skip
+    parser.add_argument(
+        "--continuous", action="store_true",
+        help="with --negatives: the recordings of a folder end to end, as a radio talks; else each after a silence",
+    )  # fmt: skip
     parser.add_argument("--config", type=Path, metavar="FILE", help="with --stream: its rules (default: kwsd's own)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="with --stream: override a setting"
@@ -670,7 +674,9 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
         raise ConfigError("--budget: false accepts on which talk? name it with --negatives", exit_code=USAGE)
     config = load_config(options.config, _settings(options))
     spotter = load_spotter(config.model_path, config.device, config.model_sha256)
-    evaluation = streaming.evaluate_stream(config, spotter, options.stream, options.negatives)
+    evaluation = streaming.evaluate_stream(
+        config, spotter, options.stream, options.negatives, continuous=options.continuous
+    )
     show((json.dumps(report.as_dict(evaluation)) if options.json else report.table(evaluation)) + "\n")
     if options.budget is not None:
         say(_within(options.budget, streaming.thresholds_for(evaluation, options.budget)))

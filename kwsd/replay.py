@@ -12,7 +12,7 @@ from kwsd.event import Overrun, Verdict
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
 from kwsd.ring import Indices
-from kwsd.source import AudioFile
+from kwsd.source import AudioFile, Recordings
 from kwsd.spotter import Scores, Spotter
 
 
@@ -21,7 +21,7 @@ def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = N
 
     Raises AudioError if the file cannot be read; where it breaks off, after the events of what there was.
     """
-    for pipeline in _fed(config, spotter, path, channel):
+    for pipeline in _fed(config, spotter, AudioFile(path, channel, realtime=False)):
         progress = pipeline.advance()
         yield from progress.overruns
         yield from progress.heard
@@ -29,17 +29,19 @@ def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = N
 
 @dataclass(frozen=True)
 class Trace:
-    """What a model says of a whole recording, before anything is decided."""
+    """What a model says of a whole recording, or several as one, before anything is decided."""
 
     ends: Indices  # (windows,) sample index one past each window's last
     posteriors: Scores  # (windows, labels)
     samples: int  # of the recording, at 16 kHz
 
 
-def trace(config: Config, spotter: Spotter, path: Path, channel: int | None = None) -> Trace:
-    """The posteriors `replay` would decide by. Raises AudioError if the file cannot be read to its end."""
+def trace(config: Config, spotter: Spotter, *paths: Path) -> Trace:
+    """The posteriors `replay` would decide by; several recordings follow each other without a break. Raises AudioError
+    if one cannot be read to its end."""
+    source = AudioFile(paths[0], None, realtime=False) if len(paths) == 1 else Recordings(paths)
     scored = []
-    for pipeline in _fed(config, spotter, path, channel):
+    for pipeline in _fed(config, spotter, source):
         scored.append(pipeline.score())
     scored = [batch for batch in scored if len(batch)]
     if not scored:
@@ -48,12 +50,11 @@ def trace(config: Config, spotter: Spotter, path: Path, channel: int | None = No
     return Trace(np.concatenate([s.ends for s in scored]), np.concatenate([s.posteriors for s in scored]), samples)
 
 
-def _fed(config: Config, spotter: Spotter, path: Path, channel: int | None) -> Iterator[Pipeline]:
-    """A pipeline on one recording, again and again whenever there is something for it to take."""
-    source = AudioFile(path, channel, realtime=False)
+def _fed(config: Config, spotter: Spotter, source: AudioFile | Recordings) -> Iterator[Pipeline]:
+    """A pipeline on one source, again and again whenever there is something for it to take."""
     ring = make_ring(config, 1)
     inlet = Inlet(ring, 0, source.rate, source.channels, source.channel)
-    pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo(path.name, source.live, source.lead_in)])
+    pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo(source.name, source.live, source.lead_in)])
     at_once = min(config.window.max_batch * config.window.hop_ms / 1000, inlet.room / 2)  # seconds
     for block in source.delivered():
         inlet.write(block)

@@ -9,7 +9,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -162,7 +162,7 @@ class AudioFile(_Reader):
 
         self._recording = open_recording(path)
         super().__init__(self._recording.samplerate, self._recording.channels, realtime=realtime)
-        self._path = path
+        self._path, self.name = path, path.name
         self.channel = channel
         if channel is not None and channel >= self._recording.channels:
             raise AudioError(
@@ -184,6 +184,27 @@ class AudioFile(_Reader):
             raise AudioError(
                 f"{self._path}: is cut short after {read / self.rate:.2f} s; all there is was listened to", exit_code=IO
             )
+
+
+class Recordings(_Reader):
+    """Audio files one after the other without a break, mixed to mono, at 16 kHz."""
+
+    lead_in = True
+    channel = None
+    name = "recordings"
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(SAMPLE_RATE, 1, realtime=False)
+        self._paths = paths
+
+    def blocks(self) -> Iterator[Frames]:
+        """The files' frames. Raises AudioError where one cannot be read to its end."""
+        from kwsd.recording import read_recording
+
+        size = round(BLOCK_S * self.rate)
+        for path in self._paths:
+            recording = read_recording(path)[:, None]
+            yield from (recording[start : start + size] for start in range(0, len(recording), size))
 
 
 class RawPcm(_Reader):

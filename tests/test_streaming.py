@@ -19,9 +19,11 @@ from kwsd.recording import DEMO
 from kwsd.replay import Trace, replay, trace
 from kwsd.training.report import table, write
 from kwsd.training.streaming import (
+    EVERYTHING,
     THRESHOLDS,
     Material,
     StreamEvaluation,
+    Stretch,
     decide,
     evaluate_stream,
     judge,
@@ -213,13 +215,50 @@ def test_talk_without_transcript_is_left_out(config, spotter, tmp_path):
     (tmp_path / "transcripts.tsv").write_text("a.wav\tNOT A WORD OF IT\nb.wav\tGO AWAY\n")
     evaluation = evaluate_stream(config, spotter, [], [tmp_path])
     assert (len(evaluation.talk.traces), evaluation.left_out) == (2, 1)
-    assert evaluation.talk.forgiven == [{}, {"go": 1}]
+    assert [[stretch.spoken for stretch in stretches] for stretches in evaluation.talk.forgiven] == [[{}], [{"go": 1}]]
+
+
+def test_talk_end_to_end_is_one_recording_for_each_folder_with_what_is_spoken_in_each_part(config, spotter, tmp_path):
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        for i, seconds in enumerate((1.5, 2.0, 1.0)):
+            soundfile.write(tmp_path / f"{folder}/{i}.wav", np.zeros(int(seconds * 8_000)), 8_000)
+    (tmp_path / "one/transcripts.tsv").write_text("0.wav\tGO ON\n1.wav\tNOTHING\n2.wav\tSTOP\n")
+    (tmp_path / "other/transcripts.tsv").write_text("0.wav\tAS WELL\n2.wav\tNEVER\n")
+    talk = evaluate_stream(config, spotter, [], [tmp_path], continuous=True).talk
+    assert [trace.samples for trace in talk.traces] == [72_000, 40_000]
+    assert [(stretch.end, dict(stretch.spoken)) for stretch in talk.forgiven[0]] == [
+        (24_000, {"go": 1, "on": 1}), (56_000, {}), (72_000, {"stop": 1}),
+    ]  # fmt: skip
+
+
+def test_end_to_end_a_keyword_is_forgiven_in_the_part_in_which_it_is_spoken(rules):
+    labels = (*rules.keywords, "_unknown_", "_silence_")
+    heard = a_trace(("go", 4.0), ("go", 8.0), ("stop", 20.0), labels=labels, seconds=21.0)
+    parts = [Stretch(6 * 16_000, Counter(go=1)), Stretch(12 * 16_000, Counter()), Stretch(19 * 16_000, Counter(stop=1))]
+    assert judge(Material([heard], [[]], [parts]), rules, labels).false_accepts == ("go",)
+
+
+def test_the_command_takes_talk_end_to_end(kwsd, config, tmp_path):
+    demo, rate = soundfile.read(DEMO)
+    with DEMO.with_suffix(".tsv").open() as lines:
+        start, end, keyword = next(line.split("\t") for line in lines if line[0].isdigit())
+    said = demo[int(float(start) * rate) : int(float(end) * rate)]
+    said = np.concatenate([np.zeros(1600), said, np.zeros(12_000)])
+    (tmp_path / "talk").mkdir()
+    for i in range(2):
+        soundfile.write(tmp_path / f"talk/{i}.wav", said, rate)
+    asked = ("eval", "--model", str(config.model_path), "--stream", "--negatives", str(tmp_path / "talk"), "--json")
+    alone, joined = (json.loads(kwsd(*asked, *more).out)["talk"] for more in ((), ("--continuous",)))
+    assert alone["continuous"] is False and joined["continuous"] is True
+    assert alone["hours"] == joined["hours"] > 0
+    assert alone["false_accepts"] == joined["false_accepts"] == 2, keyword
 
 
 def test_a_keyword_that_is_spoken_in_talk_is_forgiven_as_often_as_it_is_and_no_other(rules):
     labels = (*rules.keywords, "_unknown_", "_silence_")
     heard = a_trace(("go", 4.0), ("go", 8.0), ("no", 12.0), labels=labels)
-    talk = Material([heard], [[]], [Counter(go=1, stop=3)])
+    talk = Material([heard], [[]], [[Stretch(EVERYTHING, Counter(go=1, stop=3))]])
     assert judge(talk, rules, labels).false_accepts == ("go", "no")
 
 

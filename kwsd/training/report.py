@@ -59,7 +59,10 @@ def _summary(evaluation: StreamEvaluation) -> str:
             p50, p95 = np.percentile(words.latencies_s, (50, 95))
             lines += [f"{'end of word → detection':24s} p50 {p50:.2f} s  p95 {p95:.2f} s of audio"]
     if talk.hours:
-        lines += [f"{'false on talk (FA/h)':24s} {_per_hour(talk)}, {evaluation.left_out} not transcribed left out"]
+        how = " end to end" if evaluation.continuous else ""
+        lines += [
+            f"{'false on talk (FA/h)':24s} {_per_hour(talk)}{how}, {evaluation.left_out} not transcribed left out"
+        ]
     return "\n".join(lines)
 
 
@@ -71,7 +74,7 @@ def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
         "thresholds": evaluation.rules.thresholds,
         "words": words.as_dict(),
         "per_word": {k: {"missed": words.missed(k).right, "of": words.missed(k).of} for k in keywords},
-        "talk": talk.as_dict() | {"left_out": evaluation.left_out},
+        "talk": talk.as_dict() | {"left_out": evaluation.left_out, "continuous": evaluation.continuous},
         "curve": [
             {"threshold": t} | dict(zip(CURVE_KEYS, (None if math.isnan(x) else x for x in (*a, *b)), strict=True))
             for t, a, b in evaluation.curve

@@ -3,12 +3,15 @@
 Long recordings go through the shipped ring, windows, spotter and debouncer. A detection between a word's start and
 0.75 s after its end is a hit of that word, one at most; any other detection is a false accept. Where only a transcript
 is known, the keywords in it are forgiven anywhere in the recording, once for every time they are spoken.
+
+Recordings of talk are heard each on its own, so that each begins after a silence, as somebody does who was asked; or
+end to end, as a radio talks.
 """
 
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +20,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from kwsd.audio_format import SAMPLE_RATE
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.config import Config
 from kwsd.debouncer import Debouncer, Detection, Rules
 from kwsd.errors import AudioError
 from kwsd.pipeline import NO_LIMIT, make_rules
-from kwsd.recording import open_recording
+from kwsd.recording import open_recording, read_recording
 from kwsd.replay import Trace, trace
 from kwsd.spotter import Spotter
 from kwsd.training.dataset import transcribed_talk
@@ -81,12 +84,23 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A part of what is heard in which keywords are said nobody knows where."""
+
+    end: int  # sample index one past its last
+    spoken: Counter[str]  # how often which
+
+
+EVERYTHING = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
 class Material:
     """Traces of recordings, the words that are said in each, and those that are said nobody knows where."""
 
     traces: Sequence[Trace]
     words: Sequence[Sequence[Word]]
-    forgiven: Sequence[Counter[str]] | None = None  # how often which; None: never
+    forgiven: Sequence[Sequence[Stretch]] | None = None  # of each trace, one after the other; None: nothing is
 
     @property
     def hours(self) -> float:
@@ -102,6 +116,7 @@ class StreamEvaluation:
     words: Material
     talk: Material
     left_out: int  # recordings of talk nobody transcribed
+    continuous: bool = False  # whether those of a folder are heard end to end
 
     def at(self, threshold: float | None = None, isolated: bool = True) -> tuple[Outcome, Outcome]:
         """What came of the words and of the talk; with the model's own thresholds, or the same for all."""
@@ -134,9 +149,10 @@ class StreamEvaluation:
 
 
 def evaluate_stream(
-    config: Config, spotter: Spotter, recordings: Sequence[Path], negatives: Sequence[Path]
+    config: Config, spotter: Spotter, recordings: Sequence[Path], negatives: Sequence[Path], *, continuous: bool = False
 ) -> StreamEvaluation:
-    """Run recordings with a .tsv of their words, and folders of talk, through the daemon's pipeline.
+    """Run recordings with a .tsv of their words, and folders of talk, through the daemon's pipeline. `continuous` has
+    the recordings of a folder follow each other without a break.
 
     Raises AudioError if one cannot be read, or there is nothing to measure.
     """
@@ -153,16 +169,33 @@ def evaluate_stream(
     if not recordings and not talk:
         raise AudioError("nothing to measure: name recordings of words, or folders of talk with --negatives")
 
-    def traces(paths: Sequence[Path], what: str) -> list[Trace]:
-        return [trace(config, spotter, p) for p in tqdm(paths, desc=what, unit="file", leave=False, disable=None)]
+    def traces(groups: Sequence[Sequence[Path]], what: str) -> list[Trace]:
+        return [trace(config, spotter, *g) for g in tqdm(groups, desc=what, unit="file", leave=False, disable=None)]
 
+    groups = _by_folder(talk) if continuous else [[path] for path in talk]
     return StreamEvaluation(
         rules=rules,
         labels=spotter.info.labels,
-        words=Material(traces(recordings, "words"), truths),
-        talk=Material(traces(list(talk), "talk"), [[] for _ in talk], list(talk.values())),
+        words=Material(traces([[path] for path in recordings], "words"), truths),
+        talk=Material(traces(groups, "talk"), [[] for _ in groups], [_stretches(group, talk) for group in groups]),
         left_out=left_out,
+        continuous=continuous,
     )
+
+
+def _by_folder(paths: Iterable[Path]) -> list[list[Path]]:
+    folders: dict[Path, list[Path]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path)
+    return list(folders.values())
+
+
+def _stretches(group: Sequence[Path], talk: Mapping[Path, Counter[str]]) -> list[Stretch]:
+    """What is spoken in each of the recordings that are heard end to end."""
+    if len(group) == 1:
+        return [Stretch(EVERYTHING, talk[group[0]])]
+    ends = np.cumsum([read_recording(path).size for path in group])
+    return [Stretch(int(end), talk[path]) for end, path in zip(ends, group, strict=True)]
 
 
 def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
@@ -172,8 +205,8 @@ def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
     heard: list[list[Detection]] = [[] for _ in material.traces]
     for detection in decide(material.traces, rules, labels):
         heard[detection.stream].append(detection)
-    forgiven = material.forgiven or [Counter() for _ in material.traces]
-    for words, detections, unplaced in zip(material.words, heard, forgiven, strict=True):
+    forgiven = material.forgiven or [() for _ in material.traces]
+    for words, detections, stretches in zip(material.words, heard, forgiven, strict=True):
         known = [word for word in words if word.keyword in rules.keywords]
         hits, left = _match(known, detections)
         for word, mine in zip(known, hits, strict=True):
@@ -182,7 +215,7 @@ def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
             mistaken.append(next((d.keyword for d in left if _is_near(word, d)), None) if mine is None else None)
             if mine is not None:
                 latencies.append(mine.end / SAMPLE_RATE - word.end_s)
-        false += (Counter(d.keyword for d in left) - unplaced).elements()
+        false += _unforgiven(left, stretches)
     return Outcome(tuple(said), tuple(hit), tuple(mistaken), tuple(latencies), tuple(false), material.hours)
 
 
@@ -196,6 +229,16 @@ def _match(words: Sequence[Word], detections: Sequence[Detection]) -> tuple[list
         if mine is not None:
             left.remove(mine)
     return hits[::-1], left
+
+
+def _unforgiven(detections: Sequence[Detection], stretches: Sequence[Stretch]) -> Iterator[str]:
+    """The keywords that were heard oftener than they were spoken in the stretch they lie in."""
+    middles = np.array([d.end - WINDOW // 2 for d in detections])  # sample indices
+    where = np.searchsorted([stretch.end for stretch in stretches], middles, side="right")
+    where = where.clip(max=max(len(stretches) - 1, 0))  # the last word may be heard in the silence behind it
+    for i, stretch in enumerate(stretches or (Stretch(EVERYTHING, Counter()),)):
+        heard = Counter(d.keyword for d, at in zip(detections, where, strict=True) if at == i)
+        yield from (heard - stretch.spoken).elements()
 
 
 def _is_near(word: Word, detection: Detection) -> bool:
