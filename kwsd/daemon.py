@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from kwsd import __version__
+from kwsd.address import Address
 from kwsd.artefact import Artefact, ArtefactInfo, read_artefact
 from kwsd.aside import DaemonThreads
 from kwsd.config import Config, keywords_yaml
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
-from kwsd.door import check_place, try_door
+from kwsd.door import check_group, check_place, try_door
 from kwsd.engines import make_spotter
 from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, KwsdError
 from kwsd.event import (
@@ -162,7 +163,7 @@ class Daemon:
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
         self._hooks.adopt(hooks)
-        await self._open_endpoint(config)
+        await self._open_endpoint(config, _http_token(config))
         await self._open_wyoming(config)
         self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         self._listening = listening
@@ -210,8 +211,9 @@ class Daemon:
         log.info("events on %s", place)
         return {key: await self._open_socket(config, place)}
 
-    async def _open_endpoint(self, config: Config) -> None:
-        """Serve page and metrics where this config says; raises KwsdError, and serves none, if that cannot be."""
+    async def _open_endpoint(self, config: Config, token: str) -> None:
+        """Serve page and metrics where this config says, to who knows the token; raises KwsdError, and serves none, if
+        that cannot be."""
         before, self._endpoint = self._endpoint, None
         if before is not None:
             await before.close()
@@ -229,8 +231,8 @@ class Daemon:
                 self._obey,
                 self._see_who_watches,
             )
-            self._endpoint = await Endpoint.open(config.http_addresses, http.group, host, _http_token(config))
-            self._http_token = _http_token(config)
+            self._endpoint = await Endpoint.open(config.http_addresses, http.group, host, token)
+            self._http_token = token
             log.info("metrics and health on %s", ", ".join(self._endpoint.addresses))
 
     async def _open_wyoming(self, config: Config) -> None:
@@ -491,7 +493,9 @@ class Daemon:
         if self._said_goodbye:
             return
         self._said_goodbye = isinstance(event, Shutdown)
-        self._counters.note(event)
+        stream = getattr(event, "stream", None)
+        passing = stream is not None and self._listening is not None and self._listening.is_passing(stream)
+        self._counters.note(event, passing=passing)
         line = self._stamp.line(event)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
@@ -597,18 +601,18 @@ class Daemon:
         spotter = self._spotter
         if artefact.sha256 != self._artefact.sha256 or config.device != self._config.device:
             spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
-        before = self._config
+        before, http_token, http_token_before = self._config, _http_token(config), self._http_token
         sources = await self._look_ahead(config)
         try:
             await self._open_sinks(config)
-            if config.http != before.http or _http_token(config) != self._http_token:
-                await self._open_endpoint(config)
+            if config.http != before.http or http_token != http_token_before:
+                await self._open_endpoint(config, http_token)
             if config.wyoming != before.wyoming:
                 await self._open_wyoming(config)
             await self._relisten(config, spotter, sources, token)
         except KwsdError as refusal:
             _stop_all(sources)
-            await self._or_end(self._go_back(before, config), refusal)
+            await self._or_end(self._go_back(before, config, http_token_before), refusal)
             raise
         self._hooks.adopt(hooks)
         self._config, self._spotter, self._artefact = config, spotter, artefact
@@ -617,11 +621,11 @@ class Daemon:
             self._beat()
         self._see_who_watches()
 
-    async def _go_back(self, before: Config, config: Config) -> None:
-        """Sinks and endpoint as they were."""
+    async def _go_back(self, before: Config, config: Config, http_token: str) -> None:
+        """Sinks and endpoint as they were, with the secret of then, whatever its file says now."""
         await self._open_sinks(before)
-        if config.http != before.http:
-            await self._open_endpoint(before)
+        if config.http != before.http or http_token != self._http_token or self._endpoint is None:
+            await self._open_endpoint(before, http_token)
         if config.wyoming != before.wyoming:
             await self._open_wyoming(before)
 
@@ -639,9 +643,7 @@ class Daemon:
         old = self._running().config
         if _same_streams(config, old):
             return None
-        for address in config.addresses:
-            if address not in old.addresses:
-                try_door(address, "listen.on", config.listen.group)
+        self._try_doors(config.addresses, old.addresses, "listen.on", config.listen.group)
         return await self._in_thread(lambda: _sources_ahead(config), SOUND_S, _stop_all)
 
     def _make_hooks(self, config: Config, info: ArtefactInfo) -> list[Hook]:
@@ -659,12 +661,21 @@ class Daemon:
             from kwsd import wyoming
 
             wyoming.check_libraries(config.wyoming)
-        for address in config.http_addresses:
-            if address not in self._config.http_addresses:
-                try_door(address, "http.on", config.http.group)
-        for address in config.wyoming_addresses:
-            if address not in self._config.wyoming_addresses:
-                try_door(address, "wyoming.on", config.wyoming.group)
+        self._try_doors(config.http_addresses, self._config.http_addresses, "http.on", config.http.group)
+        self._try_doors(config.wyoming_addresses, self._config.wyoming_addresses, "wyoming.on", config.wyoming.group)
+
+    def _try_doors(
+        self, wanted: Sequence[Address], open_now: Sequence[Address], setting: str, group: str | None
+    ) -> None:
+        """Whether these can be had. Raises KwsdError if not, but not where a door of ours is in the way, which is
+        closed first."""
+        now = self._config
+        ports = {a.port for a in (*now.addresses, *now.http_addresses, *now.wyoming_addresses) if a.path is None}
+        if wanted:
+            check_group(group, setting)
+        for address in wanted:
+            if address not in open_now and (address.path is not None or address.port not in ports):
+                try_door(address, setting, group)
 
     async def _relisten(self, config: Config, spotter: Spotter, sources: Sequence[Source] | None, token: str) -> None:
         """Keep the sources running if they are the same; else start the new ones, or the old ones again."""
@@ -679,6 +690,10 @@ class Daemon:
         except KwsdError as refusal:
             await self._or_end(self._listen_again(old, since), refusal)
             raise
+        self._tell_who_left(old, new)
+
+    def _tell_who_left(self, old: Listening, new: Listening) -> None:
+        """Streams that another listening does not have, satellites among them."""
         for state in old.states():
             if state.stream not in new.names:
                 self._emit(StreamLeft(stream=state.stream, reason="reload", heard_s=state.heard_s))
@@ -699,6 +714,8 @@ class Daemon:
         sources = await self._in_thread(lambda: make_sources(old.config, patient=True), SOUND_S, _stop_all)
         self._listening = again = Listening(old.config, self._reports(), sources)
         await self._in_thread(lambda: again.start(self._spotter, self._welcome, since), SOUND_S)
+        self._tell_who_left(old, again)
+        self._see_who_watches()
 
     # --- commands ---
 

@@ -96,6 +96,11 @@ def try_door(address: Address, setting: str, group: str | None) -> None:
         address.path.unlink(missing_ok=True)
 
 
+def check_group(group: str | None, setting: str) -> None:
+    """Raises ConfigError if there is no such group."""
+    _group_number(group, setting)
+
+
 def _group_number(group: str | None, setting: str) -> int | None:
     if group is None:
         return None

@@ -40,6 +40,8 @@ HEADER_BYTES = 4096  # at most
 HEADER_S = 5.0  # in which the header must be there
 WITHOUT_HEADER = 32  # connections at once that have not said who they are
 AHEAD_S = 1.0  # so much more audio than time has passed is taken; then the satellite has to wait
+SAVED_S = 10.0  # of time in which nothing came: after a stall all of it is taken at once
+FASTER = 1.25  # than time one may be in the long run: what piled up at a clock that is fast, or in a stall, melts away
 CHUNK_S = 0.25  # of audio read from a satellite at once
 OUTBOX = 1 << 16  # bytes a satellite may leave unread before it is sent no more
 MOST_UNREAD = 100  # chunks thrown away when a connection is closed
@@ -98,6 +100,8 @@ class Satellite:
     take: Callable[[memoryview], None] = field(default=lambda _: None)
     finish: Callable[[], None] = field(default=lambda: None)
     outbox: bytes = b""
+    ahead: float = 0.0  # seconds of audio that are taken and not yet due; negative: as many could be
+    looked_at: float = 0.0  # when that was
     waits_until: float = 0.0  # it is ahead of time, and not read from
     finished: bool = False  # it sends no more, and may still be told of what it sent
 
@@ -281,6 +285,7 @@ class Listener:
         self._take(satellite, chunk, now)
 
     def _take(self, satellite: Satellite, chunk: memoryview, now: float) -> None:
+        taken_before = satellite.taken
         try:
             satellite.take(chunk)
         except ValueError as error:
@@ -293,9 +298,11 @@ class Listener:
             self._pending += 1
             if self._pending in {1, self._wanted}:
                 self._wake()
-        ahead = satellite.taken / satellite.rate - (now - satellite.begun)
-        if ahead > AHEAD_S:
-            satellite.waits_until = now + ahead - AHEAD_S / 2
+        satellite.ahead = max(-SAVED_S, satellite.ahead - FASTER * (now - satellite.looked_at))
+        satellite.ahead += (satellite.taken - taken_before) / satellite.rate
+        satellite.looked_at = now
+        if satellite.ahead > AHEAD_S:
+            satellite.waits_until = now + (satellite.ahead - AHEAD_S / 2) / FASTER
             self._waiting.append(satellite)
             self._epoll.unregister(satellite.connection)  # else it would report a hang-up over and over
 
@@ -373,7 +380,7 @@ class Listener:
         hop = self._ring.hop
         self._ring.skip(slot, -self._ring.ends[slot] % hop)  # its sample 0 is where a window may begin
         satellite.slot, satellite.name, satellite.rate = slot, header.name, header.rate
-        satellite.begun = time.monotonic()
+        satellite.begun = satellite.looked_at = time.monotonic()
         decoder = PcmDecoder(header.format, header.channels)
         satellite.most = max(HEADER_BYTES, round(CHUNK_S * header.rate) * decoder.frame)
         if satellite.most > len(self._scratch):

@@ -253,6 +253,11 @@ class Listening:
         """How the streams are. May be asked from any thread."""
         return tuple(self._state(i) for i in (*range(len(self.sources)), *self._slots.values()))
 
+    def is_passing(self, name: str) -> bool:
+        """Whether a stream is a client of the moment."""
+        slot = self._slots.get(name)
+        return slot is not None and self.streams[slot].passing
+
     @property
     def goes_on(self) -> bool:
         """Whether anything may still come."""
@@ -364,7 +369,8 @@ class Listening:
         cost little more than one, as most of it is to wake up. A keyword needs two windows to be told, so it is told
         no later: by the first of them something stirs."""
         assert self._pipeline is not None
-        return self._pipeline.schedule.hop if self._is_at_rest else 0
+        schedule = self._pipeline.schedule
+        return schedule.hop if schedule.max_batch > 1 and self._is_at_rest else 0
 
     @property
     def _is_at_rest(self) -> bool:
@@ -449,7 +455,7 @@ class Listening:
             if self.watched and len(progress.scored):
                 self._reports.scores(tuple(self._pipeline.watch(progress.scored)))
             self._part_with_satellites()
-            if not self.sources:
+            if all(inlet.drained for inlet in self._inlets):  # only satellites, and there may be none
                 self._reports.idle()
             self._look_round()
             if self.listener is None and self._pipeline.finished:

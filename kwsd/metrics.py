@@ -18,6 +18,7 @@ from kwsd.event import (
 )
 from kwsd.load import LagMeter
 
+CLIENTS = "clients"  # the label of all streams that come and go with a request
 MOST_LABELS = 2000  # values of one figure; more are counted together
 LAG_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0)
 
@@ -78,18 +79,19 @@ class Counters:
             labels = ("other",) * len(labels)
         counts[labels] += count  # a zero is there to be seen, too
 
-    def note(self, event: Event) -> None:
-        """What an event says that happened."""
+    def note(self, event: Event, *, passing: bool = False) -> None:
+        """What an event says that happened; all streams that are `passing` count as one."""
         match event:
             case Heard():
-                self.add("detections", event.stream, event.keyword)
+                self.add("detections", CLIENTS if passing else event.stream, event.keyword)
             case Rejected():
                 self.add("rejections", event.keyword, event.reason)
             case Overrun():
-                self.add("overruns", event.stream)
-                self.add("windows_skipped", event.stream, count=event.skipped_windows)
-                self.add("samples_lost", event.stream, count=event.lost_samples)
-                self.add("device_overflows", event.stream, count=event.device_overflows)
+                stream = CLIENTS if passing else event.stream
+                self.add("overruns", stream)
+                self.add("windows_skipped", stream, count=event.skipped_windows)
+                self.add("samples_lost", stream, count=event.lost_samples)
+                self.add("device_overflows", stream, count=event.device_overflows)
             case AudioLost():
                 self.add("losses", event.stream)
             case AudioRestored():

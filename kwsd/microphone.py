@@ -44,6 +44,7 @@ class Microphone:
         self._stopping = threading.Event()
         self._failure: KwsdError | None = None
         self._reopening: threading.Thread | None = None  # while it is: whoever holds the stream closes it
+        self._starting = False  # the same
         self._handing_over = threading.Lock()
         self._audio: PortAudio = borrow()
         try:
@@ -90,13 +91,23 @@ class Microphone:
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Open the device. Raises AudioError if it refuses."""
         self.deliver_to(inlet)
-        if self._device is not None:
-            try:
-                self._open()
-            except AudioError as error:
-                if not self._patient:
-                    raise
-                self._failure = error
+        if self._device is None:
+            return
+        with self._handing_over:
+            if self._stopping.is_set():
+                return
+            self._starting = True
+        try:
+            self._open()
+        except AudioError as error:
+            if not self._patient:
+                raise
+            self._failure = error
+        finally:
+            with self._handing_over:
+                self._starting, stopped = False, self._stopping.is_set()
+            if stopped:
+                self._leave()
 
     def recover(self) -> bool:
         """Open the device again, as often as it takes, in a thread of its own. What the old stream still delivers
@@ -118,10 +129,11 @@ class Microphone:
             self._stopping.set()
             self._opening = object()
             closing = self._reopening
-            if closing is None:
+            if closing is None and not self._starting:  # who starts it closes it
                 closing = threading.Thread(target=self._leave, name="closing", daemon=True)
                 closing.start()
-        closing.join(CLOSE_S)
+        if closing is not None:
+            closing.join(CLOSE_S)
 
     # --- the device ---
 
@@ -189,15 +201,20 @@ class Microphone:
     # --- the thread that opens it again ---
 
     def _reopen(self) -> None:
-        self._close()  # may wait for a driver that hangs; once it does not, we go on
-        while self.fatal is None and not self._stopping.wait(self._pause):
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
-            with quietly():
-                if self._delivers_again():
-                    break
-        with self._handing_over:
-            self._reopening = None
-            stopped = self._stopping.is_set()
+        stopped = again = True
+        while again:
+            self._close()  # may wait for a driver that hangs; once it does not, we go on
+            while self.fatal is None and not self._stopping.wait(self._pause):
+                self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+                with quietly():
+                    if self._delivers_again():
+                        break
+            with self._handing_over:
+                stopped = self._stopping.is_set()
+                # Until now `recover` left it to us, so we must not go while it is lost once more.
+                again = self._failure is not None and self.fatal is None and not stopped
+                if not again:
+                    self._reopening = None
         if stopped:
             self._leave()
 

@@ -2,7 +2,10 @@
 
 import http.server
 import json
+import os
+import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,7 +16,7 @@ from running import Running
 from kwsd.config import HookConfig
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
 from kwsd.recording import DEMO
-from kwsd.sinks.hooks import make_hooks
+from kwsd.sinks.hooks import _kill_group, make_hooks
 
 
 @pytest.fixture
@@ -143,6 +146,23 @@ def test_not_even_those_that_ignore_sigterm_stay(heard, tmp_path, limit):
         assert time.monotonic() < deadline, "still there"
         time.sleep(0.05)
     assert len(pids) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+def test_one_that_became_somebody_else_cannot_be_ended_and_does_not_end_us():
+    program = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    child = os.fork()
+    if not child:
+        os.setuid(65534)  # who may not end what is root's
+        try:
+            _kill_group(program.pid, signal.SIGTERM)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert program.poll() is None and os.waitstatus_to_exitcode(status) == 0
+    program.kill()
+    program.wait()
 
 
 def test_a_reload_lets_those_that_run_go_on_and_tells_of_those_that_waited(tmp_path, environment):

@@ -347,6 +347,42 @@ def test_audio_faster_than_time_has_to_wait(daemon):
     assert daemon.of("hasty", "overrun") == []
 
 
+def test_a_clock_that_is_fast_is_caught_up_with(daemon):
+    """By more than any clock is; what is sent too early must not pile up for ever."""
+    audio, fast, seconds = pcm(SPEECH), 1.15, 16.0
+    with Satellite(daemon.tcp, {"name": "fast"}) as satellite:
+        begun, lags = time.monotonic(), []
+
+        def listen():
+            while (event := satellite.line()) is not None:
+                if event["type"] == "detection":
+                    lags.append(time.monotonic() - begun - event["end_s"] / fast)
+
+        listening = threading.Thread(target=listen, daemon=True)
+        listening.start()
+        piece = 640
+        for start in range(0, int(seconds * fast * 2 * SAMPLE_RATE), piece):
+            at = start % (len(audio) - piece)
+            satellite.send(audio[at : at + piece])
+            time.sleep(max(0.0, begun + (start + piece) / 2 / SAMPLE_RATE / fast - time.monotonic()))
+        time.sleep(1.0)
+        satellite.connection.shutdown(socket.SHUT_WR)
+        listening.join(PATIENCE_S)
+    assert len(lags) > 5
+    assert max(lags[-2:]) < 1.0, lags  # of 2.4 s that came too early, 1.4 s would lie in the socket
+
+
+def test_after_a_stall_all_that_came_meanwhile_is_heard_at_once(daemon):
+    with Satellite(daemon.tcp, {"name": "stalled"}) as satellite:
+        satellite.send(pcm(SPEECH[:SAMPLE_RATE]))
+        time.sleep(1.5)
+        begun = time.monotonic()
+        satellite.send(pcm(SPEECH[SAMPLE_RATE : 3 * SAMPLE_RATE + SAMPLE_RATE // 2]))
+        while satellite.line()["type"] != "detection":
+            pass
+        assert time.monotonic() - begun < 1.0
+
+
 # --- secrets ---
 
 
@@ -443,6 +479,19 @@ def test_a_daemon_for_satellites_only_is_ready_and_alive_while_nobody_speaks(tmp
             notices = [manager.recv(4096).decode() for _ in range(8)]
         assert any(notice.startswith("READY=1") for notice in notices)
         assert notices[-3:] == ["WATCHDOG=1"] * 3
+
+
+def test_it_is_alive_as_well_when_its_pipe_has_ended_and_nobody_speaks(tmp_path):
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.settimeout(PATIENCE_S)
+    manager.bind(str(tmp_path / "notify"))
+    environment = clean_environment(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
+    settings = ('streams=[{source: pcm, name: pipe, path: "-"}]', f"listen.on=['unix:{tmp_path}/in']")
+    with manager, Running(*(part for s in settings for part in ("--set", s)), environment=environment) as daemon:
+        daemon.process.stdin.write(pcm(FIRST_WORD))
+        daemon.process.stdin.close()
+        daemon.wait_for("stream_left")
+        assert [manager.recv(4096) for _ in range(12)][-4:] == [b"WATCHDOG=1"] * 4
 
 
 def test_heartbeats_tell_of_the_satellites_that_are_here(tmp_path):

@@ -9,9 +9,11 @@ from kwsd.event import (
     AudioHealed,
     AudioLost,
     AudioRestored,
+    Heard,
     Overrun,
     Rejected,
     Reload,
+    RunnerUp,
     Shutdown,
     StreamJoined,
 )
@@ -69,6 +71,20 @@ def test_an_event_counts_for_what_it_says(event, expected):
     counters.note(event)
     counts = {metric.name: sum(metric.values.values()) for metric in counters.metrics()}
     assert {name: count for name, count in counts.items() if count} == expected
+
+
+def test_clients_of_the_moment_count_as_one_stream():
+    counters = Counters()
+    for number in range(3):
+        name = f"wyoming 127.0.0.1 {number}"
+        heard = Heard(
+            stream=name, keyword="go", score=0.9, threshold=0.7, runner_up=RunnerUp("no", 0.1),
+            start_s=1.0, end_s=1.5, latency_ms=None, level_dbfs=-20.0, model="m",
+        )  # fmt: skip
+        counters.note(heard, passing=True)
+        counters.note(Overrun(stream=name, skipped_windows=1, lost_samples=0, device_overflows=0), passing=True)
+    assert counted(counters, "detections") == {("clients", "go"): 3}
+    assert counted(counters, "overruns") == {("clients",): 3}
 
 
 def test_every_count_is_there_from_the_start_and_only_of_known_names():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.config import Config
@@ -145,3 +146,11 @@ def told(sound, model, *, patient):
         words += [(heard.keyword, heard.start_s, now) for heard in pipeline.judge().heard]
         wake_at = int(pipeline.schedule.first_due(ring)[0]) + (0 if pipeline.debouncer.stirs else hop)
     return words, naps
+
+
+def test_with_one_window_in_a_batch_none_waits_for_another_and_none_is_skipped(kwsd, tmp_path):
+    hiss = np.random.default_rng(0).normal(0.0, 1e-3, 4 * SAMPLE_RATE)
+    soundfile.write(tmp_path / "hiss.wav", hiss, SAMPLE_RATE)
+    result = kwsd("run", "--source", "hiss.wav", "--set", "window.max_batch=1", "--set", "sinks.socket.enabled=false")
+    assert result.code == 0
+    assert "overrun" not in result.types

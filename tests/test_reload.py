@@ -6,13 +6,15 @@ import signal
 import socket
 import stat
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import THREE_WORDS_S
-from running import Running, clean_environment
+from running import Running, clean_environment, free_port
 from sound_server import SoundServer, missing
 from test_microphone import TWO_SERVERS
 
@@ -80,6 +82,89 @@ def test_an_address_in_use_touches_no_source(tmp_path, port_in_use):
         daemon.wait_for("detection")
         daemon.stop()
     assert "audio_lost" not in {event["type"] for event in daemon.events}
+
+
+@pytest.mark.parametrize("service", ["listen", "http", "wyoming"])
+def test_a_group_that_is_not_there_touches_no_source_either(tmp_path, service):
+    config = {"streams": [TAPE], service: {"on": [f"unix:{tmp_path}/{service}.sock"]}}
+    with Daemon(tmp_path, config) as daemon:
+        daemon.wait_for("ready")
+        answer = daemon.reload(config | {service: config[service] | {"group": "nobodys"}})
+        assert not answer["ok"] and f"{service}.group: there is no group 'nobodys'" in answer["error"]
+        assert not [event for event in daemon.events if event["type"] in ("audio_lost", "stream_left")]
+        daemon.stop()
+
+
+def test_an_address_may_be_widened_at_the_same_port(tmp_path):
+    port = free_port()
+    config = {"streams": [TAPE], "http": {"on": [f"tcp://127.0.0.1:{port}"]}}
+    with Daemon(tmp_path, config) as daemon:
+        daemon.wait_for("ready")
+        answer = daemon.reload({"streams": [TAPE], "http": {"on": [f"tcp://localhost:{port}"]}})
+        assert answer["ok"], answer
+        socket.create_connection(("127.0.0.1", port)).close()
+        daemon.stop()
+
+
+def test_a_refused_reload_keeps_the_secret_of_before(tmp_path):
+    port, secret = free_port(), tmp_path / "secret"
+
+    def told(word):
+        secret.write_text(word)
+        secret.chmod(0o600)
+
+    def asked(word):
+        head = {"Authorization": f"Bearer {word}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/healthz", headers=head)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
+
+    told("the old one")
+    busy = tmp_path / "busy.sock"
+    config = {"streams": [TAPE], "http": {"on": [f"tcp://127.0.0.1:{port}"], "token_file": str(secret)}}
+    with Daemon(tmp_path, config) as daemon, socket.socket(socket.AF_UNIX) as taken:
+        daemon.wait_for("ready")
+        taken.bind(str(busy))
+        taken.listen()
+        told("the new one")
+        refused = daemon.reload(config | {"listen": {"on": [f"unix:{busy}"]}})
+        assert not refused["ok"]
+        assert (asked("the old one"), asked("the new one")) == (200, 401)
+        assert daemon.reload(config)["ok"]
+        assert (asked("the old one"), asked("the new one")) == (401, 200)
+        daemon.stop()
+
+
+def test_refused_when_all_was_closed_already_it_goes_on_and_says_who_left(tmp_path):
+    port, secret = free_port(), tmp_path / "secret"
+    secret.write_text("open sesame")
+    secret.chmod(0o600)
+    config = {"streams": [TAPE], "listen": {"on": [f"tcp://127.0.0.1:{port}"], "token_file": str(secret)}}
+    with (
+        Daemon(tmp_path, config) as daemon,
+        socket.socket(socket.AF_UNIX) as reader,
+        socket.create_server(("127.0.0.2", port)),  # beside ours, but not beside all addresses
+    ):
+        daemon.wait_for("ready")
+        reader.connect(str(tmp_path / "kwsd/events.sock"))
+        reader.settimeout(20)
+        lines = reader.makefile("rb")
+        reader.sendall(b'{"command": "subscribe", "scores": true}\n')
+        with socket.create_connection(("127.0.0.1", port)) as satellite:
+            satellite.sendall(b'{"name": "attic", "token": "open sesame"}\n' + bytes(3200))
+            daemon.wait_for("stream_joined")
+            wider = {"on": [f"tcp://0.0.0.0:{port}"], "token_file": str(secret)}
+            assert not daemon.reload(config | {"listen": wider})["ok"]
+        [left] = [event for event in daemon.events if event["type"] == "stream_left"]
+        assert (left["stream"], left["reason"]) == ("attic", "reload")
+        while json.loads(lines.readline())["type"] != "reload":
+            pass
+        assert json.loads(lines.readline())["type"] == "scores", "whoever watches goes on seeing"
+        lines.close()
+        daemon.stop()
 
 
 def test_when_a_microphone_counts_as_deaf_is_taken_at_once(tmp_path):

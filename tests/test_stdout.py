@@ -51,6 +51,25 @@ def test_a_reader_that_pauses_delays_nobody_and_is_told_what_it_lost():
     assert dropped + sum(event["type"] == "detection" for event in received) == total
 
 
+def test_a_pipe_that_does_not_wait_is_waited_for():
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    errors = []
+    sink = Stdout(errors.append, into)
+    line = b"x" * 1000 + b"\n"
+    for _ in range(500):  # more than a pipe holds
+        sink(EVENT, line)
+    time.sleep(0.3)
+    assert not errors
+    received = bytearray()
+    while len(received) < 500 * len(line):
+        received += os.read(out, 1 << 16)
+    assert received == line * 500
+    asyncio.run(sink.close())
+    os.close(into)
+    os.close(out)
+
+
 def test_a_reader_that_goes_is_reported_once():
     out, into = os.pipe()
     errors = []

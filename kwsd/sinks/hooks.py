@@ -312,7 +312,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _kill_group(leader: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(OSError):  # it is gone, or somebody else's by now, as of sudo: then it ends by itself
         os.killpg(leader, number)
 
 

@@ -338,8 +338,10 @@ class Mqtt:
         if topic == self._topics.availability:
             if message.payload != b"online" and self._announced.pop(topic, b""):
                 self._changed.set()
-        elif message.retain and message.payload == b"online" and topic not in self._announced:
-            await self._client.publish(topic, b"offline", qos=1, retain=True)
+        elif message.retain and message.payload == b"online":
+            wanted = self._retained(self._host.status())  # not what is announced: that may be on its way
+            if topic not in wanted:
+                await self._client.publish(topic, b"offline", qos=1, retain=True)
 
     async def _obey(self, message: "Message") -> None:
         """Do as a `/set` says, or say why not, and in any case how things are."""

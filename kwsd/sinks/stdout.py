@@ -1,6 +1,7 @@
 """Events on standard output, written by a thread of its own so that a reader who pauses stops nobody."""
 
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -47,10 +48,20 @@ class Stdout:
                 return unnumbered(Dropped(count=count))
             return self._lines.popleft() if self._lines else None
 
+    def _write(self, line: Line) -> int:
+        """Bytes written, as soon as there is room. Whoever made the pipe may have made it one that does not wait."""
+        try:
+            return os.write(self._fd, line)
+        except BlockingIOError:
+            room = select.poll()
+            room.register(self._fd, select.POLLOUT)
+            room.poll()
+            return 0
+
     def _write_all(self) -> None:
         try:
             while (line := self._next()) is not None:
                 while line:
-                    line = line[os.write(self._fd, line) :]
+                    line = line[self._write(line) :]
         except OSError as error:
             self._broken(error)
