@@ -24,6 +24,8 @@ METADATA = "kwsd.json"  # the name under a TorchScript archive's `extra/` folder
 LARGEST_METADATA = 1 << 20  # bytes
 LARGEST_MODEL = 1 << 28  # bytes
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+SEAL = b"kwsd.sha256"  # the key in ONNX metadata, at the very end, of the sha256 of all before it
+OTHERS = "export one, or name another, such as commands or commands-fast, which kwsd comes with"
 PICKLES = (b"\x80", b"(", b"}", b"]", b"c")  # how a bare Python pickle begins
 
 
@@ -97,6 +99,8 @@ def read_artefact(path: Path, sha256: str | None = None) -> Artefact:
         raise ModelError(
             f"{path}: its sha256 is {found}, not the one in model_sha256; it is not the model that was meant"
         )
+    if not _is_whole(data):
+        raise ModelError(f"{path}: is damaged, or was changed: its checksum is another; name it as kwsd export made it")
     info = _decode(path, _read_onnx_metadata(path, data) if _is_onnx(data) else _read_metadata(path, data))
     if info.format != FORMAT:
         raise ModelError(f"{path}: artefact format {info.format}; this kwsd reads {FORMAT}; export it again")
@@ -121,7 +125,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(LARGEST_MODEL + 1)
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such model; train and export one, or name another", exit_code=NO_INPUT) from None
+        raise ModelError(f"{path}: no such model; {OTHERS}", exit_code=NO_INPUT) from None
     except IsADirectoryError:
         raise ModelError(f"{path}: is a folder, not a model", exit_code=NO_INPUT) from None
     except PermissionError:
@@ -136,6 +140,24 @@ def _read(path: Path) -> bytes:
 def _is_onnx(data: bytes) -> bool:
     """ONNX models begin with the version of the format, then the name of who made it."""
     return len(data) > 2 and data[0] == 0x08 and data[1] < 0x80 and data[2] == 0x12
+
+
+def sealed(model: bytes) -> bytes:
+    """ONNX with its checksum behind it. To protobuf what follows a message is more of the same message, so this is one
+    more entry of its metadata."""
+    return model + _seal(model)
+
+
+def _seal(model: bytes) -> bytes:
+    digest = hashlib.sha256(model).hexdigest().encode()
+    entry = b"\x0a%c%b\x12%c%b" % (len(SEAL), SEAL, len(digest), digest)  # key and value of a metadata_props
+    return b"\x72%c%b" % (len(entry), entry)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a checksum is right, if there is one: TorchScript has others, and ONNX of long ago has none."""
+    size = len(_seal(b""))
+    return SEAL not in data[-size:] or data[-size:] == _seal(data[:-size])
 
 
 def open_onnx(artefact: tuple[Path, bytes], *, optimise: bool) -> "onnxruntime.InferenceSession":

@@ -144,6 +144,7 @@ DOCTOR_S, LONGEST_DOCTOR_S = 3.0, 4.0  # as much as an inlet keeps
 BENCH_S, SCALE_S = 60.0, 5.0  # how long a daemon is measured
 
 if TYPE_CHECKING:
+    from kwsd.artefact import ArtefactInfo
     from kwsd.config import Config
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -216,7 +217,8 @@ def _add_ctl(commands: "Commands") -> None:
     parser.add_argument("--socket", type=Path, metavar="PATH", help="of the daemon (default: where it usually is)")
     parser.add_argument("--json", action="store_true", help="the answer as the daemon gives it")
     orders = parser.add_subparsers(title="what to do", metavar="DO", dest="order", required=True)
-    orders.add_parser("status", help="how it is: streams, keywords, what is wrong")
+    status = orders.add_parser("status", help="how it is: streams, keywords, what is wrong")
+    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as the daemon gives it")
     for order, about in (("mute", "tell no more of what is said"), ("unmute", "tell it again")):
         muting = orders.add_parser(order, help=about, description=f"{about.capitalize()}.")
         muting.add_argument("streams", nargs="*", metavar="STREAM", help="which (default: all, and those to come)")
@@ -417,7 +419,7 @@ def run(options: argparse.Namespace) -> int:
     from kwsd.log import set_up_logging
 
     set_up_logging(logging.DEBUG if options.verbose else logging.INFO)
-    source = (f"streams=[{_stream(options.source)}]",) if options.source else ()
+    source = (f"streams=[{_stream(options.source)}]",) if options.source is not None else ()
     return run_daemon(lambda: load_config(options.config, _settings(options, *source)))
 
 
@@ -427,6 +429,8 @@ def _stream(source: str) -> str:
 
     if source == "-":
         return json.dumps({"source": "pcm", "name": "stdin", "path": "-"})
+    if not source:
+        raise ConfigError("--source: is empty; name an audio file, a FIFO, or - for stdin", exit_code=USAGE)
     path = Path(source).absolute()
     if path.is_fifo():
         return json.dumps({"source": "pcm", "name": path.name[:64], "path": str(path)})
@@ -435,17 +439,11 @@ def _stream(source: str) -> str:
 
 def check(options: argparse.Namespace) -> int:
     """`kwsd check`"""
-    from kwsd.artefact import read_artefact
+    from kwsd.check import check as check_all
     from kwsd.config import effective_yaml, load_config
-    from kwsd.pipeline import make_rules
-    from kwsd.sinks.hooks import make_hooks
-    from kwsd.sinks.mqtt import read_broker
 
     config = load_config(options.config, _settings(options))
-    rules = make_rules(config, read_artefact(config.model_path, config.model_sha256).info)
-    make_hooks(config.hooks, rules.keywords, config.resolve)
-    if config.sinks.mqtt.broker is not None:
-        read_broker(config.sinks.mqtt, config.resolve)
+    check_all(config)
     show(effective_yaml(config))
     return OK
 
@@ -734,7 +732,19 @@ def export(options: argparse.Namespace) -> int:
         noise=tuple(options.noise),
     )
     say(f"{options.out}: {info.architecture}, {len(info.labels)} labels, {info.id}; same outputs as the checkpoint")
+    say(_counting_from(info))
     return OK
+
+
+def _counting_from(info: "ArtefactInfo") -> str:
+    """From which score on words count."""
+    from kwsd.pipeline import FALLBACK_THRESHOLD
+
+    words = [label for label in info.labels if not label.startswith("_")]
+    own = {word: info.thresholds[word] for word in words if word in info.thresholds}
+    rest = f"{FALLBACK_THRESHOLD:g}" if len(own) < len(words) else ""
+    told = ", ".join([*(f"{word} {score:g}" for word, score in own.items()), *([f"all others {rest}"] if rest else [])])
+    return f"words count from a score of {told if own else rest}; --threshold says otherwise, kwsd eval --stream which"
 
 
 def _bench_scale(options: argparse.Namespace, config: "Config") -> int:

@@ -294,6 +294,11 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     _check_zeroconf(config, place)
     for i, hook in enumerate(config.hooks):
         _check_hook(hook, f"hooks.{i}", place)
+        strangers = [stream for stream in hook.streams or () if stream not in names]
+        if strangers and not config.has_satellites:
+            raise place.error(
+                f"hooks.{i}.streams", f"no stream is called {strangers[0]!r}; there are {', '.join(names)}"
+            )
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
     if len(stdin) > 1:
         raise place.error(f"streams.{stdin[1]}", "only one stream can read stdin")
@@ -316,6 +321,12 @@ def _check_hook(hook: HookConfig, where: str, place: SettingsFile) -> None:
 
 
 def _check_mqtt(mqtt: MqttConfig, place: SettingsFile) -> None:
+    if mqtt.broker is not None and "@" in mqtt.broker:  # which is not repeated here
+        raise place.error(
+            "sinks.mqtt.broker",
+            "has a user or a password in it; put each into a file of its own, and name those in "
+            "user_file and password_file",
+        )
     if mqtt.broker is not None and (not _is_url(mqtt.broker, ("mqtt", "mqtts")) or urlsplit(mqtt.broker).path):
         raise place.error("sinks.mqtt.broker", f"{mqtt.broker} is no broker; write mqtt://HOST:1883 or mqtts://HOST")
     if mqtt.broker is None or not mqtt.broker.startswith("mqtts:"):

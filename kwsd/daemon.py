@@ -163,7 +163,7 @@ class Daemon:
         listening = Listening(config, self._reports())
         await self._open_sinks(config)
         self._hooks.adopt(hooks)
-        await self._open_endpoint(config, _http_token(config))
+        await self._open_endpoint(config, http_token(config))
         await self._open_wyoming(config)
         self._spotter: Spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
         self._listening = listening
@@ -601,18 +601,18 @@ class Daemon:
         spotter = self._spotter
         if artefact.sha256 != self._artefact.sha256 or config.device != self._config.device:
             spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
-        before, http_token, http_token_before = self._config, _http_token(config), self._http_token
+        before, secret, secret_before = self._config, http_token(config), self._http_token
         sources = await self._look_ahead(config)
         try:
             await self._open_sinks(config)
-            if config.http != before.http or http_token != http_token_before:
-                await self._open_endpoint(config, http_token)
+            if config.http != before.http or secret != secret_before:
+                await self._open_endpoint(config, secret)
             if config.wyoming != before.wyoming:
                 await self._open_wyoming(config)
             await self._relisten(config, spotter, sources, token)
         except KwsdError as refusal:
             _stop_all(sources)
-            await self._or_end(self._go_back(before, config, http_token_before), refusal)
+            await self._or_end(self._go_back(before, config, secret_before), refusal)
             raise
         self._hooks.adopt(hooks)
         self._config, self._spotter, self._artefact = config, spotter, artefact
@@ -621,11 +621,11 @@ class Daemon:
             self._beat()
         self._see_who_watches()
 
-    async def _go_back(self, before: Config, config: Config, http_token: str) -> None:
+    async def _go_back(self, before: Config, config: Config, secret: str) -> None:
         """Sinks and endpoint as they were, with the secret of then, whatever its file says now."""
         await self._open_sinks(before)
-        if config.http != before.http or http_token != self._http_token or self._endpoint is None:
-            await self._open_endpoint(before, http_token)
+        if config.http != before.http or secret != self._http_token or self._endpoint is None:
+            await self._open_endpoint(before, secret)
         if config.wyoming != before.wyoming:
             await self._open_wyoming(before)
 
@@ -656,7 +656,7 @@ class Daemon:
             from kwsd import endpoint
 
             endpoint.check_libraries()
-            _http_token(config)
+            http_token(config)
         if config.wyoming.on:
             from kwsd import wyoming
 
@@ -791,7 +791,7 @@ class Daemon:
             schema=VERSION,
             model=self._artefact.info.id,
             ready=self._ready,
-            problems=tuple(self._problems()),
+            problems=(*self._problems(), *self._untold()),
             uptime_s=round(time.monotonic() - self._born, 1),
             detections=self._detections,
             windows=self._listening.windows if self._listening else 0,
@@ -875,6 +875,11 @@ class Daemon:
         idle_s = self._listening.idle_s
         return [*problems, *([f"no window was scored for {idle_s:.0f} s"] if idle_s > STALE_S else [])]
 
+    def _untold(self) -> list[str]:
+        """Why somebody may not be told: no reason to start another daemon, so it is not for `_problems`."""
+        sinks = (getattr(sink, "problem", None) for sink in self._sinks.values())
+        return [problem for problem in sinks if problem]
+
     def _running(self) -> Listening:
         assert self._listening is not None
         return self._listening
@@ -912,7 +917,7 @@ def _belongs_to_library(error: Exception) -> bool:
     return of_library and not any(name.startswith("kwsd") for name in modules)
 
 
-def _http_token(config: Config) -> str:
+def http_token(config: Config) -> str:
     """The secret for the page. Raises ConfigError if there is to be one and is none."""
     named = config.http.token_file
     return read_secret(named, config.resolve, "http.token_file") if named and config.http.on else ""

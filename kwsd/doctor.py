@@ -263,7 +263,7 @@ def _socket(config: Config) -> Findings:
     try:
         path = default_path() if where == "auto" else config.resolve(where)
     except KwsdError as error:
-        yield Finding(WARN, f"events socket: {error}", "name a path in sinks.socket.path")
+        yield Finding(FAIL, f"events socket: {error}", "name a path in sinks.socket.path")
         return
     if not os.path.exists(path):  # noqa: PTH110 - a closed folder is no error
         yield Finding(OK, f"events socket: {path} is not there: no kwsd of this user runs")

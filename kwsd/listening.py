@@ -455,7 +455,7 @@ class Listening:
             if self.watched and len(progress.scored):
                 self._reports.scores(tuple(self._pipeline.watch(progress.scored)))
             self._part_with_satellites()
-            if all(inlet.drained for inlet in self._inlets):  # only satellites, and there may be none
+            if self.listener is not None and all(inlet.drained for inlet in self._inlets):  # there may be nobody
                 self._reports.idle()
             self._look_round()
             if self.listener is None and self._pipeline.finished:

@@ -28,6 +28,15 @@ _Yaml.add_implicit_resolver(
 KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # a word, or the << that takes over an alias
 
 
+HINTS = {  # how what was expected is written
+    "bool": "write true or false",
+    "int": "write a whole number",
+    "float": "write a number, such as 0.5",
+    "list": "write a list, such as [a, b]",
+    "keys": "write keys and values, such as {key: value}",
+}
+
+
 class SettingsFile:
     """Where each value came from, so that a complaint can name it.
 
@@ -150,7 +159,12 @@ class SettingsFile:
         message = re.sub(r"str matching regex '.+'", "text of another form (config.yaml says which)", message)
         for jargon, word in (("object", "keys"), ("array", "list"), ("null", "nothing"), ("`", "")):
             message = message.replace(jargon, word)
-        return self.error(key or "config", message[0].lower() + message[1:])
+        wanted = re.match(r"Expected (.+), got (\w+)", message)
+        hints = (
+            [HINTS[kind] for kind in wanted[1].split(" | ") if kind in HINTS and kind != wanted[2]] if wanted else []
+        )
+        hint = f"; {hints[0]}" if hints else ""
+        return self.error(key or "config", f"{message[0].lower()}{message[1:]}{hint}")
 
     def _spelled_out(self, key: str) -> str:
         """msgspec writes `keywords[...].margin` for any keyword: the one that is meant, where only one can be."""

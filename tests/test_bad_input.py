@@ -76,7 +76,18 @@ CONFIGS = {
         "keywords:\n  stop: {}\n  go: {marign: 0.5}\n",
         "kwsd.yaml:3: keywords.go.marign: unknown key; did you mean margin?",
     ),
-    "a wrong type": ("debouncer:\n  release: high\n", "kwsd.yaml:2: debouncer.release: expected float, got str"),
+    "a boolean as YAML 1.1 had it": ("sinks: {stdout: yes}\n", "expected bool, got str; write true or false"),
+    "an address that is no list": ("listen: {on: 'unix:in'}\n", "expected list, got str; write a list, such as [a, b]"),
+    "a stream that cannot be": (
+        "hooks: [{shell: ls, streams: [attic]}]\n", "hooks.0.streams: no stream is called 'attic'; there are mic",
+    ),
+    "a password in an address": (
+        "sinks: {mqtt: {broker: 'mqtt://me:secret@host'}}\n", "sinks.mqtt.broker: has a user or a password in it",
+    ),
+    "a wrong type": (
+        "debouncer:\n  release: high\n",
+        "kwsd.yaml:2: debouncer.release: expected float, got str; write a number, such as 0.5",
+    ),
     "a number for a section": ("window: 3\n", "kwsd.yaml:1: window: expected keys, got int"),
     "an empty section": ("window:\n", "kwsd.yaml:1: window: expected keys, got nothing"),
     "one of a few words": ("device: gpu\n", "kwsd.yaml:1: device: 'gpu' is none of auto, cpu, cuda"),
@@ -288,7 +299,7 @@ def test_a_flipped_bit_is_found_before_the_model_is_run(kwsd, models, tmp_path):
 
 
 def test_a_missing_model_is_named_with_what_to_do(kwsd, tmp_path):
-    words = f"{tmp_path / 'nowhere.pt'}: no such model; train and export one, or name another"
+    words = f"{tmp_path / 'nowhere.pt'}: no such model; export one, or name another, such as commands or commands-fast"
     kwsd("check", "--model", "nowhere.pt").refused(NO_INPUT, words)
 
 
@@ -773,25 +784,26 @@ def last_line_refused(result, code, *words):
 
 
 def test_a_disk_that_fills_while_checkpointing_leaves_the_checkpoint_before(kwsd, data, tmp_path):
-    (tmp_path / "out").mkdir()
-    before = b"the checkpoint of another run"
-    (tmp_path / "out/a.ckpt").write_bytes(before)
-    train = (*TRAIN, "--epochs", "1", "--out", "out/a.ckpt")
+    assert kwsd(*TRAIN, "--epochs", "1", "--out", "out/a.ckpt").code == 0
+    (tmp_path / "out/a.csv").unlink()
+    (tmp_path / "out/a.png").unlink()
+    before = (tmp_path / "out/a.ckpt").read_bytes()
+    train = (*TRAIN, "--epochs", "2", "--out", "out/a.ckpt", "--resume")
     words = ("out/a.ckpt: cannot write the checkpoint (", "the one before is kept; make room, or choose another --out")
     script = """
-        mkdir disk && mount -t tmpfs -o size=1m none disk && cp out/a.ckpt disk || exit
+        mkdir disk && mount -t tmpfs -o size=SIZE none disk && cp out/a.ckpt disk || exit
         mount --bind disk out || exit
         "$@"; code=$?
         ls -A disk > left; cmp disk/a.ckpt before && exit $code
-    """
+    """.replace("SIZE", str(len(before) * 3 // 2))
     (tmp_path / "before").write_bytes(before)
     disk = ("unshare", "--map-root-user", "--mount", *shell(script))
     if ended([*disk, "true"], tmp_path).code == 0:
         (tmp_path / "disk").rmdir()
         last_line_refused(kwsd(*train, under=disk), IO, *words)
         assert (tmp_path / "left").read_text() == "a.ckpt\n"
-    else:  # no disk of our own to fill: the next best is a limit on the size of a file, here of a megabyte
-        last_line_refused(kwsd(*train, under=shell('ulimit -f 2000; exec "$@"')), IO, *words)
+    else:  # no disk of our own to fill: the next best is a limit on the size of a file, here of half of what it takes
+        last_line_refused(kwsd(*train, under=shell(f'ulimit -f {len(before) // 2048}; exec "$@"')), IO, *words)
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.ckpt"]
         assert (tmp_path / "out/a.ckpt").read_bytes() == before
 

@@ -497,6 +497,24 @@ def test_other_words_may_lie_together_and_a_folder_that_is_no_word_is_named(tmp_
     assert clips.skipped == (f"{folder}/_silence_: is no word; name noise and silence with --noise",)
 
 
+def test_recordings_that_nobody_here_can_read_are_named_with_what_to_do(tmp_path):
+    folder = tones(tmp_path / "words", "a/1.wav")
+    (folder / "a/memo.m4a").write_bytes(b"sound of a telephone")
+    (folder / "validation_list.txt").write_text("")
+    [told] = load_words(folder, "training").skipped
+    assert told == f"{folder}/a/memo.m4a: cannot be read; convert it: ffmpeg -i memo.m4a memo.wav"
+    (folder / "a/1.wav").unlink()
+    with pytest.raises(AudioError, match=r"no recordings in there but such as .*memo\.m4a: cannot be read"):
+        load_words(folder, "training")
+
+
+def test_mp3_is_read(tmp_path):
+    (tmp_path / "words/a").mkdir(parents=True)
+    soundfile.write(tmp_path / "words/a/1.mp3", tiny.tone("yes"), 16_000)
+    (tmp_path / "words/validation_list.txt").write_text("")
+    assert load_words(tmp_path / "words", "training").words == ("a",)
+
+
 def test_a_folder_whose_only_clip_is_silent_does_not_spoil_the_others(tmp_path):
     tones(tmp_path / "words", "a/1.wav")
     tiny.write(tmp_path / "more/b/2.wav", np.zeros(16_000, np.float32))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from test_checkpoint import checkpoint
 from test_networks import TRIED, keen, speech
 from torch import nn
 
-from kwsd.artefact import read_info
+from kwsd.artefact import SEAL, read_info, sealed
 from kwsd.audio_format import WINDOW
 from kwsd.cli import dispatch
 from kwsd.engines import load_spotter
@@ -27,6 +28,7 @@ from kwsd.training import export as exporting
 from kwsd.training.export import export, parse_thresholds, weights_hash
 from kwsd.training.labels import ALL
 
+MODELS = Path(__file__).parent.parent / "models"
 CLIPS = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
 WRITERS = {".pt": "_write", ".onnx": "_write_onnx"}
 
@@ -55,6 +57,38 @@ def test_a_checkpoint_is_not_overwritten_with_its_own_export(tmp_path):
         with pytest.raises(ConfigError, match=f"{out}: is the checkpoint itself; name another file with -o"):
             dispatch(["export", f"{tmp_path}/a.ckpt", "-o", f"{tmp_path}/{out}"])
     assert (tmp_path / "a.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", [0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_an_onnx_artefact_of_which_a_byte_is_another_is_refused(tmp_path, where):
+    path = tmp_path / "a.onnx"
+    export(trained(), path, CLIPS)
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"a\.onnx: .*(damaged|not a model|name a file that kwsd export made)"):
+        read_info(path)
+
+
+def test_the_shipped_onnx_artefacts_have_a_checksum():
+    for path in sorted(MODELS.glob("*.onnx")):
+        content = path.read_bytes()
+        assert SEAL in content[-90:] and sealed(content[: -len(sealed(b""))]) == content
+
+
+def test_an_onnx_artefact_without_a_checksum_is_read_as_before(tmp_path):
+    path = tmp_path / "a.onnx"
+    export(trained(), path, CLIPS)
+    path.write_bytes(path.read_bytes()[: -len(sealed(b""))])
+    assert read_info(path).architecture == "dstcn-tiny"
+
+
+def test_the_command_says_from_which_scores_words_count(tmp_path, capsys):
+    trained().save(tmp_path / "a.ckpt")
+    assert dispatch(["export", f"{tmp_path}/a.ckpt", "-o", f"{tmp_path}/a.onnx"]) == 0
+    assert "words count from a score of 0.8; --threshold says otherwise" in capsys.readouterr().err
+    assert dispatch(["export", f"{tmp_path}/a.ckpt", "-o", f"{tmp_path}/a.onnx", "--threshold", "no=0.6"]) == 0
+    assert "words count from a score of no 0.6, all others 0.8;" in capsys.readouterr().err
 
 
 # --- what it says ---
@@ -291,6 +325,7 @@ def test_onnx_without_metadata_is_refused(tmp_path, in_onnx):
 def test_onnx_whose_metadata_cannot_be_read_is_refused(tmp_path, in_onnx):
     model = onnx.load_model_from_string(in_onnx)
     model.metadata_props[0].value = "{"
+    del model.metadata_props[1:]  # the checksum
     complaint, _ = refused(model.SerializeToString(), tmp_path / "a.onnx", ModelError)
     assert "its kwsd.json cannot be read" in complaint
 

@@ -10,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from running import Running
 
 from kwsd.config import HookConfig
@@ -24,11 +26,11 @@ def heard(tmp_path, environment):
     """`heard(yaml)` has a daemon with these hooks hear the demo recording, and gives it when that is over; or, in real
     time, when an event of the type `until` was told."""
 
-    def run(hooks, *, until=None):
+    def run(hooks, *, until=None, more=""):
         realtime = "false" if until is None else "true"
         config = tmp_path / "kwsd.yaml"
         config.write_text(
-            f"streams: [{{source: file, path: {DEMO}, name: demo, realtime: {realtime}}}]\nhooks:\n{hooks}"
+            f"streams: [{{source: file, path: {DEMO}, name: demo, realtime: {realtime}}}{more}]\nhooks:\n{hooks}"
         )
         with Running("--config", str(config), environment=environment) as daemon:
             if until is not None:
@@ -61,11 +63,13 @@ def test_a_program_gets_its_arguments_and_the_fields_of_the_event_without_a_shel
 
 
 def test_programs_run_for_the_keywords_and_streams_they_are_for(heard, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
     daemon = heard(
         f"  - {{shell: 'cat >> {tmp_path}/stop', keywords: [stop], at_once: 1}}\n"
         f"  - {{shell: 'echo $KWSD_EVENT_KEYWORD >> {tmp_path}/all', streams: [demo], at_once: 1}}\n"
-        f"  - {{shell: 'touch {tmp_path}/attic', streams: [attic]}}\n"
-        f"  - {{shell: 'echo $KWSD_EVENT_REASON > {tmp_path}/end', events: [shutdown]}}\n"
+        f"  - {{shell: 'touch {tmp_path}/attic', streams: [attic], events: [detection]}}\n"
+        f"  - {{shell: 'echo $KWSD_EVENT_REASON > {tmp_path}/end', events: [shutdown]}}\n",
+        more=f", {{source: file, path: {tmp_path}/silence.wav, name: attic, realtime: false}}",
     )
     assert failures(daemon) == []
     [line] = (tmp_path / "stop").read_text().splitlines()
@@ -146,6 +150,17 @@ def test_not_even_those_that_ignore_sigterm_stay(heard, tmp_path, limit):
         assert time.monotonic() < deadline, "still there"
         time.sleep(0.05)
     assert len(pids) == 2
+
+
+def test_a_program_beside_the_config_is_that_one_and_none_of_the_system(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "id").write_text("#!/bin/sh\n")
+    resolve = Path(".").joinpath  # noqa: PTH201 - as a config named without its folder has it
+    with pytest.raises(ConfigError, match=r"hooks\.0\.run: .*/id may not be run; chmod \+x it"):
+        make_hooks((HookConfig(run=["./id"]),), ("go",), resolve)
+    (tmp_path / "id").chmod(0o755)
+    [hook] = make_hooks((HookConfig(run=["./id"]),), ("go",), resolve)
+    assert hook.command == (str(tmp_path / "id"),)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
@@ -250,7 +265,7 @@ def test_a_webhook_that_says_no_moves_or_does_not_answer_is_told(heard, web, pat
         ("{run: []}", "hooks.0.run"),
         ("{run: ls}", "hooks.0.run"),
         ("{run: [no-such-program]}", "hooks.0.run: no-such-program is not there"),
-        ("{run: [./kwsd.yaml]}", "hooks.0.run: ./kwsd.yaml is not there, or no program"),
+        ("{run: [./kwsd.yaml]}", "kwsd.yaml may not be run; chmod +x it"),
         ("{shell: ls, events: [wombat]}", "no event is called 'wombat'"),
         ("{shell: ls, events: [hook_failed]}", "would start itself"),
         ("{shell: ls, keywords: [wombat]}", "hooks.0.keywords: there is no keyword 'wombat'"),

@@ -16,6 +16,7 @@ from broker import Broker, needs_mosquitto
 from running import Running, free_port
 from test_home_assistant import valid
 
+from kwsd.client import ask
 from kwsd.errors import CONFIG
 from kwsd.recording import DEMO, read_recording
 from kwsd.sinks.mqtt import _watch_while_open
@@ -315,6 +316,19 @@ def test_a_broker_that_says_yes_and_then_nonsense_ends_nothing(environment, spok
 # --- streams that come and go ---
 
 
+def test_the_status_says_that_the_broker_is_lost(broker, environment, tmp_path):
+    everything = broker.listener()
+    options = kitchen(broker, f"sinks.socket.path={tmp_path}/events.sock")
+    with Running(*options, environment=environment):
+        everything.has(f"{BASE}/availability", "online")
+        broker.kill()
+        deadline = time.monotonic() + 20
+        while not (told := ask(tmp_path / "events.sock", "status")["status"]["problems"][1:]):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert told[0].startswith(f"MQTT broker 127.0.0.1:{broker.port} is lost for ")
+
+
 def test_a_will_that_comes_late_does_not_leave_us_offline(broker, environment):
     everything = broker.listener()
     with Running(*kitchen(broker), environment=environment):
@@ -467,7 +481,7 @@ def test_a_broker_that_refuses_us_or_that_nobody_vouches_for_is_told_of(
     ("settings", "complaint"),
     [
         ("{broker: localhost}", "sinks.mqtt.broker: localhost is no broker"),
-        ("{broker: 'mqtt://me:pw@localhost'}", "is no broker"),
+        ("{broker: 'mqtt://me:pw@localhost'}", "put each into a file of its own"),
         ("{broker: 'mqtt://h:x'}", "is no broker"),
         ("{broker: 'mqtt://h', ca_file: x}", "sinks.mqtt.ca_file: is for TLS"),
         ("{broker: 'mqtts://h', key_file: x}", "belongs to a cert_file"),

@@ -80,7 +80,7 @@ def test_the_config_that_kwsd_comes_with_fits():
     [
         ({}, True),
         ({"keywords": {"on": {"threshold": 0.7}}}, True),
-        ({"streams": [{"source": "file", "path": "a.wav"}]}, True),
+        ({"streams": [{"source": "file", "path": str(DEMO)}]}, True),
         ({"streams": [{"source": "file"}]}, False),
         ({"streams": [{"source": "tape", "path": "a.wav"}]}, False),
         ({"debouncer": {"threshold": 1.5}}, False),

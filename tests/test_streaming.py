@@ -349,6 +349,13 @@ def test_without_words_there_is_no_number_in_json_and_a_dash_in_the_table(kwsd, 
     assert "nan" not in kwsd(*asked).out
 
 
+def test_words_none_of_which_is_listened_for_are_an_error(kwsd, config, tmp_path):
+    soundfile.write(tmp_path / "words.wav", np.zeros(32_000), 16_000)
+    (tmp_path / "words.tsv").write_text("start_s\tend_s\tkeyword\n0.5\t1.0\tmarvin\n")
+    asked = ("eval", "--model", str(config.model_path), "--stream", str(tmp_path / "words.wav"))
+    kwsd(*asked).refused(2, "none of its words (marvin)", "yes, no", "--labels")
+
+
 def test_a_budget_without_talk_is_a_usage_error(kwsd, config):
     kwsd("eval", "--model", str(config.model_path), "--stream", str(DEMO), "--budget", "1").refused(2, "--negatives")
 

@@ -368,6 +368,20 @@ def test_speakers_on_both_sides_are_told(tmp_path, cache):
     assert any(line.startswith("2 of 2 speakers who are validated on are trained on as well") for line in said)
 
 
+def test_a_checkpoint_is_not_overwritten_unasked(data, tmp_path):
+    out = tmp_path / "a.ckpt"
+    train(options(data, out, epochs=1), quietly)
+    before = out.read_bytes()
+    with pytest.raises(ConfigError, match=r"a\.ckpt: is there already; go on with it by --resume, or name another"):
+        train(options(data, out, epochs=1), quietly)
+    assert out.read_bytes() == before
+
+
+def test_a_folder_is_no_place_for_a_checkpoint(data, tmp_path):
+    with pytest.raises(KwsdError, match="is a folder; name a file in it with --out"):
+        train(options(data, tmp_path, epochs=1), quietly)
+
+
 # --- interrupted ---
 
 
@@ -391,13 +405,14 @@ def test_ctrl_c_in_the_first_epoch_leaves_half_an_epoch(data, tmp_path, monkeypa
     assert left.network()(torch.zeros(1, 16_000)).shape == (1, 2)
 
 
-def test_ctrl_c_in_the_first_epoch_does_not_replace_a_trained_checkpoint(data, tmp_path, monkeypatch):
-    train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
-    before = (tmp_path / "a.ckpt").read_bytes()
+def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
     interrupt_in_the_first_epoch(monkeypatch)
+    said = []
     with pytest.raises(KeyboardInterrupt):
-        train(options(data, tmp_path / "a.ckpt"), quietly)
-    assert (tmp_path / "a.ckpt").read_bytes() == before
+        train(options(data, tmp_path / "a.ckpt"), said.append)
+    assert said[-1] == f"stopped; the same command with --resume goes on from {tmp_path}/a.ckpt"
+    monkeypatch.undo()
+    assert train(options(data, tmp_path / "a.ckpt", epochs=1, resume=True), quietly).epoch == 1
 
 
 # --- resumed wrongly, or asked for what cannot be ---
@@ -747,6 +762,7 @@ def test_an_artefact_of_another_network_by_the_same_name_is_refused(exported, tm
     export(before, other, torch.zeros(1, 16_000))
     model = onnx.load(other)
     model.metadata_props[0].value = model.metadata_props[0].value.replace(before.model, named)
+    del model.metadata_props[1:]  # the checksum
     onnx.save(model, other)
     with pytest.raises(ModelError, match=r"other\.onnx: an export of another kwsd or network"):
         train(options(data, tmp_path / "a.ckpt", model=named, labels="yes,no", init=other), quietly)

@@ -199,7 +199,10 @@ def _command(config: HookConfig, where: str, resolve: Callable[[str], Path]) -> 
     if config.run is None:
         return ()
     named, *arguments = config.run
-    program = shutil.which(str(resolve(named)) if "/" in named else named)
+    path = resolve(named).absolute()  # `./prog` beside the config is no `prog` of the system's
+    program = shutil.which(str(path) if "/" in named else named)
+    if program is None and "/" in named and path.is_file():
+        raise ConfigError(f"{where}.run: {path} may not be run; chmod +x it")
     if program is None:
         raise ConfigError(f"{where}.run: {named} is not there, or no program; install it, or name its whole path")
     return (program, *arguments)

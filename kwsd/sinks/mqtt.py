@@ -137,6 +137,13 @@ class Mqtt:
             self._changed.set()
         self._ready.set()
 
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the connection."""
+        if self._lost_at is None:
+            return None
+        return f"MQTT broker {self._broker.name} is lost for {time.monotonic() - self._lost_at:.0f} s"
+
     async def close(self) -> None:
         """Tell what is queued and that we are gone, but do not wait long for a broker that does not answer."""
         self._closing = True

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, KwsdError, ModelError
+from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, USAGE, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 
 FORMAT = 3
@@ -58,6 +58,8 @@ class Checkpoint:
     @staticmethod
     def check_place(path: Path) -> None:
         """Raises KwsdError if no checkpoint can be written there: better told before an epoch than after it."""
+        if path.is_dir():
+            raise KwsdError(f"{path}: is a folder; name a file in it with --out", exit_code=USAGE)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()

@@ -23,7 +23,8 @@ from kwsd.span import is_whole, word_span
 from kwsd.training.labels import spoken_keywords
 from kwsd.training.truth import read_truth, truth_beside, without
 
-SUFFIXES = (".wav", ".flac", ".ogg")
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+FOREIGN = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".caf")  # sound that nobody here can read
 SUBSETS = ("training", "validation", "testing")
 SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
 SILENT = 8  # of 32768, from the lowest sample to the highest: nothing was recorded
@@ -102,7 +103,11 @@ def load_words(folder: Path, subset: str) -> Clips:
     listing = [(path, word, speaker) for path, word, speaker in listing if path.parent != folder and word[0] != "."]
     special = sorted({word for _, word, _ in listing if word[0] == "_" and word not in (UNKNOWN, BACKGROUND)})
     told = tuple(f"{folder / word}: is no word; name noise and silence with --noise" for word in special)
+    foreign = sorted(path for path in _files(folder) if path.suffix.lower() in FOREIGN)
+    told += tuple(f"{path}: cannot be read; convert it: ffmpeg -i {path.name} {path.stem}.wav" for path in foreign)
     listing = [row for row in listing if row[1] not in (*special, BACKGROUND)]
+    if not listing and foreign:
+        raise AudioError(f"{folder}: no recordings in there but such as {told[-1]}")
     if not listing:
         raise AudioError(f"{folder}: no recordings in there; put them into a folder per word: {folder.name}/stop/1.wav")
     listed = _listed(folder)

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from kwsd.artefact import FORMAT, METADATA, ArtefactInfo, Figure, Geometry
+from kwsd.artefact import FORMAT, METADATA, ArtefactInfo, Figure, Geometry, sealed
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.engines import load_spotter
 from kwsd.errors import IO, USAGE, ConfigError, KwsdError, ModelError
@@ -46,6 +46,8 @@ def export_checkpoint(
     store; without them the recording that kwsd comes with is compared on, and no figure is stored."""
     if out.exists() and source.exists() and out.samefile(source):
         raise ConfigError(f"{out}: is the checkpoint itself; name another file with -o", exit_code=USAGE)
+    if out.suffix not in (".onnx", ".pt"):
+        raise ConfigError(f"{out}: the name says what it is to be: .onnx, or .pt for TorchScript", exit_code=USAGE)
     checkpoint = _checkpoint(source, labels)
     recommended = checkpoint.recipe.get("thresholds", {}) | parse_thresholds(thresholds, checkpoint.labels)
     if data is None and not words:
@@ -231,7 +233,7 @@ def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
     model = onnx.load(path)
     model.metadata_props.add(key=METADATA, value=msgspec.json.encode(info).decode())
     onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(sealed(model.SerializeToString()))
 
 
 def _compare(network: nn.Module, path: Path, windows: Tensor) -> None:

@@ -72,7 +72,9 @@ def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None
         soundfile.write(path, to_int16(recording), SAMPLE_RATE)
         write_truth(path, truth)
     except (OSError, soundfile.LibsndfileError, TypeError, ValueError) as error:  # the last two: unknown format
-        raise KwsdError(f"{path}: cannot be written ({error}); name a .wav or .flac file", exit_code=IO) from None
+        path.unlink(missing_ok=True)  # half of it, or without its words
+        remedy = "make room" if isinstance(error, OSError) or "System error" in str(error) else "name a .wav or .flac"
+        raise KwsdError(f"{path}: cannot be written ({error}); {remedy}", exit_code=IO) from None
 
 
 def _rows(clips: Clips, keyword: str, subset: str) -> NDArray[np.intp]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.config import Config
 from kwsd.debouncer import Debouncer, Detection, Rules
-from kwsd.errors import AudioError
+from kwsd.errors import USAGE, AudioError, ConfigError
 from kwsd.pipeline import NO_LIMIT, make_rules
 from kwsd.recording import open_recording, read_recording
 from kwsd.replay import Trace, trace
@@ -160,6 +160,13 @@ def evaluate_stream(
     truths = [read_truth(path) for path in recordings]
     for path in recordings:
         open_recording(path).close()  # a bad one is told at once, not after those before it
+    said = {word.keyword for truth in truths for word in truth}
+    if recordings and said.isdisjoint(rules.keywords):
+        raise ConfigError(
+            f"{recordings[0]}: none of its words ({', '.join(sorted(said))}) is one that is listened for "
+            f"({', '.join(rules.keywords)}); have kwsd mix make one with --labels",
+            exit_code=USAGE,
+        )
     talk: dict[Path, Counter[str]] = {}
     left_out = 0
     for folder in negatives:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kwsd.artefact import SILENCE, UNKNOWN
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.device import choose_device
 from kwsd.errors import USAGE, AudioError, ConfigError, ModelError
@@ -100,6 +101,8 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     with join_process_group(device) as group:
         plan = Plan(model, recipe, labels, out, options, say if group.leads else _nothing)
         Checkpoint.check_place(out)
+        if out.exists() and not options.resume:
+            raise ConfigError(f"{out}: is there already; go on with it by --resume, or name another with --out")
         torch.manual_seed(options.seed)
         _keep_memory()
         run = _prepare(plan, group.device(device), group)
@@ -129,6 +132,7 @@ def _epochs(run: Run, plan: Plan) -> Checkpoint:
         if leads and not saved and not out.exists():  # not even one epoch: better half an epoch than nothing
             run.best_state = _copy(run.judged)
             _checkpoint(run, plan).save(out)
+        plan.say(f"stopped; the same command with --resume goes on from {out}")
         raise
     if history:
         history.close()
@@ -287,7 +291,8 @@ def _check_labels(clips: Clips, labels: tuple[str, ...], say: Callable[[str], No
     keywords = [label for label in labels if not label.startswith("_")]
     missing = [label for label in keywords if label not in clips.words]
     if missing:
-        say(f"no training clips of: {', '.join(missing)}")
+        meant = [f"; did you mean _{label}_?" for label in missing if f"_{label}_" in (UNKNOWN, SILENCE)]
+        say(f"no training clips of: {', '.join(missing)}{''.join(meant[:1])}")
     if set(clips.words).isdisjoint(labels):
         raise AudioError(f"none of the training clips is one of the labels {', '.join(labels)}")
     spoken = counts(clips.words)
