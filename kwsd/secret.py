@@ -30,6 +30,11 @@ def read_secret(named: str, resolve: Callable[[str], Path], setting: str) -> str
     return secret
 
 
+def is_to_come(named: str | None) -> bool:
+    """Whether systemd will give it to the service, and has not given it to us."""
+    return (named or "").startswith(f"{CREDENTIALS}/") and not os.environ.get(CREDENTIALS.removeprefix("$"))
+
+
 def credential(named: str, setting: str) -> Path | None:
     """Where systemd puts what `LoadCredential=` names; None for what is no `$CREDENTIALS_DIRECTORY/…`.
 

@@ -460,6 +460,31 @@ def test_what_comes_before_the_damage_is_heard_and_the_damage_is_named(name, wri
     assert [(event["type"], event["keyword"]) for event in result.events] == [("detection", "yes")]
 
 
+NOT_THERE = {
+    "a recording": ("streams: [{source: file, path: nowhere.wav}]", NO_INPUT, "nowhere.wav: no such file"),
+    "a FIFO": ("streams: [{source: pcm, path: nowhere}]", NO_INPUT, "nowhere: no such file or FIFO; create it"),
+    "a secret": ("listen: {on: ['unix:in'], token_file: nowhere}", CONFIG, "listen.token_file: ", "no such file"),
+    "a secret of the page": ("http: {on: ['unix:web'], token_file: no}", CONFIG, "http.token_file: ", "no such file"),
+    "a group": ("sinks: {socket: {group: nobodys}}", CONFIG, "sinks.socket.group: there is no group 'nobodys'"),
+}
+
+
+@pytest.mark.parametrize(("config", "code", "words"), [(c, n, w) for c, n, *w in NOT_THERE.values()], ids=NOT_THERE)
+def test_check_refuses_what_the_daemon_would(kwsd, tmp_path, config, code, words):
+    (tmp_path / "kwsd.yaml").write_text(f"{config}\n")
+    kwsd("check", "--config", "kwsd.yaml").refused(code, *words)
+
+
+def test_check_does_not_look_for_what_systemd_will_give_the_service(kwsd, tmp_path):
+    given = "$CREDENTIALS_DIRECTORY/secret"
+    (tmp_path / "kwsd.yaml").write_text(
+        f"listen: {{on: ['unix:in'], token_file: {given}}}\n"
+        f"sinks: {{mqtt: {{broker: 'mqtt://h', user_file: {given}, password_file: {given}}}}}\n"
+        f"hooks: [{{post: 'http://h/', token_file: {given}}}]\n"
+    )
+    assert kwsd("check", "--config", "kwsd.yaml").code == 0
+
+
 @pytest.mark.parametrize("promised", [0xFFFFFFFF, 0x80000000, 0x7FFFF000])
 def test_a_wav_of_unknown_length_as_pipes_leave_it_is_heard_to_its_end(promised, kwsd, models, tmp_path):
     path = write_sound(tmp_path / "a.wav", beep(seconds=2.0))
