@@ -1,6 +1,7 @@
 """`kwsd mix`: known words in a long recording, where the .tsv says they are."""
 
 import itertools
+import resource
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import soundfile
 import tiny_speech_commands as tiny
 
 from kwsd.cli import dispatch
-from kwsd.errors import AudioError, ConfigError
+from kwsd.errors import AudioError, ConfigError, KwsdError
 from kwsd.span import level_dbfs
 from kwsd.training.mix import Mixture, mix, write
 from kwsd.training.truth import read_truth
@@ -135,3 +136,21 @@ def test_the_command_writes_both_files(data, tmp_path, capsys):
     assert dispatch(["mix", str(out), "--data", str(data), "--count", "3", "--labels", "yes,no"]) == 0
     assert "3 words" in capsys.readouterr().err
     assert len(read_truth(out)) == 3 and soundfile.info(out).samplerate == RATE
+
+
+def test_what_cannot_be_written_whole_leaves_what_there_was(tmp_path):
+    recording = np.random.default_rng(0).normal(0.0, 0.1, 5 * RATE).astype(np.float32)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(KwsdError, match=r"notes\.txt: cannot be written .*; name a \.wav or \.flac file"):
+        write(recording, [], tmp_path / "notes.txt")
+    (tmp_path / "tape.wav").write_bytes(b"the one before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a disk that is full
+    try:
+        with pytest.raises(KwsdError, match=r"tape\.wav: cannot be written .*make room"):
+            write(recording, [], tmp_path / "tape.wav")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "notes.txt": b"mine", "tape.wav": b"the one before",
+    }  # fmt: skip

@@ -1,5 +1,7 @@
 """`kwsd mix`: long recordings of known words, to try a model on as the daemon would meet them."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +70,20 @@ def mix(
 
 def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None:
     """An audio file, and beside it a .tsv of its words. Raises KwsdError if they cannot be written."""
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # its ending says the format
     try:
-        soundfile.write(path, to_int16(recording), SAMPLE_RATE)
+        soundfile.write(unfinished, to_int16(recording), SAMPLE_RATE)
         write_truth(path, truth)
+        unfinished.replace(path)
     except (OSError, soundfile.LibsndfileError, TypeError, ValueError) as error:  # the last two: unknown format
-        path.unlink(missing_ok=True)  # half of it, or without its words
-        remedy = "make room" if isinstance(error, OSError) or "System error" in str(error) else "name a .wav or .flac"
-        raise KwsdError(f"{path}: cannot be written ({error}); {remedy}", exit_code=IO) from None
+        why = str(error).replace(unfinished.name, path.name)
+        remedy = (
+            "name a .wav or .flac file" if isinstance(error, TypeError | ValueError) else "name another, or make room"
+        )
+        raise KwsdError(f"{path}: cannot be written ({why}); {remedy}", exit_code=IO) from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def _rows(clips: Clips, keyword: str, subset: str) -> NDArray[np.intp]:
