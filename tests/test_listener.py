@@ -486,7 +486,11 @@ def test_it_is_alive_as_well_when_its_pipe_has_ended_and_nobody_speaks(tmp_path)
     manager.settimeout(PATIENCE_S)
     manager.bind(str(tmp_path / "notify"))
     environment = clean_environment(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
-    settings = ('streams=[{source: pcm, name: pipe, path: "-"}]', f"listen.on=['unix:{tmp_path}/in']")
+    settings = (
+        'streams=[{source: pcm, name: pipe, path: "-"}]',
+        f"listen.on=['unix:{tmp_path}/in']",
+        "sinks.socket.enabled=false",
+    )
     with manager, Running(*(part for s in settings for part in ("--set", s)), environment=environment) as daemon:
         daemon.process.stdin.write(pcm(FIRST_WORD))
         daemon.process.stdin.close()
