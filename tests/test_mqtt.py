@@ -378,7 +378,11 @@ def test_a_satellite_that_left_before_the_broker_had_confirmed_it_is_unavailable
     everything = broker.listener()
     options = kitchen(broker, f"listen.on=['unix:{door}']")
     with Running(*options, environment=environment) as daemon, socket.socket(socket.AF_UNIX) as satellite:
-        everything.has(f"{BASE}/kitchen/availability", "online")
+        everything.has(f"{BASE}/availability", "online")
+        deadline = time.monotonic() + 20
+        while not door.exists() or not any("listening on" in line for line in daemon.errors):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         broker.hang()
         satellite.connect(str(door))
         satellite.sendall(b'{"name": "attic"}\n' + bytes(32_000))
