@@ -201,8 +201,7 @@ class Microphone:
     # --- the thread that opens it again ---
 
     def _reopen(self) -> None:
-        stopped = again = True
-        while again:
+        while True:
             self._close()  # may wait for a driver that hangs; once it does not, we go on
             while self.fatal is None and not self._stopping.wait(self._pause):
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
@@ -212,9 +211,9 @@ class Microphone:
             with self._handing_over:
                 stopped = self._stopping.is_set()
                 # Until now `recover` left it to us, so we must not go while it is lost once more.
-                again = self._failure is not None and self.fatal is None and not stopped
-                if not again:
+                if stopped or self.fatal is not None or self._failure is None:
                     self._reopening = None
+                    break
         if stopped:
             self._leave()
 

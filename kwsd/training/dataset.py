@@ -89,7 +89,7 @@ def load_clips(root: Path, subset: str, *, download: bool = False, limit: int | 
 
 
 def load_words(folder: Path, subset: str) -> Clips:
-    """A subset of somebody's own recordings, `folder/<word>/*.wav` (FLAC, Ogg; any rate and length), decoded once.
+    """A subset of somebody's own recordings, `folder/<word>/*.wav` (FLAC, Ogg, MP3; any rate and length), decoded once.
 
     Who speaks is what the name begins with, up to `_nohash_` as in Speech Commands, or the folder between:
     `folder/<word>/<speaker>/*.wav`; a recording with neither has a speaker of its own. Speakers are parted into
@@ -333,7 +333,7 @@ def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, NDArray
         said = read_truth(path) if labels and truth_beside(path).exists() else []
         pieces[path] = without(to_int16(read_recording(path)), said, labels)
     if not pieces:
-        raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
+        raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg, MP3) to use in there")
     return pieces, len(recordings) - len(paths)
 
 
@@ -355,10 +355,10 @@ def _part(
         folders = path.parent.parts[depth:]
         below.setdefault(folders[0] if folders else "", {})[path] = samples
     here = below.pop("", {})
-    kept = sorted(below)[: round(len(below) * (1.0 - held_out))]
     if len(below) >= MANY:
         theirs = [np.concatenate(list(recordings.values())) for _, recordings in sorted(below.items())]
-        yield np.concatenate(theirs[: len(kept)]), np.concatenate(theirs[len(kept) :])
+        end = round(len(theirs) * (1.0 - held_out))
+        yield np.concatenate(theirs[:end]), np.concatenate(theirs[end:])
     else:
         for recordings in below.values():
             yield from _part(recordings, depth + 1, held_out)
@@ -399,7 +399,7 @@ def transcribed_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, 
     Raises AudioError if there are no recordings, or what is written down cannot be understood."""
     paths = _recordings(folder.resolve())
     if not paths:
-        raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg) to use in there")
+        raise AudioError(f"{folder}: no recordings (WAV, FLAC, Ogg, MP3) to use in there")
     spoken = transcripts(folder)
     spoken |= {p: " ".join(word.keyword for word in read_truth(p)) for p in paths if truth_beside(p).exists()}
     kept = {path: spoken_keywords(spoken.get(path, ""), labels) for path in paths if path in spoken or not spoken}

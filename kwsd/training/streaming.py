@@ -303,7 +303,7 @@ def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, flo
     plans: dict[int, tuple[int, dict[str, float]]] = {0: (0, {})}  # false accepts → the least cost, and thresholds
     for keyword in evaluation.rules.keywords:
         choices = _choices(evaluation, keyword)
-        if said[keyword] < FEW_WORDS:
+        if said[keyword] < FEW_WORDS:  # too few to count misses: what a threshold costs is how high it is
             choices = [(false, int(1000 * at), at) for false, _, at in choices if at >= for_all]
         elif not allowed:
             choices = [choice for choice in choices if choice[2] >= for_all]
