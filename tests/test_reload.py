@@ -162,7 +162,8 @@ def test_refused_when_all_was_closed_already_it_goes_on_and_says_who_left(tmp_pa
         assert (left["stream"], left["reason"]) == ("attic", "reload")
         while json.loads(lines.readline())["type"] != "reload":
             pass
-        assert json.loads(lines.readline())["type"] == "scores", "whoever watches goes on seeing"
+        while json.loads(lines.readline())["type"] != "scores":  # whoever watches goes on seeing, or this times out
+            pass
         lines.close()
         daemon.stop()
 
