@@ -137,6 +137,12 @@ class Usage:
         except OSError:
             return
 
+    @property
+    def settled(self) -> bool:
+        """Whether it was looked at for so long that it should not grow any more."""
+        seen = max(self._seen.values(), key=len)
+        return seen[-1][0] - seen[0][0] > SETTLED_S
+
     def growth(self) -> dict:
         """From the most in the second quarter of the looks to the most in the last."""
         seen = max(self._seen.values(), key=len, default=[])
@@ -213,8 +219,8 @@ class Scene:
         found = self.ledger.settle(self.runs) | more
         events = Counter(event["type"] for run in self.runs for event in run)
         growth = self.usage.growth()
-        grew = growth and (growth["rss_kib"][1] > growth["rss_kib"][0] + ALLOWED_KIB or _more(growth, "threads")
-                           or _more(growth, "descriptors"))  # fmt: skip
+        grew = growth and (self.usage.settled and _more(growth, "rss_kib", ALLOWED_KIB) or _more(growth, "threads", 1)
+                           or _more(growth, "descriptors", 1))  # fmt: skip
         bad = found["missed"] or found["events_twice"] or found["events_lost"] or code or grew
         bad = bad or len(found["heard_but_not_said"]) > found["said"] // 100
         bad = bad or any("Traceback" in line for line in self.daemon.errors)
@@ -225,10 +231,11 @@ class Scene:
 
 
 ALLOWED_KIB = 3_000
+SETTLED_S = 90.0  # a process younger than this still comes to its size: its first gap, its first large batch
 
 
-def _more(growth: dict, what: str) -> bool:
-    return growth[what][1] > growth[what][0] + 1
+def _more(growth: dict, what: str, allowed: int) -> bool:
+    return growth[what][1] > growth[what][0] + allowed
 
 
 class Talking:
