@@ -433,7 +433,7 @@ def _stream(source: str) -> str:
         raise ConfigError("--source: is empty; name an audio file, a FIFO, or - for stdin", exit_code=USAGE)
     path = Path(source).absolute()
     if path.is_fifo():
-        return json.dumps({"source": "pcm", "name": path.name[:64], "path": str(path)})
+        return json.dumps({"source": "pcm", "name": path.name[:64], "path": str(path), "reopen": False})
     return json.dumps({"source": "file", "name": path.name[:64], "path": str(path)})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kwsd.control import check_known
 from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 from kwsd.sinks.unix_socket import default_path
 
@@ -33,13 +34,15 @@ def lines_of(path: Path, **wish: Any) -> Iterator[dict[str, Any]]:
     """What a daemon says on its socket, until it hangs up. `wish` is what a `subscribe` command says: `scores=True`.
     Among any types there is the shutdown, which tells the end from a crash.
 
-    Raises KwsdError if none answers there.
+    Raises KwsdError if none answers there, or it does not know a keyword of the wish.
     """
     if wish.get("types") is not None:
         wish["types"] = [*wish["types"], "shutdown"]
     ended = False
     with _connected(path) as connection:
         for event in _said(path, connection, _command("subscribe", wish)):
+            if event["type"] == "hello":
+                check_known(wish.get("keywords") or (), event.get("keywords", ()), "keyword")
             ended = event["type"] == "shutdown"
             yield event
     if not ended:

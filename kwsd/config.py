@@ -17,7 +17,6 @@ from kwsd.settings_file import SettingsFile
 
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
 MODELS = DEFAULT_PATH.with_name("models")  # those that kwsd comes with
-DEFAULT_MODEL = MODELS / "commands.onnx"  # for a config that names none, wherever it lies
 MISSING = "no such config; leave out --config to use the one kwsd comes with"
 ENVIRONMENT = "KWSD_"
 OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
@@ -63,6 +62,7 @@ class PcmConfig(_Section, frozen=True, kw_only=True, tag_field="source", tag="pc
     channels: Annotated[int, Meta(ge=1, le=64)] = 1
     format: Literal["s16le", "s32le", "f32le"] = "s16le"
     channel: Count | Literal["mix"] = "mix"
+    reopen: bool = True
 
 
 StreamConfig = MicrophoneConfig | FileConfig | PcmConfig
@@ -195,7 +195,7 @@ class EventsConfig(_Section, frozen=True, kw_only=True):
 class Config(_Section, frozen=True, kw_only=True):
     """Everything a run needs to know. `folder` is what relative paths start from."""
 
-    model: str = str(DEFAULT_MODEL)
+    model: str = "commands"
     model_sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     keywords: Literal["all"] | dict[str, KeywordConfig] = "all"
@@ -258,7 +258,8 @@ def load_config(
 ) -> Config:
     """Read a config file, then the environment, then `KEY=VALUE` settings of the command line over it.
 
-    `path` None takes the config that came with kwsd. Raises ConfigError naming file, line, key and remedy.
+    `path` None takes the config that came with kwsd; relative paths then start where we are. Raises ConfigError naming
+    file, line, key and remedy.
     """
     place = SettingsFile(path or DEFAULT_PATH, Config, MISSING, hidden=("folder",))
     tree = place.read()
@@ -270,7 +271,7 @@ def load_config(
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise place.complain(error) from None
-    config = msgspec.structs.replace(config, folder=str((path or DEFAULT_PATH).parent))
+    config = msgspec.structs.replace(config, folder=str(path.parent if path else Path.cwd()))
     _check_across_fields(config, place)
     return config
 

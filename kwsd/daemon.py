@@ -208,8 +208,9 @@ class Daemon:
             if isinstance(sink, UnixSocket) and sink.path == place:
                 del self._sinks[other]  # whatever comes next, it is closed
                 await sink.close()
+        opened = await self._open_socket(config, place)
         log.info("events on %s", place)
-        return {key: await self._open_socket(config, place)}
+        return {key: opened}
 
     async def _open_endpoint(self, config: Config, token: str) -> None:
         """Serve page and metrics where this config says, to who knows the token; raises KwsdError, and serves none, if

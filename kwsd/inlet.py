@@ -76,6 +76,7 @@ class Inlet:
         self.silences: list[float] = []  # seconds, one for each time the source was opened again and delivered
         self._ring = ring
         self._silent_since = 0.0  # monotonic s
+        self._ahead_s = 0.0  # of the silence since, that was written
         self._reopened: tuple[RingBuffer, int] | None = None  # what is written since, and its rate
         native = RingBuffer(1, int(SECONDS * rate), channels)
         self._append = native.appender(0)
@@ -119,11 +120,11 @@ class Inlet:
         self.overflows += 1
         (self._reopened[0] if self._reopened else self._native).skip(0)
 
-    def reopen(self, rate: int, channels: int) -> None:
+    def reopen(self, rate: int, channels: int, *, ahead_s: float = 0.0) -> None:
         """The source will begin anew, maybe at another rate. What is written from now on comes after a gap, as long as
-        nothing was written. To be called while nothing is."""
+        nothing was written. Of that `ahead_s` seconds were written already. To be called while nothing is."""
         if self._reopened is None:
-            self._silent_since = self.wrote_at
+            self._silent_since, self._ahead_s = self.wrote_at, ahead_s
         native = RingBuffer(1, int(SECONDS * rate), channels)
         self._reopened = native, rate
         self._append = native.appender(0)
@@ -174,7 +175,8 @@ class Inlet:
     @property
     def room(self) -> float:
         """Seconds of audio that can be written before unread samples are overwritten."""
-        return SECONDS - self.backlog
+        reopened = self._reopened  # which the inference thread may take over now
+        return SECONDS - (reopened[0].ends[0] / reopened[1] if reopened else self.backlog)
 
     def pump(self, most_s: float = SECONDS) -> None:
         """Convert what came, at most `most_s` seconds of it, into the 16 kHz ring."""
@@ -224,7 +226,8 @@ class Inlet:
         while written != native.ends[0]:  # a block came in between
             written, wrote_at = native.ends[0], self.wrote_at
         silence = max(0.0, wrote_at - written / rate - self._silent_since)
-        self._skip_to(self._due + round(silence * SAMPLE_RATE) - self._ahead)
+        unwritten = max(0.0, silence - self._ahead_s)
+        self._skip_to(self._due + round(unwritten * SAMPLE_RATE) - self._ahead)
         self._reopened = None
         self._begin(native, rate)
         self.silences.append(silence)

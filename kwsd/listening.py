@@ -68,7 +68,7 @@ def make_source(stream: StreamConfig, config: Config, microphones: Sequence[Micr
     if isinstance(stream, FileConfig):
         return AudioFile(config.resolve(stream.path), channel, realtime=stream.realtime)
     path = stream.path if stream.path == "-" else str(config.resolve(stream.path))
-    return RawPcm(path, stream.rate, stream.channels, stream.format, channel)
+    return RawPcm(path, stream.rate, stream.channels, stream.format, channel, reopen=stream.reopen)
 
 
 def read_token(config: Config) -> str:

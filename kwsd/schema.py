@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from kwsd import event
-from kwsd.config import DEFAULT_MODEL, DEFAULT_PATH, Config
+from kwsd.config import DEFAULT_PATH, Config
 from kwsd.config_comments import comments
 from kwsd.settings_file import structs
 
@@ -38,7 +38,6 @@ def config_schema() -> Schema:
         _describe(sections[section.__name__], said[section], sections)
     keys = sections["Config"]["properties"]
     del keys["folder"], sections["Config"]["description"]  # where the file lies is no key of it
-    keys["model"]["default"] = DEFAULT_MODEL.stem  # its path is another one on every machine
     return {"$schema": DIALECT, "title": "kwsd configuration"} | schema
 
 

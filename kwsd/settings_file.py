@@ -28,7 +28,8 @@ _Yaml.add_implicit_resolver(
 KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # a word, or the << that takes over an alias
 
 
-HINTS = {  # how what was expected is written
+HINTS = {  # how what was expected is written, the likeliest first
+    "str": "put it in quotes",
     "bool": "write true or false",
     "int": "write a whole number",
     "float": "write a number, such as 0.5",
@@ -70,7 +71,8 @@ class SettingsFile:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             line = f":{mark.line + 1}" if mark else ""
-            raise ConfigError(f"{self.path}{line}: not valid YAML: {error.problem}") from None
+            hint = "; is it the beginning of a text? Put that in quotes" if "found '" in (error.problem or "") else ""
+            raise ConfigError(f"{self.path}{line}: not valid YAML: {error.problem}{hint}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{self.path}: not valid YAML: {error}") from None
         except RecursionError:
@@ -105,7 +107,8 @@ class SettingsFile:
         try:
             parsed = yaml.load(value, Loader=_Yaml)  # noqa: S506 - as above
         except yaml.YAMLError:
-            raise ConfigError(f"{source}: {value!r} is not valid YAML") from None
+            hint = f"if it is a text, put it in quotes of its own: '\"{value}\"'"
+            raise ConfigError(f"{source}: {value!r} is not valid YAML; {hint}") from None
         *sections, last = key.split(".")
         branch: Any = tree
         for depth, section in enumerate(sections):
@@ -142,9 +145,8 @@ class SettingsFile:
         unknown = re.match(r"Object contains unknown field `(.+)`", message)
         if unknown:
             wrong = unknown[1]
-            near = difflib.get_close_matches(wrong, sorted(set(_known_keys(self.schema)) - set(self.hidden)), 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return self.error(self._spelled_out(f"{key}.{wrong}".lstrip(".")), f"unknown key{hint}")
+            key = self._spelled_out(f"{key}.{wrong}".lstrip("."))
+            return self.error(key, f"unknown key{self._meant(wrong, self._sources.get(key, ''))}")
         key = self._spelled_out(key)
         enum = re.match(r"Invalid enum value '(.+)'", message)
         if enum:
@@ -160,11 +162,19 @@ class SettingsFile:
         for jargon, word in (("object", "keys"), ("array", "list"), ("null", "nothing"), ("`", "")):
             message = message.replace(jargon, word)
         wanted = re.match(r"Expected (.+), got (\w+)", message)
-        hints = (
-            [HINTS[kind] for kind in wanted[1].split(" | ") if kind in HINTS and kind != wanted[2]] if wanted else []
-        )
+        kinds = wanted[1].split(" | ") if wanted else []
+        hints = [hint for kind, hint in HINTS.items() if kind in kinds and wanted and kind != wanted[2]]
         hint = f"; {hints[0]}" if hints else ""
         return self.error(key or "config", f"{message[0].lower()}{message[1:]}{hint}")
+
+    def _meant(self, wrong: str, source: str) -> str:
+        """What may have been meant by a key that is unknown, and was set there."""
+        for path in _paths(self.schema):
+            if len(path) > 1 and "_".join(path) == wrong and source.endswith(wrong.upper()):
+                variable = source.removesuffix(wrong.upper()) + "__".join(path).upper()
+                return f"; two underscores part a section from its key: {variable}"
+        near = difflib.get_close_matches(wrong, sorted(set(_known_keys(self.schema)) - set(self.hidden)), 1)
+        return f"; did you mean {near[0]}?" if near else ""
 
     def _spelled_out(self, key: str) -> str:
         """msgspec writes `keywords[...].margin` for any keyword: the one that is meant, where only one can be."""
@@ -193,6 +203,15 @@ def _choices(schema: type[msgspec.Struct], key: str) -> list[str]:
         if get_origin(kind) is Literal
         for choice in get_args(kind)
     ]
+
+
+def _paths(kind: Any) -> Iterator[tuple[str, ...]]:
+    """How the settings of a struct, and of those in it, are reached: `("debouncer", "threshold")`."""
+    for section in {kind, *get_args(kind)}:
+        if isinstance(section, type) and issubclass(section, msgspec.Struct):
+            for field in msgspec.structs.fields(section):
+                yield (field.encode_name,)
+                yield from ((field.encode_name, *path) for path in _paths(field.type))
 
 
 def _known_keys(schema: type[msgspec.Struct]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import select
+import stat
 import sys
 import termios
 import threading
@@ -25,6 +26,7 @@ READ_S = 0.25  # of audio read from a pipe at once, if so much is there
 MOST_S = 0.25  # waited for at once: for so long nobody sees that the writer is gone
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
+WRITER_S = 0.25  # how often a FIFO without a writer is opened anew: it may be another one of that name
 PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
 
 
@@ -208,23 +210,35 @@ class Recordings(_Reader):
 
 
 class RawPcm(_Reader):
-    """Headerless interleaved samples from stdin (`-`), a FIFO or a file."""
+    """Headerless interleaved samples from stdin (`-`), a FIFO or a file. A FIFO without a writer may be lost until
+    another one comes."""
 
     lead_in = False
     may_be_deaf = True
 
-    def __init__(self, path: str, rate: int, channels: int, sample_format: str, channel: int | None) -> None:
-        """Raises AudioError if there is no such pipe, ConfigError if stdin is a terminal."""
+    def __init__(
+        self, path: str, rate: int, channels: int, sample_format: str, channel: int | None, *, reopen: bool = False
+    ) -> None:
+        """`reopen`: when the writer of a FIFO goes, wait for the next. Raises AudioError if there is no such pipe,
+        ConfigError if stdin is a terminal."""
         super().__init__(rate, channels, realtime=False)
         self.channel = channel
-        self._name = "stdin" if path == "-" else path
-        self._decoder = PcmDecoder(sample_format, channels)
-        self._fd, self._closing = self._open(path), threading.Lock()
+        self._path, self._name = path, "stdin" if path == "-" else path
+        self._format = sample_format
+        self._fd, self._closing = self._open(), threading.Lock()
+        self._reopens = reopen and path != "-" and _is_fifo(self._fd)
+        self._waits, self._noticed = False, threading.Event()  # for another writer, and whether that was seen
         self._inlet: Inlet | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """With what is open now."""
+        self._decoder = PcmDecoder(self._format, self.channels)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 
-    def _open(self, path: str) -> int:
+    def _open(self) -> int:
+        path = self._path
         if path == "-":
             if sys.stdin is None or sys.stdin.closed:
                 raise AudioError(f"stdin: is closed; {PIPE_HINT}")
@@ -257,14 +271,67 @@ class RawPcm(_Reader):
             read += len(block)
             if len(block):
                 yield block
-        if read == 0 and not self._stop.is_set():
+        if read == 0 and not self._reopens and not self._stop.is_set():
             raise AudioError(f"{self._name}: ended before a single sample came; pipe audio into it")
         rest = len(self._decoder.rest)
-        if rest:
+        if rest and not self._reopens:
             self._failure = AudioError(
                 f"{self._name}: ended inside a sample ({rest} of {frame} bytes); the rest was listened to",
                 exit_code=0,
             )
+
+    def delivered(self) -> Iterator[Frames]:
+        """What each writer writes, and a second of silence after it."""
+        yield from super().delivered()
+        while self._reopens and self._failure is None and not self._stop.is_set():
+            self._be_lost()
+            came = False
+            while not (came or self._failure or self._stop.is_set()):
+                self._wait_for_a_writer()
+                for block in super().delivered():
+                    came = True
+                    yield block
+
+    def _be_lost(self) -> None:
+        """Until that was noticed. What the next writer writes meanwhile is in the pipe."""
+        assert self._inlet is not None
+        self._waits = True
+        self._failure = AudioError(f"{self._name}: nobody writes into it any more; waiting for the next", exit_code=IO)
+        self._noticed.wait()
+        self._noticed.clear()
+        self._inlet.reopen(self.rate, self.channels, ahead_s=TAIL_S)
+
+    def recover(self) -> bool:
+        """Begin to wait for the next writer, if that is all."""
+        waits, self._waits = self._waits, False
+        if waits:
+            self._failure = None
+            self._noticed.set()
+        return waits
+
+    def _wait_for_a_writer(self) -> None:
+        while not self._stop.is_set():
+            self._open_anew()
+            if self._poll.poll(WRITER_S * 1000):
+                if _waiting(self._fd):
+                    return
+                self._stop.wait(WRITER_S)
+
+    def _open_anew(self) -> None:
+        """Whoever makes the FIFO may have made it anew. The old one is closed last: what is in it must not be lost."""
+        with self._closing:
+            if self._stop.is_set():
+                return
+            try:
+                fd = self._open()
+            except AudioError:
+                return
+            if not _is_fifo(fd):
+                os.close(fd)
+                return
+            os.close(self._fd)
+            self._fd = fd
+            self._begin()
 
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Begin to deliver."""
@@ -273,6 +340,8 @@ class RawPcm(_Reader):
 
     def stop(self) -> None:
         """Deliver no more, and let the writer know."""
+        self._stop.set()
+        self._noticed.set()
         super().stop()
         self._close()
 
@@ -309,12 +378,21 @@ class RawPcm(_Reader):
         room = _pipe_size(fd) // frame if fd >= 0 else 0  # else it was closed meanwhile
         if self._inlet is None or not room:
             return
-        came = array.array("i", [0])
-        fcntl.ioctl(fd, termios.FIONREAD, came)
-        there = came[0] // frame
+        there = _waiting(fd) // frame
         missing = min(self._inlet.missing, room // 2, there + MOST_S * self.rate) - there
         if there and missing > 0:
             time.sleep(missing / self.rate + BEHIND_S)  # short, and cheaper than to wait for a signal to stop
+
+
+def _waiting(fd: int) -> int:
+    """Bytes that can be read."""
+    came = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, came)
+    return came[0]
+
+
+def _is_fifo(fd: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
 def _pipe_size(fd: int) -> int:

@@ -83,8 +83,8 @@ class Supervisor:
 
     @property
     def waits(self) -> bool:
-        """Whether a source is lost and may come back at any time."""
-        return any(charge.lost and not charge.over for charge in self._charges)
+        """Whether a source is lost and may come back at any time, without waking anybody."""
+        return any(charge.lost and not charge.over and charge.source.block_s is not None for charge in self._charges)
 
     def is_lost(self, stream: int) -> bool:
         """Whether nothing is expected of a source."""

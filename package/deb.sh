@@ -55,7 +55,7 @@ find "$root$home/lib" -type f -exec chmod 644 {} +
 
 mkdir -p "$root/usr/bin"
 ln -s ../lib/kwsd/bin/kwsd "$root/usr/bin/kwsd"
-sed 's|^model: models/commands.onnx$|model: commands|' "$top/config.yaml" | put 644 /etc/kwsd/config.yaml
+put 644 /etc/kwsd/config.yaml <"$top/config.yaml"
 for unit in system/kwsd.service user/kwsd.service; do
     sed 's|^ExecStart=.*|ExecStart=/usr/bin/kwsd --config /etc/kwsd/config.yaml|' \
         "$top/systemd/${unit#system/}" | put 644 "/usr/lib/systemd/$unit"

@@ -47,7 +47,6 @@ cd /opt/repository
 mkdir -p /usr/local/bin
 ln -sf /opt/kwsd/bin/kwsd /usr/local/bin/kwsd
 install -Dm644 -t /etc/kwsd config.yaml
-install -Dm644 -t /etc/kwsd/models models/commands.onnx
 install -Dm644 systemd/sysusers.conf /etc/sysusers.d/kwsd.conf
 install -Dm644 -t /etc/systemd/system systemd/kwsd.service
 systemd-sysusers

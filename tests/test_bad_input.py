@@ -127,6 +127,10 @@ CONFIGS = {
         "streams:\n  - {source: pcm, name: a}\n  - {source: pcm, name: b}\n",
         "kwsd.yaml:3: streams.1: only one stream can read stdin",
     ),
+    "a pattern without quotes": (
+        "streams:\n  - {source: microphone, device: *USB*}\n",
+        "kwsd.yaml:2: not valid YAML: ", "is it the beginning of a text? Put that in quotes",
+    ),
     "a queue of no length": ("sinks: {socket: {queue: 0}}\n", "kwsd.yaml:1: sinks.socket.queue: expected int >= 1"),
 }  # fmt: skip
 
@@ -159,6 +163,8 @@ def test_a_folder_as_config_is_refused(kwsd, tmp_path):
         ("debouncer.treshold=0.5", "--set debouncer.treshold=0.5: debouncer.treshold: unknown key; did you mean"),
         ("window.hop_ms=-1", "--set window.hop_ms=-1: window.hop_ms: expected float >= 10.0"),
         ("window=[", "--set window=[: '[' is not valid YAML"),
+        ("streams.0.device=*USB*", "if it is a text, put it in quotes of its own: '\"*USB*\"'"),
+        ("streams.0.device=USB: 2", "streams.0.device: expected int | str, got keys; put it in quotes"),
         ("streams.7.name=x", "--set streams.7.name=x: streams.7 is not there"),
     ],
 )
@@ -169,6 +175,23 @@ def test_a_bad_setting_on_the_command_line_is_named_as_it_was_typed(setting, wor
 def test_a_bad_setting_in_the_environment_is_named_by_its_variable(kwsd):
     result = kwsd("check", more={"KWSD_DEBOUNCER__TRESHOLD": "0.5"})
     result.refused(CONFIG, "KWSD_DEBOUNCER__TRESHOLD: debouncer.treshold: unknown key; did you mean threshold?")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("KWSD_DEBOUNCER_THRESHOLD", "KWSD_DEBOUNCER__THRESHOLD"), ("KWSD_SINKS_MQTT_BROKER", "KWSD_SINKS__MQTT__BROKER")],
+)
+def test_one_underscore_where_two_belong_is_answered_with_the_right_name(name, meant, kwsd):
+    kwsd("check", more={name: "1"}).refused(
+        CONFIG, f"unknown key; two underscores part a section from its key: {meant}"
+    )
+
+
+def test_without_a_config_relative_paths_start_from_where_kwsd_is_started(kwsd, tmp_path):
+    tape = ["--set", "streams=[{source: file, path: tape.wav}]"]
+    kwsd("check", *tape).refused(NO_INPUT, f"{tmp_path}/tape.wav")
+    soundfile.write(tmp_path / "tape.wav", beep(), RATE)
+    assert kwsd("check", *tape).code == 0
 
 
 def test_a_keyword_the_model_does_not_know_is_named_with_those_it_knows(kwsd, models, tmp_path):

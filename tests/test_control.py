@@ -290,6 +290,7 @@ def test_what_cannot_be_done_is_one_line_with_a_remedy(kwsd, environment, tmp_pa
         kwsd("ctl", "threshold", "stop", "0.1").refused(CONFIG, "release")
         kwsd("ctl", "threshold", "stop", "high").refused(USAGE, "a number from 0 to 1")
         kwsd("ctl", "watch", "--types", "wombat").refused(USAGE, "no event is called 'wombat'")
+        kwsd("ctl", "watch", "--keywords", "stopp").refused(USAGE, "there is no keyword 'stopp'", "stop")
         config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\nwombat: 1\n")
         kwsd("ctl", "reload").refused(CONFIG, "kwsd.yaml:2", "unknown key")
         assert daemon.wait_for("reload")["ok"] is False

@@ -219,8 +219,8 @@ class Scene:
         found = self.ledger.settle(self.runs) | more
         events = Counter(event["type"] for run in self.runs for event in run)
         growth = self.usage.growth()
-        grew = growth and (self.usage.settled and _more(growth, "rss_kib", ALLOWED_KIB) or _more(growth, "threads", 1)
-                           or _more(growth, "descriptors", 1))  # fmt: skip
+        leaks = ("threads", "descriptors") + (("rss_kib",) if growth and self.usage.settled else ())
+        grew = growth and any(_more(growth, what) for what in leaks)
         bad = found["missed"] or found["events_twice"] or found["events_lost"] or code or grew
         bad = bad or len(found["heard_but_not_said"]) > found["said"] // 100
         bad = bad or any("Traceback" in line for line in self.daemon.errors)
@@ -234,8 +234,8 @@ ALLOWED_KIB = 3_000
 SETTLED_S = 90.0  # a process younger than this still comes to its size: its first gap, its first large batch
 
 
-def _more(growth: dict, what: str, allowed: int) -> bool:
-    return growth[what][1] > growth[what][0] + allowed
+def _more(growth: dict, what: str) -> bool:
+    return growth[what][1] > growth[what][0] + (ALLOWED_KIB if what == "rss_kib" else 1)
 
 
 class Talking:
