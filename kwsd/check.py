@@ -4,10 +4,10 @@ from msgspec.structs import replace
 
 from kwsd.artefact import read_artefact
 from kwsd.config import Config, FileConfig, HttpConfig, ListenConfig, PcmConfig, WyomingConfig
-from kwsd.daemon import http_token
 from kwsd.door import check_group
 from kwsd.errors import AudioError
 from kwsd.listening import read_token
+from kwsd.outlets import http_secret
 from kwsd.pipeline import make_rules
 from kwsd.recording import open_recording
 from kwsd.secret import is_to_come
@@ -38,7 +38,7 @@ def _check_secrets(config: Config) -> None:
     if not is_to_come(config.listen.token_file):
         read_token(config)
     if not is_to_come(config.http.token_file):
-        http_token(config)
+        http_secret(config)
 
 
 def _check_groups(config: Config) -> None:
