@@ -37,6 +37,7 @@ LATE_S = 0.003  # how soon to look again for a block that is late
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
 LOST_LOOK_S = 0.1  # the same, while a microphone is lost
 LOOK_EVERY_S = 1.0  # how often load is looked at
+REST_S = 0.2  # of audio beyond the next window that waits for no look while the model finds nothing in what it hears
 FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
@@ -129,6 +130,7 @@ class Listening:
         self._quiet = Quiet(self._ring, len(self.sources))
         self._dozed_until = self._ring.written  # (streams,) windows up to here were made to wait
         self._doze = 0  # samples that may wait, less what may come until the next look
+        self._pause = 0  # samples that may wait while nothing stirs, though something is to be heard
         try:
             self.listener = self._make_listener() if config.has_satellites else None
         except KwsdError:
@@ -365,12 +367,11 @@ class Listening:
             pass
 
     def _rest(self) -> int:
-        """Samples that may come beyond the next window before somebody looks. While nothing stirs, two windows at once
-        cost little more than one, as most of it is to wake up. A keyword needs two windows to be told, so it is told
-        no later: by the first of them something stirs."""
-        assert self._pipeline is not None
-        schedule = self._pipeline.schedule
-        return schedule.hop if schedule.max_batch > 1 and self._is_at_rest else 0
+        """Samples that may come beyond the next window before somebody looks. While nothing stirs, three windows at
+        once cost little more than one, as most of it is to wake up. A keyword needs two windows to be told, or more,
+        and is hardly ever sure of itself in the first, by which something stirs: one word in sixty is told a hop
+        later."""
+        return self._pause if self._is_at_rest else 0
 
     @property
     def _is_at_rest(self) -> bool:
@@ -500,6 +501,7 @@ class Listening:
         self._pipeline = pipeline
         hop, most = pipeline.schedule.hop, pipeline.schedule.max_batch
         self._doze = min(samples(DOZE_S), (most - 2) * hop) - samples(LOOK_S)
+        self._pause = min(max(samples(REST_S) // hop, 1), max(most - 2, 0), pipeline.rules.smoothing - 1) * hop
 
     def _meet_satellites(self) -> None:
         """Who came and who went since, before anything of theirs is scored."""

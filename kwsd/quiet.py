@@ -1,15 +1,17 @@
 """Whether anything is to be heard at all: so long as no stream stands out from its own noise, windows may wait.
 
-A word is told some tenths of a second after it is over, so a window may wait only if nothing in all of it stood out.
+A word is told some tenths of a second after it is over. So long as the model finds something in what it heard, nobody dozes;
+so what stood out need not have left the window, if it was over for longer than that takes.
 """
 
 import math
 
 import numpy as np
 
-from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.ring import RingBuffer
 
+AFTER_S = 0.4  # without anything that stands out
 DOZE_S = 1.0  # of audio that waits at most
 LOOK_S = 0.25  # how often is looked meanwhile: oftener than a word takes
 PIECE = SAMPLE_RATE // 20  # samples whose power is taken: 50 ms, as a syllable has
@@ -35,12 +37,11 @@ class Quiet:
         self._listened_at = list(self._ring.ends[: len(self._noise)])
 
     def look(self, longest: int) -> bool:
-        """Whether windows may wait: nothing stands out in the last window of any stream, and none has waited for so
-        many samples."""
+        """Whether windows may wait: nothing stood out in any stream lately, and none has waited for so many samples."""
         for stream in range(len(self._noise)):
             self._look_at(stream)
         for end, listened_at, stood_out_at in zip(self._looked_at, self._listened_at, self._stood_out_at, strict=True):
-            if end - listened_at >= longest or end - stood_out_at < WINDOW:
+            if end - listened_at >= longest or end - stood_out_at < samples(AFTER_S):
                 return False
         return True
 
