@@ -41,7 +41,7 @@ class MicrophoneConfig(_Section, frozen=True, kw_only=True, tag_field="source", 
     name: Name = "mic"
     device: str | int = "default"
     channel: Count | Literal["mix"] = 1
-    block_ms: Annotated[float, Meta(ge=5.0, le=200.0)] = 50.0
+    block_ms: Annotated[float, Meta(ge=5.0, le=200.0)] = 100.0
 
 
 class FileConfig(_Section, frozen=True, kw_only=True, tag_field="source", tag="file"):

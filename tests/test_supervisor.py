@@ -18,7 +18,7 @@ class Source:
 
     def __init__(self, *, device=True):
         self.live, self.may_be_deaf, self.failure, self.recoveries = True, device, None, 0
-        self.fatal = None
+        self.fatal, self.block_s = None, 0.1
         self._device = device
 
     def recover(self):
