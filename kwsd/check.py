@@ -1,10 +1,15 @@
 """`kwsd check`: whether a daemon could start with a configuration, as far as that is known without opening anything."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
 from msgspec.structs import replace
 
 from kwsd.artefact import read_artefact
-from kwsd.config import Config, FileConfig, HttpConfig, ListenConfig, PcmConfig, WyomingConfig
+from kwsd.config import Config, FileConfig, HookConfig, HttpConfig, ListenConfig, PcmConfig, WyomingConfig
 from kwsd.door import check_group
+from kwsd.engines import check_engine
 from kwsd.errors import AudioError
 from kwsd.listening import read_token
 from kwsd.outlets import http_secret
@@ -18,37 +23,57 @@ from kwsd.sinks.mqtt import read_broker
 def check(config: Config) -> None:
     """Raises KwsdError for a model, recording, pipe, secret, group or program that is named and not there, or not as it
     should be. What only systemd will give the service is not looked for."""
-    rules = make_rules(config, read_artefact(config.model_path, config.model_sha256).info)
-    hooks = tuple(replace(h, token_file=None) if is_to_come(h.token_file) else h for h in config.hooks)
-    make_hooks(hooks, rules.keywords, config.resolve)
-    _check_secrets(config)
-    _check_groups(config)
+    artefact = read_artefact(config.model_path, config.model_sha256)
+    rules = make_rules(config, artefact.info)
+    check_engine(artefact)
+    make_hooks(hooks_to_check(config), rules.keywords, config.resolve)
+    if config.sinks.mqtt.broker is not None and not broker_is_to_come(config):
+        read_broker(config.sinks.mqtt, config.resolve)
+    for look in looks(config):
+        look()
+
+
+def hooks_to_check(config: Config) -> tuple[HookConfig, ...]:
+    """Those of a config, without secrets that only systemd will give."""
+    return tuple(replace(hook, token_file=None) if is_to_come(hook.token_file) else hook for hook in config.hooks)
+
+
+def broker_is_to_come(config: Config) -> bool:
+    """Whether only systemd will give what the MQTT broker wants."""
+    mqtt = config.sinks.mqtt
+    return any(map(is_to_come, (mqtt.user_file, mqtt.password_file, mqtt.ca_file, mqtt.cert_file, mqtt.key_file)))
+
+
+def looks(config: Config) -> Iterator[Callable[[], object]]:
+    """At recordings, pipes, secrets and groups, one each; each raises KwsdError for what is not as it should be."""
     for stream in config.streams:
         if isinstance(stream, FileConfig):
-            open_recording(config.resolve(stream.path)).close()
-        elif isinstance(stream, PcmConfig) and stream.path != "-" and not config.resolve(stream.path).exists():
-            raise AudioError(f"{config.resolve(stream.path)}: no such file or FIFO; create it with mkfifo")
-
-
-def _check_secrets(config: Config) -> None:
-    mqtt = config.sinks.mqtt
-    files = (mqtt.user_file, mqtt.password_file, mqtt.ca_file, mqtt.cert_file, mqtt.key_file)
-    if mqtt.broker is not None and not any(map(is_to_come, files)):
-        read_broker(mqtt, config.resolve)
+            yield partial(_look_at_recording, config.resolve(stream.path))
+        elif isinstance(stream, PcmConfig) and stream.path != "-":
+            yield partial(_look_at_pipe, config.resolve(stream.path))
     if not is_to_come(config.listen.token_file):
-        read_token(config)
+        yield partial(read_token, config)
     if not is_to_come(config.http.token_file):
-        http_secret(config)
+        yield partial(http_secret, config)
+    for setting, group in _groups(config).items():
+        yield partial(check_group, group, setting)
 
 
-def _check_groups(config: Config) -> None:
+def _look_at_recording(path: Path) -> None:
+    open_recording(path).close()
+
+
+def _look_at_pipe(path: Path) -> None:
+    if not path.exists():
+        raise AudioError(f"{path}: no such file or FIFO; create it with mkfifo")
+
+
+def _groups(config: Config) -> dict[str, str | None]:
+    """By the setting that is for them."""
     services: dict[str, ListenConfig | HttpConfig | WyomingConfig] = {
         "listen.on": config.listen,
         "http.on": config.http,
         "wyoming.on": config.wyoming,
     }
-    for setting, service in services.items():
-        if service.on:
-            check_group(service.group, setting)
-    if config.sinks.socket.enabled:
-        check_group(config.sinks.socket.group, "sinks.socket.path")
+    groups = {setting: service.group for setting, service in services.items() if service.on}
+    return groups | ({"sinks.socket.path": config.sinks.socket.group} if config.sinks.socket.enabled else {})

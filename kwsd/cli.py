@@ -7,16 +7,18 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kwsd import __version__
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import INTERNAL, INTERRUPTED, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 Command = Callable[[argparse.Namespace], int]
+LONGEST_BENCH_S = 86_400.0
 TORCH = ("torch", "torchaudio")  # which the Debian package comes without
 
 
@@ -25,6 +27,14 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     open_standard_streams()
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = dispatch(arguments)
     except KwsdError as error:
@@ -39,7 +49,9 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if isinstance(error, ModuleNotFoundError) and error.name in TORCH:
+        if interrupted.is_set():  # a library that was just imported made another error of it
+            code = INTERRUPTED
+        elif isinstance(error, ModuleNotFoundError) and error.name in TORCH:
             say(f"{error.name} is not installed; to train or evaluate, or for TorchScript, see the README for how")
             code = UNAVAILABLE
         else:
@@ -398,8 +410,15 @@ def _add_completion(commands: "Commands") -> None:
 
 
 def _settings(options: argparse.Namespace, *more: str) -> tuple[str, ...]:
-    model = (f"model={_model(options.model).resolve()}",) if options.model else ()
+    model = (f"model={_yaml(_model(options.model).resolve())}",) if options.model else ()
     return (*model, *more, *options.set)
+
+
+def _yaml(value: Any) -> str:
+    """Paths and all else as YAML, which means the same whatever is in it."""
+    import json
+
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _model(named: Path) -> Path:
@@ -425,16 +444,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _stream(source: str) -> str:
     """A stream for `--source`, as YAML."""
-    import json
-
     if source == "-":
-        return json.dumps({"source": "pcm", "name": "stdin", "path": "-"})
+        return _yaml({"source": "pcm", "name": "stdin", "path": "-"})
     if not source:
         raise ConfigError("--source: is empty; name an audio file, a FIFO, or - for stdin", exit_code=USAGE)
     path = Path(source).absolute()
+    name = "".join(letter if letter.isprintable() else "?" for letter in path.name)[:64]
     if path.is_fifo():
-        return json.dumps({"source": "pcm", "name": path.name[:64], "path": str(path), "reopen": False})
-    return json.dumps({"source": "file", "name": path.name[:64], "path": str(path)})
+        return _yaml({"source": "pcm", "name": name, "path": path, "reopen": False})
+    return _yaml({"source": "file", "name": name, "path": path})
 
 
 def check(options: argparse.Namespace) -> int:
@@ -488,7 +506,7 @@ def monitor(options: argparse.Namespace) -> int:
     from kwsd import client
     from kwsd import monitor as monitoring
 
-    alone = bool(options.source or options.config or options.model or options.set)
+    alone = options.source is not None or bool(options.config or options.model or options.set)
     if alone and options.socket:
         raise ConfigError("monitor: --socket watches a daemon that runs; leave out the other options", exit_code=USAGE)
     with contextlib.ExitStack() as stack:
@@ -544,7 +562,7 @@ def _own_daemon(options: argparse.Namespace) -> list[str]:
     """The options of `kwsd run` among those of another command."""
     arguments = ["--config", str(options.config)] if options.config else []
     arguments += ["--model", str(options.model)] if options.model else []
-    arguments += ["--source", options.source] if options.source and options.source != "microphone" else []
+    arguments += ["--source", options.source] if options.source not in (None, "microphone") else []
     return [*arguments, *(part for setting in options.set for part in ("--set", setting))]
 
 
@@ -668,6 +686,8 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     from kwsd.engines import load_spotter
     from kwsd.training import report, streaming
 
+    if options.report is not None and not options.report.name:
+        raise ConfigError("--report: names no file", exit_code=USAGE)
     if options.budget is not None and not options.negatives:
         raise ConfigError("--budget: false accepts on which talk? name it with --negatives", exit_code=USAGE)
     config = load_config(options.config, _settings(options))
@@ -784,8 +804,8 @@ def bench(options: argparse.Namespace) -> int:
 
     if options.streams < 1:
         raise ConfigError(f"--streams {options.streams}: at least 1", exit_code=USAGE)
-    if options.seconds is not None and not options.seconds > 0:
-        raise ConfigError(f"--seconds {options.seconds:g}: more than 0", exit_code=USAGE)
+    if options.seconds is not None and not 0 < options.seconds <= LONGEST_BENCH_S:
+        raise ConfigError(f"--seconds {options.seconds:g}: more than 0, at most a day", exit_code=USAGE)
     if options.picture and not options.scale:
         raise ConfigError("--picture: only --scale has something to draw", exit_code=USAGE)
     config = load_config(options.config, _settings(options))

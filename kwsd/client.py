@@ -17,7 +17,9 @@ ANSWER_S = 60.0  # a reload may load another model
 
 
 def usual_socket(otherwise: str = "name its --socket") -> Path:
-    """Of this user's daemon, or of the system's. Raises KwsdError if neither is there, with what else can be done."""
+    """Of this user's daemon, or of the system's; one that is left over only if there is no other.
+
+    Raises KwsdError if neither is there, with what else can be done."""
     places = [SYSTEM_SOCKET]
     with contextlib.suppress(ConfigError):
         places.insert(0, default_path())
@@ -27,7 +29,18 @@ def usual_socket(otherwise: str = "name its --socket") -> Path:
             f"no kwsd runs: {' and '.join(map(str, places))} are not there; start one, or {otherwise}",
             exit_code=UNAVAILABLE,
         )
-    return found[0]
+    return next(filter(_answers, found), found[0])
+
+
+def _answers(place: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(place))
+        except PermissionError:  # which is worth being told
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def lines_of(path: Path, **wish: Any) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,10 @@ def completion(parser: argparse.ArgumentParser, shell: str, default: str) -> str
         if isinstance(action, argparse._SubParsersAction) and default in action.choices:
             _share_options(action.choices[default], parser)
     script = shtab.complete(parser, shell)
-    return script.replace('"(*):', '"*:') if shell == "zsh" else script  # (*): no file after the first, of several
+    if shell == "zsh":
+        script = script.replace('"(*):', '"*:')  # (*): no file after the first, of several
+        script = script.replace("== eval ]]", "== (eval|file) ]]")  # so that `source <(…)` registers it as well
+    return script
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from kwsd.artefact import read_artefact
 from kwsd.audio_format import WINDOW
+from kwsd.check import broker_is_to_come, hooks_to_check, looks
 from kwsd.config import Config, MicrophoneConfig
 from kwsd.engines import make_spotter
 from kwsd.errors import KwsdError
@@ -78,14 +79,8 @@ def examine(load: Callable[[], Config], seconds: float) -> Findings:
         yield Finding(FAIL, f"configuration: {error}", "kwsd check says the same until it is right")
         return
     yield from _model(config)
-    yield from _sound_system()
-    devices = list(_devices())
-    yield from devices
-    heard: set[str | int] = set()
-    for stream in config.streams if all(device.state == OK for device in devices) else ():
-        if isinstance(stream, MicrophoneConfig) and stream.device not in heard:
-            heard.add(stream.device)
-            yield from _microphone(stream, config, seconds)
+    yield from _named(config)
+    yield from _microphones(config, seconds)
     yield from _socket(config)
     yield from _broker(config)
     yield from _hooks(config)
@@ -121,7 +116,29 @@ def _model(config: Config) -> Findings:
     )
 
 
+def _named(config: Config) -> Findings:
+    """Recordings, pipes, secrets and groups."""
+    for look in looks(config):
+        try:
+            look()
+        except KwsdError as error:
+            yield Finding(FAIL, str(error))
+
+
 # --- the sound system ---
+
+
+def _microphones(config: Config, seconds: float) -> Findings:
+    microphones = {stream.device: stream for stream in config.streams if isinstance(stream, MicrophoneConfig)}
+    if not microphones:
+        yield Finding(OK, "sound: no stream of the configuration is a microphone")
+        return
+    yield from _sound_system()
+    devices = list(_devices())
+    yield from devices
+    if all(device.state == OK for device in devices):
+        for stream in microphones.values():
+            yield from _microphone(stream, config, seconds)
 
 
 def _sound_system() -> Findings:
@@ -279,6 +296,11 @@ def _broker(config: Config) -> Findings:
     mqtt = config.sinks.mqtt
     if mqtt.broker is None:
         return
+    if broker_is_to_come(config):
+        yield Finding(
+            OK, "MQTT broker: not asked, as only systemd has what it wants; kwsd ctl status says if it is lost"
+        )
+        return
     try:
         broker = read_broker(mqtt, config.resolve)
         heard = asyncio.run(greet(broker, mqtt.site))
@@ -303,7 +325,7 @@ def _hooks(config: Config) -> Findings:
     except KwsdError:  # told above
         return
     try:
-        hooks = make_hooks(config.hooks, keywords, config.resolve)
+        hooks = make_hooks(hooks_to_check(config), keywords, config.resolve)
     except KwsdError as error:
         yield Finding(FAIL, f"hook: {error}")
         return

@@ -1,7 +1,7 @@
 """Whether anything is to be heard at all: so long as no stream stands out from its own noise, windows may wait.
 
-A word is told some tenths of a second after it is over. So long as the model finds something in what it heard, nobody dozes;
-so what stood out need not have left the window, if it was over for longer than that takes.
+A word is told some tenths of a second after it is over. So long as the model finds something in what it heard, nobody
+dozes; so what stood out need not have left the window, if it was over for longer than that takes.
 """
 
 import math

@@ -126,6 +126,9 @@ class SettingsFile:
             branch[last] = parsed
         else:
             raise ConfigError(f"{source}: {key} is not there")
+        for place in (self._lines, self._sources):  # what was said of parts of it is no more
+            for part in [other for other in place if other.startswith(f"{key}.")]:
+                del place[part]
         self._sources[key] = source
 
     def error(self, key: str, what: str) -> ConfigError:
@@ -158,9 +161,9 @@ class SettingsFile:
             near = difflib.get_close_matches(tag[1], kinds, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
             return self.error(key, f"unknown {last} {tag[1]!r}; {hint}")
-        message = re.sub(r"str matching regex '.+'", "text of another form (config.yaml says which)", message)
         for jargon, word in (("object", "keys"), ("array", "list"), ("null", "nothing"), ("`", "")):
             message = message.replace(jargon, word)
+        message = re.sub(r"str matching regex '.+'", "text of another form (config.yaml says which)", message)
         wanted = re.match(r"Expected (.+), got (\w+)", message)
         kinds = wanted[1].split(" | ") if wanted else []
         hints = [hint for kind, hint in HINTS.items() if kind in kinds and wanted and kind != wanted[2]]
@@ -173,7 +176,7 @@ class SettingsFile:
             if len(path) > 1 and "_".join(path) == wrong and source.endswith(wrong.upper()):
                 variable = source.removesuffix(wrong.upper()) + "__".join(path).upper()
                 return f"; two underscores part a section from its key: {variable}"
-        near = difflib.get_close_matches(wrong, sorted(set(_known_keys(self.schema)) - set(self.hidden)), 1)
+        near = difflib.get_close_matches(wrong, sorted(set(_known_keys(self.schema)) - {wrong, *self.hidden}), 1)
         return f"; did you mean {near[0]}?" if near else ""
 
     def _spelled_out(self, key: str) -> str:

@@ -163,6 +163,7 @@ def test_a_folder_as_config_is_refused(kwsd, tmp_path):
         ("debouncer.treshold=0.5", "--set debouncer.treshold=0.5: debouncer.treshold: unknown key; did you mean"),
         ("window.hop_ms=-1", "--set window.hop_ms=-1: window.hop_ms: expected float >= 10.0"),
         ("window=[", "--set window=[: '[' is not valid YAML"),
+        ("model_sha256=abc", "model_sha256: expected text of another form (config.yaml says which)"),
         ("streams.0.device=*USB*", "if it is a text, put it in quotes of its own: '\"*USB*\"'"),
         ("streams.0.device=USB: 2", "streams.0.device: expected int | str, got keys; put it in quotes"),
         ("streams.7.name=x", "--set streams.7.name=x: streams.7 is not there"),
@@ -175,6 +176,15 @@ def test_a_bad_setting_on_the_command_line_is_named_as_it_was_typed(setting, wor
 def test_a_bad_setting_in_the_environment_is_named_by_its_variable(kwsd):
     result = kwsd("check", more={"KWSD_DEBOUNCER__TRESHOLD": "0.5"})
     result.refused(CONFIG, "KWSD_DEBOUNCER__TRESHOLD: debouncer.treshold: unknown key; did you mean threshold?")
+
+
+def test_what_was_overridden_is_blamed_on_who_did_it_and_not_on_the_line_before(kwsd, tmp_path):
+    text = "streams:\n  - {source: file, path: 'good.wav'}\nkeywords:\n  stop: {margin: 0.2}\n"
+    config = write_config(tmp_path, text)
+    wrong = "streams=[{source: file, path: 5}]"
+    kwsd("check", "--config", config, "--set", wrong).refused(CONFIG, f"--set {wrong}: streams.0.path: expected str")
+    result = kwsd("check", "--config", config, more={"KWSD_KEYWORDS": "{stop: {threshold: 7}}"})
+    result.refused(CONFIG, "KWSD_KEYWORDS: keywords.threshold: expected float <= 1.0")
 
 
 @pytest.mark.parametrize(
@@ -284,6 +294,37 @@ def test_a_model_that_kwsd_comes_with_goes_by_its_name_and_a_file_of_that_name_b
     shutil.copy(models / "good.pt", tmp_path / "commands-fast")
     assert f"model: {tmp_path}/commands-fast\n" in kwsd("check", "--model", "commands-fast").out
     kwsd("check", "--set", "model=../models/commands-fast").refused(NO_INPUT, "no such model")
+
+
+@pytest.mark.parametrize("command", ["check", "run", "doctor"])
+def test_a_model_whose_engine_is_not_installed_is_refused_in_one_line(command, kwsd, models, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    more = ("--source", "-") if command == "run" else ()
+    result = kwsd(command, *more, "--model", models / "good.pt", more={"PYTHONPATH": str(tmp_path)})
+    words = f"{models / 'good.pt'}: is TorchScript, and torch is not installed"
+    if command == "doctor":
+        assert result.code == UNAVAILABLE and f"FAIL  model: {words}" in result.out and "events socket" in result.out
+    else:
+        result.refused(UNAVAILABLE, words)
+
+
+@pytest.mark.parametrize("name", ["a #b.onnx", "a: b.onnx", "\U0001f600.onnx", 'it\'s "so".onnx'])
+def test_a_model_may_be_called_anything(name, kwsd, tmp_path):
+    shutil.copy(Path(__file__).parent.parent / "models/commands-fast.onnx", tmp_path / name)
+    assert kwsd("check", "--model", name).code == 0
+
+
+@pytest.mark.parametrize("name", ["\U0001f600.wav", "a: #b.wav", "two\nlines.wav"])
+def test_a_recording_may_be_called_anything(name, kwsd, models, tmp_path):
+    write_sound(tmp_path / name, beep())
+    result = kwsd("run", "--model", models / "good.pt", "--set", "sinks.socket.enabled=false", "--source", name)
+    assert result.code == 0 and "ready" in result.types
+
+
+def test_a_name_that_is_no_text_is_one_line(kwsd, models, tmp_path):
+    name = os.fsdecode(b"bad\xff.wav")
+    result = kwsd("run", "--model", models / "good.pt", "--source", name)
+    assert result.code == CONFIG and "bad" in result.complaint
 
 
 @pytest.mark.parametrize("command", ["check", "run", "replay"])

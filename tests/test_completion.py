@@ -43,9 +43,9 @@ true
 # A shell at a terminal of its own: Tab completes, and Ctrl-X tells the line as it is then.
 ZSH = """
 zmodload zsh/zpty
-mkdir "$1.d" && cp "$1" "$1.d/_kwsd"
+mkdir -p "$1.d" && cp "$1" "$1.d/_kwsd"
 zpty shell "TERM=dumb exec zsh -f -i"
-zpty -w shell "PS1=; fpath=($1.d \\$fpath); autoload -Uz compinit; compinit -u -D"
+zpty -w shell "PS1=; $2"
 zpty -w shell 'tell() { print -r -- "<$BUFFER>"; zle kill-whole-line }; zle -N tell; bindkey "^X" tell'
 while read -r line; do
     zpty -w -n shell "$line"$'\\t\\x18'
@@ -76,8 +76,8 @@ def script(kwsd, tmp_path):
     return write
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_a_shell_completes_what_can_be_typed(shell, script, tmp_path):
+@pytest.mark.parametrize(("shell", "sourced"), [*((shell, False) for shell in SHELLS), ("zsh", True)])
+def test_a_shell_completes_what_can_be_typed(shell, sourced, script, tmp_path):
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed")
     folder = tmp_path / "here"
@@ -85,7 +85,10 @@ def test_a_shell_completes_what_can_be_typed(shell, script, tmp_path):
     for name in ("forest.wav", "speech.wav", "tape.yaml"):
         (folder / name).touch()
     typed = "".join(f"{line}\n" for line in CASES)
-    command = [*COMMANDS[shell], script(shell)]
+    written = script(shell)
+    command = [*COMMANDS[shell], written, f"fpath=({written}.d $fpath); autoload -Uz compinit; compinit -u -D"]
+    if sourced:
+        command[-1] = f"autoload -Uz compinit; compinit -u -D; source {written}"
     done = subprocess.run(command, input=typed, capture_output=True, text=True, cwd=folder, timeout=30, check=True)
     assert done.stderr == ""
     completed = [word.rstrip("/") for word in done.stdout.splitlines()]

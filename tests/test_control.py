@@ -8,6 +8,7 @@ import time
 import pytest
 from running import Running
 
+from kwsd import client
 from kwsd.config import Config, KeywordConfig
 from kwsd.control import Adjustments, Muting, Subscribe, parse
 from kwsd.errors import CONFIG, NO_PERMISSION, UNAVAILABLE, USAGE, ConfigError
@@ -294,6 +295,19 @@ def test_what_cannot_be_done_is_one_line_with_a_remedy(kwsd, environment, tmp_pa
         config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\nwombat: 1\n")
         kwsd("ctl", "reload").refused(CONFIG, "kwsd.yaml:2", "unknown key")
         assert daemon.wait_for("reload")["ok"] is False
+
+
+def test_a_socket_that_is_left_over_hides_no_other_daemon(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(client, "SYSTEM_SOCKET", tmp_path / "system.sock")
+    (tmp_path / "kwsd").mkdir()
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(tmp_path / "kwsd/events.sock"))
+    assert client.usual_socket() == tmp_path / "kwsd/events.sock"
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "system.sock"))
+        there.listen()
+        assert client.usual_socket() == tmp_path / "system.sock"
 
 
 def test_readers_that_may_only_read_give_no_commands(kwsd, environment, spoken):

@@ -110,6 +110,42 @@ def test_a_recording_as_source_has_no_microphone_to_be_examined(kwsd):
     assert "configuration: streams file" in result.out
 
 
+def test_what_the_configuration_names_is_looked_for(kwsd, tmp_path):
+    streams = "streams: [{source: file, path: none.wav}, {source: pcm, name: b, path: none.fifo}]\n"
+    rest = "listen: {on: ['unix:in'], token_file: none, group: nobody-at-all}\n"
+    (tmp_path / "kwsd.yaml").write_text(streams + rest)
+    result = kwsd("doctor", "--config", "kwsd.yaml")
+    assert result.code == UNAVAILABLE
+    failed = [line for line in result.out.splitlines() if line.startswith("FAIL")]
+    assert len(failed) == 4
+    for what, line in zip(
+        ("none.wav", "none.fifo: no such", "listen.token_file", "nobody-at-all"), failed, strict=True
+    ):
+        assert what in line
+
+
+def test_who_has_only_satellites_needs_no_microphone(kwsd, tmp_path):
+    (tmp_path / "alsa.conf").write_text("pcm.broken { type hw card 31 }\n")
+    only = ("--set", "streams=[]", "--set", f"listen.on=['unix:{tmp_path}/in']")
+    result = kwsd("doctor", *only, more={"ALSA_CONFIG_PATH": str(tmp_path / "alsa.conf")})
+    assert result.code == 0 and "ok    sound: no stream of the configuration is a microphone" in result.out
+
+
+def test_what_systemd_will_give_the_service_is_not_missed(kwsd, tmp_path):
+    given = "$CREDENTIALS_DIRECTORY/secret"
+    (tmp_path / "kwsd.yaml").write_text(
+        "streams: []\n"
+        f"listen: {{on: ['unix:in'], token_file: {given}}}\n"
+        f"sinks: {{mqtt: {{broker: 'mqtt://h', user_file: {given}, password_file: {given}}}}}\n"
+        f"hooks: [{{post: 'http://127.0.0.1:{free_port()}/', token_file: {given}}}]\n"
+    )
+    result = kwsd("doctor", "--config", "kwsd.yaml")
+    assert "ok    MQTT broker: not asked" in result.out
+    assert [
+        line for line in result.out.splitlines() if line.startswith("FAIL") and "cannot be reached" not in line
+    ] == []
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "100"])
 def test_how_long_it_listens_has_bounds(seconds, kwsd):
     kwsd("doctor", f"--seconds={seconds}").refused(USAGE, "--seconds", "from 0.5 to 4")

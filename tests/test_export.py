@@ -1,6 +1,7 @@
 """`kwsd export`: the artefact says what it is, equals the trained network, and no other is ever left behind."""
 
 import json
+import resource
 import subprocess
 import sys
 import warnings
@@ -273,13 +274,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, suffix):
     assert failure.value.exit_code == 74
 
 
-def test_a_disk_that_is_full_is_named_by_the_artefacts_own_name(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0\nand a trace")
-
-    monkeypatch.setattr(torch.jit, "save", full)
-    with pytest.raises(KwsdError, match=r"/a\.pt: cannot be written \(PytorchStreamWriter failed") as failure:
-        export(trained("simplenet"), tmp_path / "a.pt", CLIPS)
+def test_a_disk_that_is_full_is_named_by_the_artefacts_own_name_and_nothing_is_left_on_it(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(KwsdError, match=r"/a\.pt: cannot be written \(") as failure:
+            export(trained("simplenet"), tmp_path / "a.pt", CLIPS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert failure.value.exit_code == 74
     assert list(tmp_path.iterdir()) == []
 

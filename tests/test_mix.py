@@ -2,6 +2,8 @@
 
 import itertools
 import resource
+from math import inf, nan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from kwsd.cli import dispatch
 from kwsd.errors import AudioError, ConfigError, KwsdError
 from kwsd.span import level_dbfs
 from kwsd.training.mix import Mixture, mix, write
-from kwsd.training.truth import read_truth
+from kwsd.training.truth import Word, read_truth
 
 RATE = 16_000
 WORDS = ("yes", "no")
@@ -125,7 +127,9 @@ def test_a_keyword_without_clips_is_named(data):
         mix(Mixture(2, ("yes", "marvin")), data, "testing", ())
 
 
-@pytest.mark.parametrize("wrong", [{"words": 0}, {"pause_s": (2.0, 1.0)}, {"pause_s": (-1.0, 1.0)}, {"decay_s": -0.1}])
+@pytest.mark.parametrize("wrong", [{"words": 0}, {"pause_s": (2.0, 1.0)}, {"pause_s": (-1.0, 1.0)}, {"decay_s": -0.1},
+                                   {"pause_s": (1.0, inf)}, {"snr_db": nan}, {"decay_s": nan}, {"seed": -1},
+                                   {"seed": 1 << 64}])  # fmt: skip
 def test_a_mixture_that_cannot_be_is_refused(data, wrong):
     with pytest.raises(ConfigError):
         mix(Mixture(**({"words": 2, "keywords": WORDS} | wrong)), data, "testing", ())
@@ -136,6 +140,18 @@ def test_the_command_writes_both_files(data, tmp_path, capsys):
     assert dispatch(["mix", str(out), "--data", str(data), "--count", "3", "--labels", "yes,no"]) == 0
     assert "3 words" in capsys.readouterr().err
     assert len(read_truth(out)) == 3 and soundfile.info(out).samplerate == RATE
+
+
+def test_a_recording_without_a_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="names no file"):
+        write(np.zeros(RATE, np.float32), [], Path())
+
+
+def test_a_word_with_quotes_is_read_back_as_it_is(tmp_path):
+    truth = [Word(0.5, 0.9, 'say "hi"')]
+    write(np.zeros(RATE, np.float32), truth, tmp_path / "tape.wav")
+    assert read_truth(tmp_path / "tape.wav") == truth
 
 
 def test_what_cannot_be_written_whole_leaves_what_there_was(tmp_path):

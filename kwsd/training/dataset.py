@@ -234,7 +234,7 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
             raise AudioError(f"{root}: cannot download Speech Commands ({error})", exit_code=IO) from None
         raise AudioError(
             f"{root}: no Speech Commands data set (SpeechCommands/speech_commands_v0.02) there; "
-            "name the folder that holds it with --data, or let kwsd fetch it with --download"
+            "name the folder that holds it with --data, or let kwsd train fetch it with --download"
         ) from None
     # The metadata's third field is the word; the fifth, which the article takes, numbers the utterance.
     fields = (clips.get_metadata(i) for i in range(len(clips)))

@@ -1,7 +1,7 @@
 """`kwsd export`: a checkpoint, or a bare SimpleNet state dict, to an artefact that is proven to be the same network."""
 
-import errno
 import hashlib
+import io
 import os
 import warnings
 from contextlib import suppress
@@ -207,10 +207,9 @@ def _write(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
     scripted = frozen(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            torch.jit.save(scripted, str(path), _extra_files={METADATA: metadata})
-        except RuntimeError as error:  # how torch reports a full disk or a missing folder
-            raise OSError(errno.EIO, str(error).splitlines()[0]) from None
+        content = io.BytesIO()  # torch's own way to write a file aborts the process where the disk is full
+        torch.jit.save(scripted, content, _extra_files={METADATA: metadata})
+    path.write_bytes(content.getbuffer())
 
 
 def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:

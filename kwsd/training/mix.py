@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,10 @@ def mix(
 
     Raises AudioError if there are no clips of a keyword; ConfigError for a mixture that cannot be.
     """
-    if mixture.words < 1 or not 0 <= mixture.pause_s[0] <= mixture.pause_s[1] or mixture.decay_s < 0:
+    if mixture.words < 1 or not 0 <= mixture.pause_s[0] <= mixture.pause_s[1] < inf or not 0 <= mixture.decay_s < inf:
         raise ConfigError("mix: at least one word, and pauses and reverberation of 0 s or more", exit_code=USAGE)
+    if not isfinite(mixture.snr_db or 0.0) or not 0 <= mixture.seed < 1 << 63:
+        raise ConfigError("mix: a ratio in dB that is a number, and a seed from 0 to 2^63 - 1", exit_code=USAGE)
     clips = load_subset(data, words, subset)
     keywords = mixture.keywords or tuple(sorted(set(clips.words)))
     rng = np.random.default_rng(mixture.seed)
@@ -70,6 +73,8 @@ def mix(
 
 def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None:
     """An audio file, and beside it a .tsv of its words. Raises KwsdError if they cannot be written."""
+    if not path.name:
+        raise ConfigError(f"mix: {path} names no file", exit_code=USAGE)
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # its ending says the format
     try:
         soundfile.write(unfinished, to_int16(recording), SAMPLE_RATE)

@@ -53,10 +53,19 @@ class ProcessGroup:
     def first_of_machine_first(self) -> Iterator[None]:
         """What the first process of every machine does before the others, so that they find it done."""
         if self.world_size > 1 and self.local_rank:
-            dist.barrier()
+            self._meet()
         yield
         if self.world_size > 1 and not self.local_rank:
+            self._meet()
+
+    def _meet(self) -> None:
+        try:
             dist.barrier()
+        except RuntimeError:
+            raise KwsdError(
+                f"process {self.rank} of {self.world_size}: another one is gone; its line says why",
+                exit_code=UNAVAILABLE,
+            ) from None
 
 
 @contextmanager

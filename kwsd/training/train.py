@@ -209,8 +209,8 @@ def _recipe(options: TrainOptions) -> tuple[str, Recipe]:
         if model not in RECIPES:
             raise ConfigError(f"--model {model}: no such network; there are {', '.join(RECIPES)}")
         recipe = RECIPES[model]
-    if options.seed < 0:
-        raise ConfigError(f"--seed {options.seed}: 0 or more", exit_code=USAGE)
+    if not 0 <= options.seed < 1 << 63:
+        raise ConfigError(f"--seed {options.seed}: from 0 to 2^63 - 1", exit_code=USAGE)
     if options.quick:
         recipe = msgspec.structs.replace(recipe, epochs=QUICK_EPOCHS, warmup_epochs=0.5)
     said = {"epochs": options.epochs, "batch": options.batch, "learning_rate": options.learning_rate}

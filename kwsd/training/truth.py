@@ -32,7 +32,7 @@ def truth_beside(recording: Path) -> Path:
 def write_truth(recording: Path, truth: Sequence[Word]) -> None:
     """Put the words of a recording beside it. Raises OSError if that cannot be."""
     with truth_beside(recording).open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+        lines = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
         lines.writerow(("start_s", "end_s", "keyword"))
         lines.writerows((word.start_s, word.end_s, word.keyword) for word in truth)
 
