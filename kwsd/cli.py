@@ -57,6 +57,7 @@ def main() -> NoReturn:
         else:
             say(f"internal error: {error!r}; run it with --debug for details, and please report it")
             code = INTERNAL
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway
     code = finish(code)
     # All is said and closed. To take torch apart keeps Python busy for a second or more, PortAudio's own way out waits
     # for ever for a sound server that hangs, and a thread that still loads ONNX Runtime would abort the process.
