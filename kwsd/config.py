@@ -24,6 +24,7 @@ MOST_ZEROCONF = 63  # bytes of a name in mDNS
 NOT_SETTINGS = {"KWSD_DATA", "KWSD_DEB"}  # names the recordings and the package that tests use
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Release = Annotated[float, Meta(gt=0.0, le=1.0)]  # no score falls below 0
 Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]
 Seconds = Annotated[float, Meta(ge=0.0, le=60.0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -115,7 +116,7 @@ class KeywordConfig(_Section, frozen=True, kw_only=True):
     """What one keyword does differently; what is not said is as in `debouncer`."""
 
     threshold: Share | None = None
-    release: Share | None = None
+    release: Release | None = None
     margin: Share | None = None
     min_hits: Count | None = None
     refractory_ms: Milliseconds | None = None
@@ -127,7 +128,7 @@ class DebouncerConfig(_Section, frozen=True, kw_only=True):
 
     smoothing_ms: Annotated[float, Meta(gt=0.0, le=10_000.0)] = 300.0
     threshold: Share | None = None
-    release: Share = 0.4
+    release: Release = 0.4
     margin: Share = 0.1
     min_hits: Count = 1
     refractory_ms: Milliseconds = 500.0

@@ -113,6 +113,10 @@ class Muting:
         others = self.exceptions - names if muted == self.everything else self.exceptions | names
         return replace(self, exceptions=others)
 
+    def without(self, streams: Iterable[str]) -> "Muting":
+        """But for what was said of these streams."""
+        return replace(self, exceptions=self.exceptions - frozenset(streams))
+
 
 @dataclass(frozen=True)
 class Adjustments:

@@ -357,14 +357,17 @@ class Daemon:
             return
         self._said_goodbye = isinstance(event, Shutdown)
         stream = getattr(event, "stream", None)
-        passing = stream is not None and self._state.listening is not None and self._state.listening.is_passing(stream)
-        self._state.counters.note(event, passing=passing)
+        self._state.counters.note(event, passing=stream is not None and self._is_passing(stream))
         line = self._stamp.line(event)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
         self._outlets(event, line)
         if isinstance(event, Heard):
             self._running().tell(event.stream, line)
+
+    def _is_passing(self, stream: str) -> bool:
+        """Whether it is a client of the moment, whose name another one will have."""
+        return self._state.listening is not None and self._state.listening.is_passing(stream)
 
     # --- signals and reload ---
 
@@ -509,7 +512,7 @@ class Daemon:
         since = self._silence(old)
         try:
             self._state.listening = new = Listening(config, self._reports(), sources)
-            await self._in_thread(lambda: new.start(spotter, self._state.welcome, since), SOUND_S)
+            await self._in_thread(lambda: new.start(spotter, self._state.welcome, since, old.ended), SOUND_S)
         except KwsdError as refusal:
             await self._or_end(self._listen_again(old, since), refusal)
             raise
@@ -517,18 +520,19 @@ class Daemon:
 
     def _tell_who_left(self, old: Listening, new: Listening) -> None:
         """Streams that another listening does not have, satellites among them."""
+        told = {stream.name for stream in old.ended}
         for state in old.states():
-            if state.stream not in new.names:
+            if state.stream not in new.names and state.stream not in told:
                 self._emit(StreamLeft(stream=state.stream, reason="reload", heard_s=state.heard_s))
 
     def _silence(self, old: Listening) -> dict[str, float]:
         """Stop these sources, for others; since when each is not heard (monotonic s)."""
-        since = dict.fromkeys(old.source_names, time.monotonic())
-        for name in since:
+        since, heard = old.silences(), old.heard
+        for name in heard:
             self._emit(AudioLost(stream=name, reason="reload: the sources are opened anew"))
         old.stop()
         self._state.counters.absorb(old.counters())
-        return since
+        return since | dict.fromkeys(heard, time.monotonic())
 
     async def _listen_again(self, old: Listening, since: dict[str, float]) -> None:
         """To the sources that were stopped, even if a microphone went just now: it is opened when it comes back."""
@@ -536,7 +540,7 @@ class Daemon:
             self._state.listening.stop()
         sources = await self._in_thread(lambda: make_sources(old.config, patient=True), SOUND_S, _stop_all)
         self._state.listening = again = Listening(old.config, self._reports(), sources)
-        await self._in_thread(lambda: again.start(self._spotter, self._state.welcome, since), SOUND_S)
+        await self._in_thread(lambda: again.start(self._spotter, self._state.welcome, since, old.ended), SOUND_S)
         self._tell_who_left(old, again)
         self._see_who_watches()
 
@@ -570,7 +574,7 @@ class Daemon:
         before = self._state.adjustments.muting
         muting = before.changed(streams, muted)
         self._state.adjustments = replace(self._state.adjustments, muting=muting)
-        self._memory.keep(muting)
+        self._memory.keep(muting.without(filter(self._is_passing, names)))
         for name in names:
             if (name in muting) != (name in before):
                 log.info("%s is %s", name, "muted" if muted else "not muted any more")

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from kwsd.address import Address, url
 from kwsd.control import Subscribe, parse
 from kwsd.door import bind_address
 from kwsd.errors import UNAVAILABLE, ConfigError
-from kwsd.event import Answer, Event, Line, Scores, StatusNow
+from kwsd.event import Answer, Event, Line, Scores, StatusNow, unnumbered
 from kwsd.metrics import Histogram, Metric
 from kwsd.sinks.reader import Reader
-from kwsd.sinks.unix_socket import Obey
+from kwsd.sinks.unix_socket import REOPENED, Obey
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -34,6 +35,8 @@ QUEUE = 256  # events kept for a reader that is slow
 MOST_READERS = 64
 MOST_CONNECTIONS = 128  # so that descriptors are left for all else; those of one turn are counted only after it
 BACKLOG = 16  # of them
+HEADER_S = 5.0  # for a connection to ask for something, whoever it is
+KEEP_S = 30.0  # between two requests on one connection
 LONGEST_COMMAND = 4096  # bytes
 ALIVE_S = 15.0  # a comment so often shows both sides that the other is there
 FOLDER = Path(__file__).with_name("page")
@@ -90,6 +93,9 @@ class Endpoint:
         self._paths: list[tuple[Path, int]] = []
         self._runner: web.AppRunner
         self._servers: list[asyncio.Server] = []
+        self._asked: set[int] = set()  # connections that have, by their id, while they are new
+        self._obeying: set[asyncio.Future[Answer]] = set()
+        self._closing = asyncio.Event()
 
     @classmethod
     async def open(cls, addresses: Sequence[Address], group: str | None, host: Host, token: str = "") -> "Endpoint":
@@ -116,7 +122,10 @@ class Endpoint:
                 web.post("/command", endpoint._command),
                 web.post("/login", endpoint._login),
             ])  # fmt: skip
-        endpoint._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
+        endpoint._runner = web.AppRunner(
+            app, access_log=None, logger=_logger(), shutdown_timeout=SHUTDOWN_S, handler_cancellation=True,
+            keepalive_timeout=KEEP_S,
+        )  # fmt: skip
         await endpoint._runner.setup()
         try:
             for address in addresses:
@@ -144,6 +153,7 @@ class Endpoint:
 
     async def close(self) -> None:
         """Hang up, and remove socket files that are still ours."""
+        self._closing.set()
         for server in self._servers:
             server.close()
         for reader in self._readers:
@@ -162,7 +172,16 @@ class Endpoint:
         assert serve is not None
 
         def welcome() -> asyncio.BaseProtocol:
-            return _Away() if len(serve.connections) >= MOST_CONNECTIONS else serve()
+            if len(serve.connections) >= MOST_CONNECTIONS:
+                return _Away()
+            connection = serve()
+            loop.call_later(HEADER_S, part_with_silent, connection)
+            return connection
+
+        def part_with_silent(connection: "web.RequestHandler") -> None:
+            if id(connection) not in self._asked and connection.transport is not None:
+                connection.transport.abort()
+            self._asked.discard(id(connection))
 
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if address.path else loop.create_server
@@ -174,6 +193,7 @@ class Endpoint:
     async def _guard(self, request: "web.Request", handler: Handler) -> "web.StreamResponse":
         from aiohttp import web
 
+        self._asked.add(id(request.protocol))
         by_tcp = not _is_local(request)
         if by_tcp and self._token and not self._knows_token(request) and request.path not in {"/login", *OPEN}:
             if request.path == "/" and self._host.status is not None:
@@ -202,7 +222,7 @@ class Endpoint:
 
         try:
             said = str((await request.post()).get("token", ""))
-        except (ValueError, LookupError):  # no form, or in an encoding there is not
+        except (ValueError, LookupError, RuntimeError):  # no form, or in an encoding there is not
             raise web.HTTPBadRequest(text="send a form with the field token\n") from None
         if self._token and not _same(said.strip(), self._token):
             return _ask_for_token(401)
@@ -250,8 +270,16 @@ class Endpoint:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
         if isinstance(command, Subscribe) or self._host.obey is None:
             raise web.HTTPBadRequest(text="subscribe: get /events instead\n")
-        answer: Answer = await self._host.obey(command)
-        return _json(msgspec.json.encode(answer).decode() + "\n", 200 if answer.ok else 400)
+        obeying = asyncio.ensure_future(self._host.obey(command))
+        self._obeying.add(obeying)
+        obeying.add_done_callback(self._obeying.discard)
+        closing = asyncio.ensure_future(self._closing.wait())
+        await asyncio.wait([obeying, closing], return_when=asyncio.FIRST_COMPLETED)
+        closing.cancel()
+        if not obeying.done():  # it is the reload that closes this, and cannot be waited for
+            raise web.HTTPServiceUnavailable(text=f"{REOPENED}\n")
+        answer = obeying.result()
+        return _json(unnumbered(answer).decode(), 200 if answer.ok else 400)
 
     async def _events(self, request: "web.Request") -> "web.StreamResponse":
         """Server-sent events: `?types=detection&streams=kitchen&keywords=stop&scores=1`, commas between several."""
@@ -304,7 +332,9 @@ def _wish(request: "web.Request") -> Subscribe:
     from aiohttp import web
 
     said = {
-        name: [part for part in text.split(",") if part] for name, text in request.query.items() if name != "scores"
+        name: [part for text in request.query.getall(name) for part in text.split(",") if part]
+        for name in request.query
+        if name != "scores"
     }
     command = {"command": "subscribe", "scores": request.query.get("scores", "0") not in ("", "0")} | said
     try:
@@ -313,6 +343,19 @@ def _wish(request: "web.Request") -> Subscribe:
         raise web.HTTPBadRequest(text=f"{error}\n") from None
     assert isinstance(wish, Subscribe)
     return wish
+
+
+def _logger() -> logging.Logger:
+    """For what aiohttp has to say, but not of what is no HTTP: whoever sent that was told."""
+    from aiohttp.http_exceptions import BadHttpMessage
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
+
+    logger = logging.getLogger("kwsd.http")
+    if not logger.filters:
+        logger.addFilter(is_ours)
+    return logger
 
 
 def _file(name: str, kind: str) -> Handler:

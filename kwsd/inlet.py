@@ -77,6 +77,7 @@ class Inlet:
         self._ring = ring
         self._silent_since = 0.0  # monotonic s
         self._ahead_s = 0.0  # of the silence since, that was written
+        self._back_at: float | None = None  # when the silence ended, if somebody saw it, monotonic s
         self._reopened: tuple[RingBuffer, int] | None = None  # what is written since, and its rate
         native = RingBuffer(1, int(SECONDS * rate), channels)
         self._append = native.appender(0)
@@ -124,10 +125,14 @@ class Inlet:
         """The source will begin anew, maybe at another rate. What is written from now on comes after a gap, as long as
         nothing was written. Of that `ahead_s` seconds were written already. To be called while nothing is."""
         if self._reopened is None:
-            self._silent_since, self._ahead_s = self.wrote_at, ahead_s
+            self._silent_since, self._ahead_s, self._back_at = self.wrote_at, ahead_s, None
         native = RingBuffer(1, int(SECONDS * rate), channels)
         self._reopened = native, rate
         self._append = native.appender(0)
+
+    def is_back(self) -> None:
+        """What is written next begins now. Unsaid, it came in real time."""
+        self._back_at = time.monotonic()
 
     def end(self) -> None:
         """No more blocks will come."""
@@ -225,9 +230,11 @@ class Inlet:
         written, wrote_at = native.ends[0], self.wrote_at
         while written != native.ends[0]:  # a block came in between
             written, wrote_at = native.ends[0], self.wrote_at
-        silence = max(0.0, wrote_at - written / rate - self._silent_since)
+        back_at = self._back_at or wrote_at - written / rate
+        silence = max(0.0, back_at - self._silent_since)
         unwritten = max(0.0, silence - self._ahead_s)
         self._skip_to(self._due + round(unwritten * SAMPLE_RATE) - self._ahead)
-        self._reopened = None
+        self._read = 0  # first: `room`, which the source's thread asks for, must never be too large
         self._begin(native, rate)
+        self._reopened = None
         self.silences.append(silence)

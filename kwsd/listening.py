@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -157,13 +157,19 @@ class Listening:
         spotter: Spotter,
         hello: Callable[[str], Line] = lambda _: b"",
         silent_since: Mapping[str, float] | None = None,
+        ended: Container[StreamConfig] = (),
     ) -> None:
         """`hello` makes the first line for a satellite of a name; `silent_since` says since when streams are not heard
-        that others brought before (monotonic s). Raises KwsdError if a source refuses to start."""
+        that others brought before (monotonic s), `ended` which of them are over. Raises KwsdError if a source refuses
+        to start."""
         self._go_on_with(self.pipeline(self.config, spotter))
         self._supervisor.start(silent_since or {})
-        for source, inlet in zip(self.sources, self._inlets, strict=True):
-            source.start(inlet, self._waker(inlet))
+        for i, (source, inlet) in enumerate(self._supplies()):
+            if self.config.streams[i] in ended:
+                self._left.add(i)
+                inlet.end()
+            else:
+                source.start(inlet, self._waker(inlet))
         sys.setswitchinterval(SWITCH_S)
         self._thread.start()
         if self.listener is not None:
@@ -179,9 +185,23 @@ class Listening:
         return Pipeline(config, spotter, self._ring, self._inlets, self.streams, wrote_at=self._wrote_at)
 
     @property
-    def source_names(self) -> tuple[str, ...]:
-        """The streams of the config."""
-        return tuple(self._names)
+    def ended(self) -> frozenset[StreamConfig]:
+        """The streams of the config that came to their end."""
+        return frozenset(self.config.streams[i] for i in self._left)
+
+    def silences(self) -> dict[str, float]:
+        """The streams of the config that were heard and are not now, and since when (monotonic s)."""
+        return self._supervisor.silences()
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """The streams of the config that deliver."""
+        silent = self.silences()
+        return tuple(
+            name
+            for i, name in enumerate(self._names)
+            if self._inlets[i].blocks and i not in self._left and name not in silent
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -189,7 +189,7 @@ class Outlets:
 
         broker = read_broker(config.sinks.mqtt, config.resolve)
         host = Host(__version__, self.status, self._deeds.obey, self._deeds.broker)
-        key = f"mqtt {config.sinks.mqtt} {config.folder} {broker.user} {broker.password}"
+        key = f"mqtt {config.sinks.mqtt} {config.folder} {broker.user} {broker.password} {broker.tls_files}"
         return key, lambda before: Mqtt(config.sinks.mqtt, broker, host, before)
 
     def status(self) -> StatusNow:
@@ -223,6 +223,7 @@ class Outlets:
             host = Host(__version__, lambda: state.artefact.info.id, lambda: state.keywords, self._deeds.adopt)
             self._wyoming = await Wyoming.open(config.wyoming, config.wyoming_addresses, host)
             log.info("Wyoming clients on %s", ", ".join(self._wyoming.addresses))
+        self._state.wyoming = tuple(self._wyoming.addresses) if self._wyoming else ()
         self._offered = config.wyoming
 
 

@@ -58,7 +58,7 @@ def _fed(config: Config, spotter: Spotter, source: AudioFile | Recordings) -> It
     at_once = min(config.window.max_batch * config.window.hop_ms / 1000, inlet.room / 2)  # seconds
     for block in source.delivered():
         inlet.write(block)
-        if inlet.backlog >= at_once:
+        while inlet.backlog >= at_once:
             yield pipeline
     inlet.end()
     while not pipeline.finished:

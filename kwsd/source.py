@@ -11,6 +11,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,8 @@ READ_S = 0.25  # of audio read from a pipe at once, if so much is there
 MOST_S = 0.25  # waited for at once: for so long nobody sees that the writer is gone
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
+READ_SIZE = 65_536  # bytes of what nobody listens to
+BACKLOG_S = 0.005  # how often is looked whether all was taken
 WRITER_S = 0.25  # how often a FIFO without a writer is opened anew: it may be another one of that name
 PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
 
@@ -141,16 +144,20 @@ class _Reader:
         Where the audio breaks off, `failure` says why, and what came before is still heard to its end.
         Where none came at all there is nothing to hear, and no silence is made up.
         """
-        any_came = False
+        any_came, failure = False, None
         try:
             for block in self.blocks():
                 any_came = True
                 yield block
         except KwsdError as error:
-            self._failure = error
+            failure = error
         size = round(BLOCK_S * self.rate)
         for _ in range(round(TAIL_S / BLOCK_S) if any_came else 0):
             yield np.zeros((size, self.channels), np.float32)
+        self._end_with(failure)  # not before: who is lost is not listened to
+
+    def _end_with(self, failure: KwsdError | None) -> None:
+        self._failure = failure
 
 
 class AudioFile(_Reader):
@@ -228,11 +235,13 @@ class RawPcm(_Reader):
         self._fd, self._closing = self._open(), threading.Lock()
         self._reopens = reopen and path != "-" and _is_fifo(self._fd)
         self._waits, self._noticed = False, threading.Event()  # for another writer, and whether that was seen
+        self._broke: KwsdError | None = None  # what the last writer did wrong
         self._inlet: Inlet | None = None
         self._begin()
 
     def _begin(self) -> None:
         """With what is open now."""
+        self._came = False  # anything, from whoever writes now
         self._decoder = PcmDecoder(self._format, self.channels)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
@@ -275,7 +284,7 @@ class RawPcm(_Reader):
             raise AudioError(f"{self._name}: ended before a single sample came; pipe audio into it")
         rest = len(self._decoder.rest)
         if rest and not self._reopens:
-            self._failure = AudioError(
+            raise AudioError(
                 f"{self._name}: ended inside a sample ({rest} of {frame} bytes); the rest was listened to",
                 exit_code=0,
             )
@@ -283,20 +292,31 @@ class RawPcm(_Reader):
     def delivered(self) -> Iterator[Frames]:
         """What each writer writes, and a second of silence after it."""
         yield from super().delivered()
-        while self._reopens and self._failure is None and not self._stop.is_set():
-            self._be_lost()
+        while self._reopens and not self._stop.is_set():
+            self._be_lost(f"{self._broke or f'{self._name}: nobody writes into it any more'}")
             came = False
-            while not (came or self._failure or self._stop.is_set()):
+            while not (came or self._stop.is_set()):
                 self._wait_for_a_writer()
                 for block in super().delivered():
                     came = True
                     yield block
 
-    def _be_lost(self) -> None:
+    def _end_with(self, failure: KwsdError | None) -> None:
+        """Where it reopens, this is not the end."""
+        self._broke = failure
+        if not self._reopens:
+            super()._end_with(failure)
+
+    def _be_lost(self, why: str) -> None:
         """Until that was noticed. What the next writer writes meanwhile is in the pipe."""
         assert self._inlet is not None
+        while self._came and not self._stop.is_set():  # one whose samples are none
+            with suppress(KwsdError):
+                self._read(READ_SIZE)
+        while self._inlet.backlog and not self._stop.is_set():  # what came before the gap is listened to first
+            time.sleep(BACKLOG_S)
         self._waits = True
-        self._failure = AudioError(f"{self._name}: nobody writes into it any more; waiting for the next", exit_code=IO)
+        self._failure = AudioError(f"{why}; waiting for the next who writes into it", exit_code=IO)
         self._noticed.wait()
         self._noticed.clear()
         self._inlet.reopen(self.rate, self.channels, ahead_s=TAIL_S)
@@ -310,10 +330,12 @@ class RawPcm(_Reader):
         return waits
 
     def _wait_for_a_writer(self) -> None:
+        assert self._inlet is not None
         while not self._stop.is_set():
             self._open_anew()
             if self._poll.poll(WRITER_S * 1000):
                 if _waiting(self._fd):
+                    self._inlet.is_back()
                     return
                 self._stop.wait(WRITER_S)
 
@@ -357,11 +379,13 @@ class RawPcm(_Reader):
 
     def _read(self, size: int) -> bytes | None:
         """Bytes, b'' at the end, None if nothing came for a while."""
-        if not self._poll.poll(100):
-            return None
+        if not self._poll.poll(100) and not (self._reopens and self._came):
+            return None  # but a writer that was gone before we opened hangs up unseen
         try:
             self._let_the_rest_come()
-            return os.read(self._fd, size)
+            chunk = os.read(self._fd, size)
+            self._came = bool(chunk)
+            return chunk
         except BlockingIOError:
             return None
         except OSError as error:

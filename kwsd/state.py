@@ -31,6 +31,7 @@ class State:
     detections: int = 0
     last_heard: str = ""
     refused: str = ""  # why the last reload was
+    wyoming: tuple[str, ...] = ()  # addresses
     counters: Counters = field(default_factory=Counters)
     born: float = field(default_factory=time.monotonic)  # monotonic s
 
@@ -100,11 +101,12 @@ class State:
         return f"{self._ailments()}listening on {self.where()}; {heard}{self.refused}"
 
     def where(self) -> str:
-        """The streams, and where satellites connect."""
+        """The streams, and where satellites and clients of Wyoming connect."""
         names = self.names
         more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED + 1 else []
         listener = self.listening.listener if self.listening else None
-        return ", ".join([*(names[:NAMED] if more else names), *more, *(listener.addresses if listener else [])])
+        addresses = [*(listener.addresses if listener else []), *self.wyoming]
+        return ", ".join([*(names[:NAMED] if more else names), *more, *addresses])
 
     def _ailments(self) -> str:
         ailments = self.listening.ailments() if self.listening else {}

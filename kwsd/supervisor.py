@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kwsd.config import CaptureConfig
-from kwsd.errors import IO, AudioError, KwsdError
+from kwsd.errors import IO, OK, AudioError, KwsdError
 from kwsd.event import AudioEvent, AudioFault, AudioHealed, AudioLost, AudioRestored
 from kwsd.health import MEANING, Health, fault_in
 from kwsd.inlet import Inlet
@@ -93,7 +93,16 @@ class Supervisor:
     def ailment(self, stream: int) -> str | None:
         """What is wrong with a stream: `lost`, or the fault that was told; None if nothing is."""
         charge = self._charges[stream]
-        return "lost" if charge.lost else charge.health.fault if charge.health else None
+        lost = charge.lost or (charge.silent_since is not None and not charge.source.live)
+        return "lost" if lost else charge.health.fault if charge.health else None
+
+    def silences(self) -> dict[str, float]:
+        """Streams that delivered before and are not heard now, and since when (monotonic s)."""
+        return {
+            charge.name: charge.inlet.wrote_at if charge.silent_since is None else charge.silent_since
+            for charge in self._charges
+            if charge.lost or charge.silent_since is not None
+        }
 
     def look(self, now: float) -> None:
         """See to every source; what is new is told. Raises KwsdError where only a new process can hear again."""
@@ -139,7 +148,7 @@ class Supervisor:
             self._lose(charge, failure)
 
     def _lose(self, charge: _Charge, failure: KwsdError) -> None:
-        charge.lost = True
+        charge.lost = failure.exit_code != OK  # else it has ended, and there is something to be said of it
         if not charge.source.recover():
             charge.over = True
             self.failure = self.failure or failure

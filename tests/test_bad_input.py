@@ -127,6 +127,7 @@ CONFIGS = {
         "streams:\n  - {source: pcm, name: a}\n  - {source: pcm, name: b}\n",
         "kwsd.yaml:3: streams.1: only one stream can read stdin",
     ),
+    "a release that no score falls below": ("debouncer: {release: 0}\n", "debouncer.release: expected float > 0.0"),
     "a pattern without quotes": (
         "streams:\n  - {source: microphone, device: *USB*}\n",
         "kwsd.yaml:2: not valid YAML: ", "is it the beginning of a text? Put that in quotes",

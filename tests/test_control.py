@@ -1,6 +1,7 @@
 """Commands for a running daemon: by `kwsd ctl`, from a second process, on a real socket."""
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -295,6 +296,31 @@ def test_what_cannot_be_done_is_one_line_with_a_remedy(kwsd, environment, tmp_pa
         config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\nwombat: 1\n")
         kwsd("ctl", "reload").refused(CONFIG, "kwsd.yaml:2", "unknown key")
         assert daemon.wait_for("reload")["ok"] is False
+
+
+def test_what_is_remembered_is_nothing_of_clients_of_the_moment():
+    muting = Muting().changed(["kitchen", "wyoming 127.0.0.1 1"], True)
+    assert muting.without(["wyoming 127.0.0.1 1"]) == Muting().changed(["kitchen"], True)
+
+
+def test_who_connects_while_the_socket_is_opened_anew_is_told_so(environment, tmp_path):
+    config = tmp_path / "kwsd.yaml"
+    text = "streams: [{source: pcm, name: kitchen, path: '-'}]\nsinks: {socket: {queue: 256}}\n"
+    config.write_text(text)
+    with Running("--config", str(config), environment=environment) as daemon:
+        say(daemon, bytes(64_000))
+        daemon.wait_for("ready")
+        config.write_text(text.replace("256", "99"))
+        daemon.process.send_signal(signal.SIGSTOP)
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(tmp_path / "runtime/kwsd/events.sock"))
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.process.send_signal(signal.SIGCONT)
+            reader.settimeout(10)
+            lines = [json.loads(line)["type"] for line in reader.makefile("rb")]  # until it hangs up
+        assert lines[-1:] in (["refused"], ["hello"], ["reload"])
+        assert daemon.wait_for("reload")["ok"]
+        daemon.stop()
 
 
 def test_a_socket_that_is_left_over_hides_no_other_daemon(tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def test_what_was_heard_is_counted_and_all_is_well(tmp_path):
     assert found["kwsd_blocks_total"][stream,] > 100
     assert found["kwsd_hears"] == {(stream,): 1} and found["kwsd_ready"] == {(): 1}
     assert -80 < found["kwsd_noise_floor_dbfs"][stream,] <= found["kwsd_level_dbfs"][stream,] < 0
-    assert found["kwsd_lag_seconds_count"][()] == found["kwsd_lag_seconds_bucket"][(("le", "+Inf"),)] > 40
+    assert found["kwsd_lag_seconds_count"][()] == found["kwsd_lag_seconds_bucket"][(("le", "+Inf"),)] > 30
     assert "rejected" not in {event["type"] for event in daemon.events}
 
 

@@ -203,6 +203,29 @@ def test_a_reload_lets_those_that_run_go_on_and_tells_of_those_that_waited(tmp_p
     assert (tmp_path / "done").read_text() == "done\n" and len(failures(daemon)) == 1
 
 
+def test_what_waits_for_a_hook_is_not_given_to_another_one_in_its_place(tmp_path, environment):
+    config = tmp_path / "kwsd.yaml"
+    text = "streams: [{source: pcm, name: a, path: '-'}]\nhooks: [HOOKS]\n"
+    slow = "{shell: 'sleep 1', events: [mute], at_once: 1}"
+    other = f"{{shell: 'touch {tmp_path}/wrong', events: [shutdown], at_once: 1}}"
+    config.write_text(text.replace("HOOKS", f"{slow}, {other}"))
+    with Running("--config", str(config), environment=environment) as daemon:
+        daemon.process.stdin.write(bytes(64_000))
+        daemon.process.stdin.flush()
+        daemon.wait_for("ready")
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(tmp_path / "runtime" / "kwsd" / "events.sock"))
+            control.sendall(b'{"command": "mute"}\n{"command": "unmute"}\n')
+            for _ in range(2):
+                daemon.wait_for("mute")
+            config.write_text(text.replace("HOOKS", other))
+            control.sendall(b'{"command": "reload"}\n')
+            assert "gone from the configuration" in daemon.wait_for("hook_failed")["reason"]
+        time.sleep(1.5)
+        assert not (tmp_path / "wrong").exists()
+        daemon.stop()
+
+
 # --- webhooks ---
 
 

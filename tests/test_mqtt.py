@@ -394,6 +394,16 @@ def test_a_satellite_that_left_before_the_broker_had_confirmed_it_is_unavailable
         assert everything.on("homeassistant/event/kwsd_home/attic__command/config")[-1].payload
 
 
+def test_a_broker_that_hangs_while_kwsd_stops_has_its_last_will(broker, environment):
+    everything = broker.listener()
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        everything.has(f"{BASE}/availability", "online")
+        broker.hang()
+        assert daemon.stop()[0] == 0
+        broker.go_on()
+        everything.wait_for(f"{BASE}/availability", "offline")
+
+
 # --- secrets and TLS ---
 
 

@@ -1,5 +1,6 @@
 """The page, in a real browser, of a real daemon; and what scripts use of it."""
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -18,6 +19,7 @@ from sound_server import SoundServer, missing
 from test_endpoint import address_of, serving
 
 from kwsd.config import load_config
+from kwsd.endpoint import HEADER_S
 from kwsd.errors import CONFIG
 from kwsd.recording import DEMO
 
@@ -262,7 +264,9 @@ def test_events_are_sent_as_they_come_and_as_they_are_asked_for(daemon):
     assert set(scores[1][1]["thresholds"]) == set(scores[1][1]["scores"])
 
 
-@pytest.mark.parametrize("query", ["?types=wombat", "?wombat=1", "?streams=&scores=0&x=", "?id=1&id=2"])
+@pytest.mark.parametrize(
+    "query", ["?types=wombat", "?types=wombat&types=detection", "?wombat=1", "?streams=&scores=0&x=", "?id=1&id=2"]
+)
 def test_a_wrong_wish_is_refused(daemon, query):
     status, text = ask(daemon.address, f"/events{query}")
     assert status == 400 and "\n" in text, text
@@ -271,6 +275,7 @@ def test_a_wrong_wish_is_refused(daemon, query):
 def test_commands_are_those_of_the_socket(daemon):
     status, answer = order(daemon.address, command="status", id="a")
     assert status == 200 and answer["id"] == "a" and answer["status"]["streams"][0]["stream"] == "kitchen"
+    assert answer["v"] == 1 and answer["time"]
     assert order(daemon.address, command="mute", streams=["kitchen"])[0] == 200
     assert daemon.wait_for("mute")["muted"] is True
     status, answer = order(daemon.address, command="mute", streams=["attic"])
@@ -306,6 +311,7 @@ def test_a_page_from_elsewhere_can_do_nothing(daemon):
         b"Host: localhost\r\nCookie: kwsd=\xff",
         b"Host: localhost\r\nContent-Type: text/plain; charset=bogus",
         b"Host: localhost\r\nContent-Type: multipart/form-data",
+        b"Host: local\x00host",
     ],
 )
 def test_headers_that_make_no_sense_are_refused_not_failed(daemon, header):
@@ -317,6 +323,32 @@ def test_headers_that_make_no_sense_are_refused_not_failed(daemon, header):
         status = connection.makefile("rb").readline()
     assert b" 500 " not in status and status, status
     assert not [line for line in daemon.errors if "Traceback" in line]
+
+
+def test_a_form_in_an_encoding_there_is_not_is_refused(daemon):
+    part = '--b\r\nContent-Disposition: form-data; name="token"\r\nContent-Transfer-Encoding: x\r\n\r\na\r\n--b--\r\n'
+    status, _ = ask(daemon.address, "/login", part.encode(), Content_Type="multipart/form-data; boundary=b")
+    assert status == 400 and not [line for line in daemon.errors if "Traceback" in line]
+
+
+def test_who_asks_for_nothing_is_let_go_and_who_has_asked_may_take_time(daemon):
+    host, _, port = daemon.address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port))) as silent,
+        socket.create_connection((host, int(port))) as slow,
+        socket.create_connection((host, int(port))) as asking,
+    ):
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+        asking.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for connection in (silent, slow):
+            connection.settimeout(HEADER_S + 5)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        asking.settimeout(0.5)
+        assert b"200 OK" in asking.recv(1 << 16)
+        with pytest.raises(TimeoutError):  # it is still there
+            while asking.recv(1 << 16):
+                pass
 
 
 def test_more_connections_than_may_be_are_closed_and_leave_descriptors_for_others(daemon):

@@ -208,6 +208,37 @@ def test_pipes_that_are_not_read_any_more_are_closed(tmp_path):
     assert set(restored) <= {"tape"}, "a stream that is new was never lost"
 
 
+def test_a_recording_that_has_ended_is_not_played_again(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    pipe = {"source": "pcm", "path": str(tmp_path / "pipe"), "name": "tap"}
+    config = {"streams": [TAPE | {"realtime": False}, pipe]}
+    with Daemon(tmp_path, config) as daemon:
+        assert daemon.wait_for("stream_left")["stream"] == "tape"
+        assert daemon.reload(config | {"window": {"hop_ms": 80}})["ok"]
+        time.sleep(1.0)
+        daemon.stop()
+    types = [event["type"] for event in daemon.events]
+    assert types.count("stream_left") == 1 and "audio_lost" not in types
+    assert types.count("detection") == types[: types.index("reload")].count("detection")
+
+
+def test_a_fifo_that_is_lost_stays_so_over_a_reload_until_somebody_writes(tmp_path):
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    config = {"streams": [{"source": "pcm", "path": str(fifo), "name": "tap"}]}
+    with Daemon(tmp_path, config) as daemon:
+        fifo.write_bytes(bytes(64_000))
+        daemon.wait_for("audio_lost")
+        time.sleep(1.0)
+        assert daemon.reload(config | {"window": {"hop_ms": 80}})["ok"]
+        time.sleep(0.5)
+        fifo.write_bytes(bytes(64_000))
+        assert daemon.wait_for("audio_restored")["gap_s"] > 1.5
+        daemon.wait_for("audio_lost")
+        daemon.stop()
+    assert [event["type"] for event in daemon.events].count("audio_lost") == 2
+
+
 @needs_sound
 def test_refused_with_one_of_two_microphones_gone_it_hears_the_other(tmp_path, port_in_use):
     servers = [SoundServer(tmp_path), SoundServer(tmp_path / "other", sink="ear")]

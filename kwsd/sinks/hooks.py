@@ -77,13 +77,15 @@ class Hooks:
         self.adopt(hooks)
 
     def adopt(self, hooks: Sequence[Hook]) -> None:
-        """Go on with these. What runs comes to its end; what waits for a hook that is gone is not started."""
-        self._hooks = {hook.name: hook for hook in hooks}
+        """Go on with these. What runs comes to its end; what waits for a hook that is gone, or another one now, is not
+        started: a name may be but a place in the list."""
+        before, self._hooks = self._hooks, {hook.name: hook for hook in hooks}
+        for name, hook in before.items():
+            if name not in self._hooks or self._hooks[name].config != hook.config:
+                self._give_up(name, "not started: the hook is gone from the configuration")
         for name in self._hooks:
             self._running.setdefault(name, set())
             self._waiting.setdefault(name, deque())
-        for name in self._waiting.keys() - self._hooks.keys():
-            self._give_up(name, "not started: the hook is gone from the configuration")
 
     def __call__(self, event: Event, line: Line) -> None:
         """Start what this event starts, or have it wait."""

@@ -7,6 +7,7 @@ dropped is told when it is back. What is retained says how things are: who is av
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.util
 import json
 import logging
@@ -84,6 +85,7 @@ class Broker:
     host: str
     port: int
     tls: ssl.SSLContext | None
+    tls_files: str  # a hash of what is in them
     user: str | None
     password: str | None
 
@@ -108,7 +110,7 @@ class Mqtt:
         """Begins to connect as soon as the one `before` is closed. A broker that is not there is waited for."""
         self._config, self._broker, self._host = config, broker, host
         self._topics = Topics(config.site)
-        self._client: Client
+        self._client: Client  # once `before` is closed
         self._notes: deque[Note] = deque()
         self._ready = asyncio.Event()
         self._dropped = 0
@@ -148,7 +150,9 @@ class Mqtt:
         """Tell what is queued and that we are gone, but do not wait long for a broker that does not answer."""
         self._closing = True
         self._ready.set()
-        await asyncio.wait({self._task}, timeout=FLUSH_S if self._lost_at is None else 0.0)
+        _, late = await asyncio.wait({self._task}, timeout=FLUSH_S if self._lost_at is None else 0.0)
+        if late and hasattr(self, "_client"):
+            _let_go(self._client)  # without a goodbye, after which the broker would keep our last will to itself
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=GOODBYE_S)
 
@@ -396,9 +400,20 @@ def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
         host=str(parts.hostname),
         port=parts.port or (TLS_PORT if secure else PORT),
         tls=_tls(config, resolve) if secure else None,
+        tls_files=_fingerprint(config, resolve) if secure else "",
         user=user,
         password=password,
     )
+
+
+def _fingerprint(config: MqttConfig, resolve: Callable[[str], Path]) -> str:
+    """Of certificates and key: when they are renewed, they keep their names."""
+    content = hashlib.sha256()
+    for setting in ("ca_file", "cert_file", "key_file"):
+        named = getattr(config, setting)
+        if named:
+            content.update((credential(named, f"sinks.mqtt.{setting}") or resolve(named)).read_bytes())
+    return content.hexdigest()
 
 
 def _client(broker: Broker, **more: Any) -> "Client":

@@ -14,6 +14,7 @@ from kwsd.sinks.reader import Reader
 
 MOST_READERS = 512  # so that descriptors are left for all else
 LONGEST_COMMAND = 1 << 16  # bytes
+TURNS = 3  # of the loop, until whoever was let in is served
 FLUSH_S = 0.3  # how long `close` waits for readers
 REOPENED = "this socket is closed, or opened anew with other settings; connect again to see how it is"
 FORBIDDEN = "sinks.socket.control is false: readers of this socket give no commands"
@@ -34,6 +35,7 @@ class UnixSocket:
         self._readers: dict[Reader, asyncio.Task[None]] = {}
         self._busy: set[Reader] = set()  # those whose command is being carried out
         self._server: asyncio.Server | None = None
+        self._closed = False
         self._inode = -1
 
     @classmethod
@@ -71,6 +73,11 @@ class UnixSocket:
     async def close(self) -> None:
         """Let readers have what is queued, shortly; then remove the socket file if it is still ours."""
         assert self._server is not None
+        self._closed = True
+        for listener in self._server.sockets:  # first nobody is let in, then those who just were are served
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        for _ in range(TURNS):  # asyncio loses who is on the way in while a server closes: he would wait for ever
+            await asyncio.sleep(0)
         self._server.close()
         for reader in self._busy:  # a reload that closes this socket cannot be waited for
             reader.put(unnumbered(Refused(reason=REOPENED)))
@@ -114,8 +121,9 @@ class UnixSocket:
         return await self._obey(command)
 
     async def _serve(self, incoming: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._readers) >= MOST_READERS:
-            writer.write(unnumbered(Refused(reason=f"there are {MOST_READERS} readers already")))
+        if self._closed or len(self._readers) >= MOST_READERS:  # it came just before, and is served only now
+            reason = REOPENED if self._closed else f"there are {MOST_READERS} readers already"
+            writer.write(unnumbered(Refused(reason=reason)))
             writer.close()
             return
         reader = Reader(self._queue, self._hello())
