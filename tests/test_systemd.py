@@ -260,7 +260,7 @@ def test_a_good_config_is_taken_without_a_restart(service: Service) -> None:
 
 
 def test_the_status_names_the_last_word(service: Service) -> None:
-    reload(service, debouncer={"threshold": 0.001, "release": 0.0, "margin": 0.0})  # any noise is a word
+    reload(service, debouncer={"threshold": 0.001, "release": 0.0001, "margin": 0.0})  # any noise is a word
     wait_for("a STATUS with a word", lambda: "last heard" in service.manager.all("STATUS")[-1])
     told = re.fullmatch(r"listening on room; (\d+) words heard; last heard: (\w+)", service.manager.all("STATUS")[-1])
     assert told
