@@ -216,12 +216,17 @@ def test_what_one_writer_wrote_is_told_before_it_is_lost_however_soon_the_next_c
         for _ in range(4):
             write(fifo, cut)
             time.sleep(0.02)
-        for _ in range(4):
-            daemon.wait_for("audio_lost")
+        visit = ["stop", "yes", "up", "go"]
+        deadline = time.monotonic() + 40
+        while [event["keyword"] for event in daemon.detections if event["keyword"] in visit] != visit * 4:
+            assert time.monotonic() < deadline, daemon.events
+            time.sleep(0.05)
+        daemon.wait_for("audio_lost")
         assert daemon.stop()[0] == 0
     told = [event.get("keyword", event["type"]) for event in daemon.events]
-    visit = ["stop", "yes", "up", "go", "audio_lost"]
-    assert [what for what in told if what in visit] == visit * 4
+    told = [what for what in told if what in (*visit, "audio_lost")]
+    # Where one comes before the last one's going was seen, nothing was lost.
+    assert {told[i - 1] for i, what in enumerate(told) if what == "audio_lost"} == {"go"}
 
 
 def test_a_writer_of_what_are_no_samples_is_lost_and_the_next_is_heard(environment, fifo, spoken):
