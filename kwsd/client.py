@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kwsd.control import check_known
+from kwsd.door import answers
 from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 from kwsd.sinks.unix_socket import default_path
 
@@ -29,18 +30,8 @@ def usual_socket(otherwise: str = "name its --socket") -> Path:
             f"no kwsd runs: {' and '.join(map(str, places))} are not there; start one, or {otherwise}",
             exit_code=UNAVAILABLE,
         )
-    return next(filter(_answers, found), found[0])
-
-
-def _answers(place: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(place))
-        except PermissionError:  # which is worth being told
-            return True
-        except OSError:
-            return False
-    return True
+    # That we may not use one is worth being told, too.
+    return next((place for place in found if answers(place) or not os.access(place, os.W_OK)), found[0])
 
 
 def lines_of(path: Path, **wish: Any) -> Iterator[dict[str, Any]]:

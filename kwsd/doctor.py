@@ -17,6 +17,7 @@ from kwsd.artefact import read_artefact
 from kwsd.audio_format import WINDOW
 from kwsd.check import broker_is_to_come, hooks_to_check, looks
 from kwsd.config import Config, MicrophoneConfig
+from kwsd.door import answers
 from kwsd.engines import make_spotter
 from kwsd.errors import KwsdError
 from kwsd.health import CLIPPED, CLIPPING, CONSTANT, MEANING, QUIET, SILENCE, STUCK, fault_in
@@ -179,19 +180,9 @@ def _sound_server() -> str | None:
         ("PipeWire", f"{runtime}/pipewire-0"),
         ("PulseAudio or PipeWire", f"{runtime}/pulse/native"),
     ):
-        if path and Path(path).is_socket() and _answers(Path(path)):
+        if path and Path(path).is_socket() and answers(Path(path)):
             return f"{name} at {path}"
     return None
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 def _devices() -> Findings:
@@ -286,7 +277,7 @@ def _socket(config: Config) -> Findings:
         yield Finding(OK, f"events socket: {path} is not there: no kwsd of this user runs")
     elif not os.access(path, os.R_OK | os.W_OK):
         yield Finding(WARN, f"events socket: {path}: no permission", "sudo usermod -aG kwsd $USER, then log in anew")
-    elif _answers(path):
+    elif answers(path):
         yield Finding(OK, f"events socket: a kwsd answers at {path}")
     else:
         yield Finding(OK, f"events socket: {path} is left over; the next kwsd removes it")

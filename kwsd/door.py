@@ -96,6 +96,17 @@ def try_door(address: Address, setting: str, group: str | None) -> None:
         address.path.unlink(missing_ok=True)
 
 
+def answers(path: Path) -> bool:
+    """Whether somebody listens at a path."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 def check_group(group: str | None, setting: str) -> None:
     """Raises ConfigError if there is no such group."""
     _group_number(group, setting)

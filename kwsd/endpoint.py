@@ -93,7 +93,7 @@ class Endpoint:
         self._paths: list[tuple[Path, int]] = []
         self._runner: web.AppRunner
         self._servers: list[asyncio.Server] = []
-        self._asked: set[int] = set()  # connections that have, by their id, while they are new
+        self._silent: set[web.RequestHandler] = set()  # connections that are new and did not ask for anything yet
         self._obeying: set[asyncio.Future[Answer]] = set()
         self._closing = asyncio.Event()
 
@@ -175,13 +175,14 @@ class Endpoint:
             if len(serve.connections) >= MOST_CONNECTIONS:
                 return _Away()
             connection = serve()
+            self._silent.add(connection)
             loop.call_later(HEADER_S, part_with_silent, connection)
             return connection
 
         def part_with_silent(connection: "web.RequestHandler") -> None:
-            if id(connection) not in self._asked and connection.transport is not None:
+            if connection in self._silent and connection.transport is not None:
                 connection.transport.abort()
-            self._asked.discard(id(connection))
+            self._silent.discard(connection)
 
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if address.path else loop.create_server
@@ -193,7 +194,7 @@ class Endpoint:
     async def _guard(self, request: "web.Request", handler: Handler) -> "web.StreamResponse":
         from aiohttp import web
 
-        self._asked.add(id(request.protocol))
+        self._silent.discard(request.protocol)
         by_tcp = not _is_local(request)
         if by_tcp and self._token and not self._knows_token(request) and request.path not in {"/login", *OPEN}:
             if request.path == "/" and self._host.status is not None:

@@ -389,8 +389,7 @@ class Listening:
     def _rest(self) -> int:
         """Samples that may come beyond the next window before somebody looks. While nothing stirs, three windows at
         once cost little more than one, as most of it is to wake up. A keyword needs two windows to be told, or more,
-        and is hardly ever sure of itself in the first, by which something stirs: one word in sixty is told a hop
-        later."""
+        and is hardly ever sure of itself in the first, by which something stirs; then it is told a hop later."""
         return self._pause if self._is_at_rest else 0
 
     @property

@@ -1,5 +1,6 @@
 """What events start: real programs and real webhooks, started by a real daemon."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -180,24 +181,32 @@ def test_one_that_became_somebody_else_cannot_be_ended_and_does_not_end_us():
     program.wait()
 
 
+@contextlib.contextmanager
+def muted_and_unmuted(config, environment):
+    """A daemon that has told of both, and a connection for commands."""
+    with (
+        Running("--config", str(config), environment=environment) as daemon,
+        socket.socket(socket.AF_UNIX) as control,
+    ):
+        daemon.process.stdin.write(bytes(64_000))
+        daemon.process.stdin.flush()
+        daemon.wait_for("ready")
+        control.connect(f"{environment['XDG_RUNTIME_DIR']}/kwsd/events.sock")
+        control.sendall(b'{"command": "mute"}\n{"command": "unmute"}\n')
+        for _ in range(2):
+            daemon.wait_for("mute")
+        yield daemon, control
+
+
 def test_a_reload_lets_those_that_run_go_on_and_tells_of_those_that_waited(tmp_path, environment):
     config = tmp_path / "kwsd.yaml"
     text = "streams: [{source: pcm, name: a, path: '-'}]\nhooks: [HOOK]\n"
     hook = f"{{shell: 'sleep 1; echo done >> {tmp_path}/done', events: [mute], at_once: 1, name: slow}}"
     config.write_text(text.replace("HOOK", hook))
-    with Running("--config", str(config), environment=environment) as daemon:
-        daemon.process.stdin.write(bytes(64_000))
-        daemon.process.stdin.flush()
-        daemon.wait_for("ready")
-        with socket.socket(socket.AF_UNIX) as control:
-            control.connect(str(tmp_path / "runtime" / "kwsd" / "events.sock"))
-            control.sendall(b'{"command": "mute"}\n{"command": "unmute"}\n')
-            for _ in range(2):
-                daemon.wait_for("mute")
-            config.write_text(text.replace("HOOK", ""))
-            control.sendall(b'{"command": "reload"}\n')
-            failure = daemon.wait_for("hook_failed")
-        assert "gone from the configuration" in failure["reason"]
+    with muted_and_unmuted(config, environment) as (daemon, control):
+        config.write_text(text.replace("HOOK", ""))
+        control.sendall(b'{"command": "reload"}\n')
+        assert "gone from the configuration" in daemon.wait_for("hook_failed")["reason"]
         time.sleep(1.5)
         daemon.stop()
     assert (tmp_path / "done").read_text() == "done\n" and len(failures(daemon)) == 1
@@ -209,18 +218,10 @@ def test_what_waits_for_a_hook_is_not_given_to_another_one_in_its_place(tmp_path
     slow = "{shell: 'sleep 1', events: [mute], at_once: 1}"
     other = f"{{shell: 'touch {tmp_path}/wrong', events: [shutdown], at_once: 1}}"
     config.write_text(text.replace("HOOKS", f"{slow}, {other}"))
-    with Running("--config", str(config), environment=environment) as daemon:
-        daemon.process.stdin.write(bytes(64_000))
-        daemon.process.stdin.flush()
-        daemon.wait_for("ready")
-        with socket.socket(socket.AF_UNIX) as control:
-            control.connect(str(tmp_path / "runtime" / "kwsd" / "events.sock"))
-            control.sendall(b'{"command": "mute"}\n{"command": "unmute"}\n')
-            for _ in range(2):
-                daemon.wait_for("mute")
-            config.write_text(text.replace("HOOKS", other))
-            control.sendall(b'{"command": "reload"}\n')
-            assert "gone from the configuration" in daemon.wait_for("hook_failed")["reason"]
+    with muted_and_unmuted(config, environment) as (daemon, control):
+        config.write_text(text.replace("HOOKS", other))
+        control.sendall(b'{"command": "reload"}\n')
+        assert "gone from the configuration" in daemon.wait_for("hook_failed")["reason"]
         time.sleep(1.5)
         assert not (tmp_path / "wrong").exists()
         daemon.stop()

@@ -412,7 +412,8 @@ def _fingerprint(config: MqttConfig, resolve: Callable[[str], Path]) -> str:
     for setting in ("ca_file", "cert_file", "key_file"):
         named = getattr(config, setting)
         if named:
-            content.update((credential(named, f"sinks.mqtt.{setting}") or resolve(named)).read_bytes())
+            with _blamed(setting, named, resolve) as path:
+                content.update(path.read_bytes())
     return content.hexdigest()
 
 
