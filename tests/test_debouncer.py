@@ -537,6 +537,42 @@ def test_many_streams_in_any_batches_are_heard_as_if_one_by_one(windows, rules, 
         assert mine == single
 
 
+stretches = st.lists(
+    st.tuples(
+        st.integers(2, 12),  # hops of quiet
+        st.sampled_from(["", "1", "2", "89X9", "9.99"]),  # stop, after them
+        st.sampled_from([1, 1, 1, 4]),  # hops until the next stretch
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(stretches=stretches, rules=any_rules, batch=st.integers(2, 4), noise=st.integers(0, 9))
+def test_windows_of_one_microphone_that_waited_for_each_other_are_heard_as_if_one_by_one(
+    stretches, rules, batch, noise
+):
+    levels = "".join("." * quiet + said for quiet, said, _ in stretches)
+    hops = [hop for quiet, said, gap in stretches for hop in [1] * (quiet + len(said) - 1) + [gap]]
+    ends = 16_000 + np.cumsum(hops) * HOP
+    rows = np.random.default_rng(noise).dirichlet([1, 1], len(hops)).astype(np.float32)
+    rows = np.pad(rows, ((0, 0), (0, 2)), constant_values=0.03)
+    for row, level in zip(rows, levels, strict=True):
+        if level != ".":
+            row *= 1.0 - posterior(level)
+            row[2] = posterior(level)
+    together, alone = Debouncer(rules, LABELS, 1), Debouncer(rules, LABELS, 1)
+    for a in range(0, len(ends), batch):
+        b = min(a + batch, len(ends))
+        stream = np.zeros(b - a, np.int64)
+        batched = list(together.step(stream, ends[a:b], rows[a:b]))
+        single = [d for at in range(a, b) for d in alone.step(stream[:1], ends[at : at + 1], rows[at : at + 1])]
+        assert batched == single
+        assert together.stirs == alone.stirs
+        assert together.scores(np.array([0])).tobytes() == alone.scores(np.array([0])).tobytes()
+
+
 def test_a_thousand_streams_at_once():
     rows, ends = drawn(stop="..99..9..")
     debouncer, found = Debouncer(rules(), LABELS, 1000), []
