@@ -151,7 +151,7 @@ class Debouncer:
         past = self._recent[stream, (before + slots) % window]  # (window, labels) in time order
         back = (count[:, None] - 1 - slots) % window  # (n, window): how long ago was what is in each slot by then
         of_each = np.concatenate([past, posteriors])[count[:, None] - back + window - 1 - before]
-        smoothed = np.add.reduce(of_each, 1) / np.float32(window)  # (n, labels), added as `_smooth` does, to the last bit
+        smoothed = np.add.reduce(of_each, 1) / np.float32(window)  # (n, labels), added in the order of `_smooth`
         if (smoothed[:, self._columns] >= self._low).any():
             return False
         self._recent[stream] = of_each[-1]

@@ -26,6 +26,7 @@ BLOCK_S = 0.02  # of audio a file delivers at once
 READ_S = 0.25  # of audio read from a pipe at once, if so much is there
 MOST_S = 0.25  # waited for at once: for so long nobody sees that the writer is gone
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
+PART_S = 0.02  # until the rest of a sample is looked for
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
 READ_SIZE = 65_536  # bytes of what nobody listens to
 BACKLOG_S = 0.005  # how often is looked whether all was taken
@@ -379,11 +380,15 @@ class RawPcm(_Reader):
 
     def _read(self, size: int) -> bytes | None:
         """Bytes, b'' at the end, None if nothing came for a while."""
-        if not self._poll.poll(100) and not (self._reopens and self._came):
+        ready = self._poll.poll(100)
+        if not ready and not (self._reopens and self._came):
             return None  # but a writer that was gone before we opened hangs up unseen
         try:
-            self._let_the_rest_come()
-            chunk = os.read(self._fd, size)
+            whole = self._let_the_rest_come()
+            if whole == 0 and ready and ready[0][1] == select.POLLIN:
+                self._stop.wait(PART_S)
+                return None
+            chunk = os.read(self._fd, min(size, whole or size))
             self._came = bool(chunk)
             return chunk
         except BlockingIOError:
@@ -395,17 +400,21 @@ class RawPcm(_Reader):
                 raise AudioError(f"{self._name}: is a folder") from None
             raise AudioError(f"{self._name}: cannot be read ({error.strerror})", exit_code=IO) from None
 
-    def _let_the_rest_come(self) -> None:
+    def _let_the_rest_come(self) -> int | None:
         """Something came: wait until as much did as somebody waits for, since to read twice costs twice as much. No
-        writer is made to wait: before half the pipe is full, it is read."""
+        writer is made to wait: before half the pipe is full, it is read. Returns the bytes of whole frames that came;
+        a part of one stays in the pipe, for whoever reads it next after a reload must not begin inside a sample. None:
+        it is no pipe."""
         fd, frame = self._fd, self._decoder.frame
         room = _pipe_size(fd) // frame if fd >= 0 else 0  # else it was closed meanwhile
         if self._inlet is None or not room:
-            return
+            return None
         there = _waiting(fd) // frame
         missing = min(self._inlet.missing, room // 2, there + MOST_S * self.rate) - there
         if there and missing > 0:
             time.sleep(missing / self.rate + BEHIND_S)  # short, and cheaper than to wait for a signal to stop
+            there = _waiting(fd) // frame
+        return there * frame
 
 
 def _waiting(fd: int) -> int:

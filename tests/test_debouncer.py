@@ -558,10 +558,10 @@ def test_windows_of_one_microphone_that_waited_for_each_other_are_heard_as_if_on
     ends = 16_000 + np.cumsum(hops) * HOP
     rows = np.random.default_rng(noise).dirichlet([1, 1], len(hops)).astype(np.float32)
     rows = np.pad(rows, ((0, 0), (0, 2)), constant_values=0.03)
-    for row, level in zip(rows, levels, strict=True):
+    for at, level in enumerate(levels):
         if level != ".":
-            row *= 1.0 - posterior(level)
-            row[2] = posterior(level)
+            rows[at] *= 1.0 - posterior(level)
+            rows[at, 2] = posterior(level)
     together, alone = Debouncer(rules, LABELS, 1), Debouncer(rules, LABELS, 1)
     for a in range(0, len(ends), batch):
         b = min(a + batch, len(ends))

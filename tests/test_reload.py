@@ -18,6 +18,8 @@ from running import Running, clean_environment, free_port
 from sound_server import SoundServer, missing
 from test_microphone import TWO_SERVERS
 
+from kwsd.audio_format import SAMPLE_RATE
+from kwsd.proc import cpu_s
 from kwsd.recording import DEMO
 
 needs_sound = pytest.mark.skipif(
@@ -188,6 +190,26 @@ def test_when_a_microphone_counts_as_deaf_is_taken_at_once(tmp_path):
         assert [event["fault"] for event in daemon.events if event["type"] == "audio_fault"] == ["digital silence"]
         assert "audio_lost" not in {event["type"] for event in daemon.events}
         daemon.stop()
+
+
+def test_a_pipe_opened_anew_in_the_midst_of_a_sample_is_still_understood(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    stream = {"source": "pcm", "path": str(pipe), "name": "tap"}
+    words, _ = soundfile.read(DEMO, dtype="int16")
+    said = words[: round(THREE_WORDS_S * SAMPLE_RATE)].astype("<i2").tobytes()
+    with Daemon(tmp_path, {"streams": [stream]}) as daemon, pipe.open("wb", 0) as out:
+        out.write(bytes(40_001))  # the last of it is half a sample
+        daemon.wait_for("ready")
+        time.sleep(0.5)
+        assert daemon.reload({"streams": [stream | {"name": "faucet"}]})["ok"]
+        before = cpu_s(daemon.process.pid)
+        time.sleep(2.0)
+        assert cpu_s(daemon.process.pid) - before < 0.5, "it waits for the other half, and not busily"
+        out.write(bytes(40_001) + said + bytes(32_000))
+        heard = [daemon.wait_for("detection")["keyword"] for _ in range(3)]
+        daemon.stop()
+    assert len(set(heard)) == 3
 
 
 def test_pipes_that_are_not_read_any_more_are_closed(tmp_path):
