@@ -1,17 +1,83 @@
 """Sockets that listen: in the file system, with the right mode and never over another daemon's, or at a TCP port."""
 
+import asyncio
+import contextlib
 import errno
 import grp
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
-from kwsd.address import Address
+from kwsd.address import Address, url
 from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 
 MODE = 0o660
 OWN_MODE = 0o600
+BACKLOG = 100  # connections that nobody has taken yet, and that one turn of the loop takes
+TURNS = 3  # of the loop, until whoever was let in is served
+
+
+class Doors:
+    """Where an asyncio service lets in whoever comes. `setting` is what the config calls its addresses."""
+
+    def __init__(self, setting: str) -> None:
+        self._setting = setting
+        self._servers: list[asyncio.Server] = []
+        self._files: list[SocketFile] = []
+
+    async def open(
+        self,
+        address: Address,
+        group: str | None,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        *,
+        backlog: int = BACKLOG,
+    ) -> None:
+        """One more. Raises ConfigError or KwsdError if it cannot be had."""
+        listener = bind_address(address, self._setting, group)
+        if address.path is not None:
+            self._files.append(SocketFile(address.path))
+        loop = asyncio.get_running_loop()
+        serve = loop.create_unix_server if address.path is not None else loop.create_server
+        self._servers.append(await serve(protocol, sock=listener, backlog=backlog))
+
+    @property
+    def names(self) -> list[str | tuple[str, int]]:
+        """Where they really are, with the ports the system chose: a path, or host and port."""
+        names = [listener.getsockname() for server in self._servers for listener in server.sockets]
+        return [name if isinstance(name, str) else name[:2] for name in names]
+
+    @property
+    def addresses(self) -> list[str]:
+        """The same as people write it."""
+        return [f"unix:{name}" if isinstance(name, str) else url(*name) for name in self.names]
+
+    async def close(self) -> None:
+        """Let nobody in any more, and remove socket files that are still ours."""
+        loop = asyncio.get_running_loop()
+        for listener in (listener for server in self._servers for listener in server.sockets):
+            loop.remove_reader(listener.fileno())
+        for _ in range(TURNS):  # asyncio loses who is on the way in while a server closes: he would wait for ever
+            await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
+        for file in self._files:
+            file.remove()
+
+
+class SocketFile:
+    """The file of a socket that listens, in whose place another may have put theirs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._inode = path, path.stat().st_ino
+
+    def remove(self) -> None:
+        """If it is still ours."""
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
 
 
 def bind(path: Path, setting: str, group: str | None = None) -> socket.socket:

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from kwsd.address import Address, url
+from kwsd.address import Address
 from kwsd.control import Subscribe, parse
-from kwsd.door import bind_address
+from kwsd.door import Doors
 from kwsd.errors import UNAVAILABLE, ConfigError
 from kwsd.event import Answer, Event, Line, Scores, StatusNow, unnumbered
 from kwsd.metrics import Histogram, Metric
@@ -90,9 +90,8 @@ class Endpoint:
     def __init__(self, host: Host, token: str) -> None:
         self._host, self._token = host, token
         self._readers: set[Reader] = set()
-        self._paths: list[tuple[Path, int]] = []
         self._runner: web.AppRunner
-        self._servers: list[asyncio.Server] = []
+        self._doors = Doors("http.on")
         self._silent: set[web.RequestHandler] = set()  # connections that are new and did not ask for anything yet
         self._obeying: set[asyncio.Future[Answer]] = set()
         self._closing = asyncio.Event()
@@ -129,7 +128,7 @@ class Endpoint:
         await endpoint._runner.setup()
         try:
             for address in addresses:
-                await endpoint._listen(address, group)
+                await endpoint._doors.open(address, group, endpoint._welcome, backlog=BACKLOG)
         except BaseException:
             await endpoint.close()
             raise
@@ -148,46 +147,30 @@ class Endpoint:
     @property
     def addresses(self) -> list[str]:
         """Where it really is served, with the ports the system chose."""
-        names = [door.getsockname() for server in self._servers for door in server.sockets]
-        return [f"unix:{name}" if isinstance(name, str) else url(name[0], name[1]) for name in names]
+        return self._doors.addresses
 
     async def close(self) -> None:
         """Hang up, and remove socket files that are still ours."""
         self._closing.set()
-        for server in self._servers:
-            server.close()
+        await self._doors.close()
         for reader in self._readers:
             reader.close()
         await self._runner.cleanup()
-        for path, inode in self._paths:
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == inode:
-                    path.unlink()
 
-    async def _listen(self, address: Address, group: str | None) -> None:
-        door = bind_address(address, "http.on", group)
-        if address.path is not None:
-            self._paths.append((address.path, address.path.stat().st_ino))
+    def _welcome(self) -> asyncio.BaseProtocol:
         serve = self._runner.server
         assert serve is not None
+        if len(serve.connections) >= MOST_CONNECTIONS:
+            return _Away()
+        connection = serve()
+        self._silent.add(connection)
+        asyncio.get_running_loop().call_later(HEADER_S, self._part_with_silent, connection)
+        return connection
 
-        def welcome() -> asyncio.BaseProtocol:
-            if len(serve.connections) >= MOST_CONNECTIONS:
-                return _Away()
-            connection = serve()
-            self._silent.add(connection)
-            loop.call_later(HEADER_S, part_with_silent, connection)
-            return connection
-
-        def part_with_silent(connection: "web.RequestHandler") -> None:
-            if connection in self._silent and connection.transport is not None:
-                connection.transport.abort()
-            self._silent.discard(connection)
-
-        loop = asyncio.get_running_loop()
-        create = loop.create_unix_server if address.path else loop.create_server
-        server = await create(welcome, sock=door, backlog=BACKLOG)
-        self._servers.append(server)
+    def _part_with_silent(self, connection: "web.RequestHandler") -> None:
+        if connection in self._silent and connection.transport is not None:
+            connection.transport.abort()
+        self._silent.discard(connection)
 
     # --- who may come ---
 

@@ -19,7 +19,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Thread
 from typing import Annotated, Literal
 
@@ -29,7 +28,7 @@ from msgspec import Meta
 
 from kwsd.address import Address, url
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.door import bind_address
+from kwsd.door import SocketFile, bind_address
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
 from kwsd.event import Line, Refused, unnumbered
 from kwsd.inlet import resampler
@@ -152,7 +151,7 @@ class Listener:
         self._epoll.register(self._bell, select.EPOLLIN)
         _allow_descriptors(self.slots + WITHOUT_HEADER)
         self._doors: dict[int, tuple[socket.socket, Address]] = {}
-        self._paths: list[tuple[Path, int]] = []
+        self._files: list[SocketFile] = []
         try:
             for address in addresses:
                 self._open(address)
@@ -508,7 +507,7 @@ class Listener:
     def _open(self, address: Address) -> None:
         door = bind_address(address, "listen.on", self._group)
         if address.path is not None:
-            self._paths.append((address.path, address.path.stat().st_ino))
+            self._files.append(SocketFile(address.path))
         self._doors[door.fileno()] = (door, address)
         self._epoll.register(door, select.EPOLLIN)
 
@@ -521,11 +520,9 @@ class Listener:
     def _close_doors(self) -> None:
         for door, _ in self._doors.values():
             door.close()
-        for path, inode in self._paths:
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == inode:
-                    path.unlink()
-        self._doors, self._paths = {}, []
+        for file in self._files:
+            file.remove()
+        self._doors, self._files = {}, []
 
 
 def _allow_descriptors(more: int) -> None:

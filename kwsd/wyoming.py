@@ -16,12 +16,11 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwsd.address import Address, url
+from kwsd.address import Address
 from kwsd.config import WyomingConfig
-from kwsd.door import bind_address
+from kwsd.door import Doors
 from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError
 
 if TYPE_CHECKING:
@@ -239,10 +238,9 @@ class Wyoming:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self._doors = Doors("wyoming.on")
         self._numbers = itertools.count(1)
         self._clients: set[asyncio.Task[None]] = set()
-        self._servers: list[asyncio.Server] = []
-        self._paths: list[tuple[Path, int]] = []
         self._zeroconf: AsyncZeroconf | None = None
 
     @classmethod
@@ -252,7 +250,7 @@ class Wyoming:
         service = cls(host)
         try:
             for address in addresses:
-                await service._listen(address, config.group)
+                await service._doors.open(address, config.group, service._welcome)
             if config.zeroconf:
                 await service._announce(config.zeroconf)
         except BaseException:
@@ -260,23 +258,13 @@ class Wyoming:
             raise
         return service
 
-    async def _listen(self, address: Address, group: str | None) -> None:
-        door = bind_address(address, "wyoming.on", group)
-        if address.path is not None:
-            self._paths.append((address.path, address.path.stat().st_ino))
-        loop = asyncio.get_running_loop()
-
-        def protocol() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(_Bounded(MOST_BYTES, loop), self._serve)
-
-        server = await (loop.create_unix_server if address.path else loop.create_server)(protocol, sock=door)
-        self._servers.append(server)
+    def _welcome(self) -> asyncio.BaseProtocol:
+        return asyncio.StreamReaderProtocol(_Bounded(MOST_BYTES, asyncio.get_running_loop()), self._serve)
 
     @property
     def addresses(self) -> list[str]:
         """Where it really is served, with the ports the system chose."""
-        names = [door.getsockname() for server in self._servers for door in server.sockets]
-        return [f"unix:{name}" if isinstance(name, str) else url(name[0], name[1]) for name in names]
+        return self._doors.addresses
 
     def name_for(self, host: str) -> str:
         """A stream that nobody else has."""
@@ -306,8 +294,7 @@ class Wyoming:
 
     async def close(self) -> None:
         """Hang up, take the announcement back, and remove socket files that are still ours."""
-        for server in self._servers:
-            server.close()
+        await self._doors.close()
         for task in self._clients:
             task.cancel()
         if self._clients:
@@ -315,10 +302,6 @@ class Wyoming:
         if self._zeroconf is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._zeroconf.async_close(), FLUSH_S)
-        for path, inode in self._paths:
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == inode:
-                    path.unlink()
 
     async def _serve(self, incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
         serving = asyncio.current_task()
@@ -346,9 +329,9 @@ class Wyoming:
         from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
         ports = {
-            (host, port)
-            for host, port in (door.getsockname()[:2] for server in self._servers for door in server.sockets)
-            if isinstance(port, int) and not ipaddress.ip_address(host).is_loopback
+            (name[0], name[1])
+            for name in self._doors.names
+            if not isinstance(name, str) and not ipaddress.ip_address(name[0]).is_loopback
         }
         if not ports:
             raise ConfigError("wyoming.zeroconf: no address in wyoming.on can be reached from other machines")

@@ -263,16 +263,17 @@ def test_a_mute_that_cannot_be_remembered_is_said_and_holds(tmp_path, caplog):
     assert memory.muting() == Muting()
 
 
-def test_nothing_is_told_after_the_last_event(kwsd, environment, spoken):
+def test_nothing_is_told_after_the_last_event(environment, spoken, tmp_path):
     hook = "hooks=[{shell: 'sleep 60', events: [ready]}]"
     with Running(*KITCHEN, "--set", hook, environment=environment) as daemon:
         say(daemon, spoken[:64_000])
         daemon.wait_for("ready")
-        watching = threading.Thread(target=lambda: asked(kwsd, "watch", "--types", "mute"))
-        watching.start()
-        time.sleep(0.5)
-        assert daemon.stop()[0] == 0
-        watching.join()
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(tmp_path / "runtime/kwsd/events.sock"))
+            lines = reader.makefile("rb")
+            assert json.loads(next(lines))["type"] == "hello"
+            assert daemon.stop()[0] == 0
+            assert json.loads(list(lines)[-1])["type"] == "shutdown"
     assert daemon.events[-1]["type"] == "shutdown"
     assert [line for line in daemon.errors if "hooks.0: ended, for kwsd stops" in line]
 

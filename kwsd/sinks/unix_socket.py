@@ -6,15 +6,15 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from kwsd.address import Address
 from kwsd.control import Command, Subscribe, parse
-from kwsd.door import bind
+from kwsd.door import Doors
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
 from kwsd.event import Answer, Event, Line, Refused, Scores, unnumbered
 from kwsd.sinks.reader import Reader
 
 MOST_READERS = 512  # so that descriptors are left for all else
 LONGEST_COMMAND = 1 << 16  # bytes
-TURNS = 3  # of the loop, until whoever was let in is served
 FLUSH_S = 0.3  # how long `close` waits for readers
 REOPENED = "this socket is closed, or opened anew with other settings; connect again to see how it is"
 FORBIDDEN = "sinks.socket.control is false: readers of this socket give no commands"
@@ -34,9 +34,8 @@ class UnixSocket:
         self._queue, self._hello = queue, hello
         self._readers: dict[Reader, asyncio.Task[None]] = {}
         self._busy: set[Reader] = set()  # those whose command is being carried out
-        self._server: asyncio.Server | None = None
         self._closed = False
-        self._inode = -1
+        self._doors = Doors("sinks.socket.path")
 
     @classmethod
     async def open(
@@ -55,9 +54,7 @@ class UnixSocket:
         Raises ConfigError or KwsdError if the folder is missing, forbidden, or another daemon answers there.
         """
         sink = cls(path, queue, hello, watched, obey)
-        listener = bind(path, "sinks.socket.path", group)
-        sink._inode = path.stat().st_ino
-        sink._server = await asyncio.start_unix_server(sink._serve, sock=listener, limit=LONGEST_COMMAND)
+        await sink._doors.open(Address(str(path), path), group, sink._welcome)
         return sink
 
     def __call__(self, event: Event | Scores, line: Line) -> None:
@@ -71,14 +68,9 @@ class UnixSocket:
         return any(reader.wish.scores for reader in self._readers)
 
     async def close(self) -> None:
-        """Let readers have what is queued, shortly; then remove the socket file if it is still ours."""
-        assert self._server is not None
+        """Let nobody in any more, and readers have what is queued, shortly."""
         self._closed = True
-        for listener in self._server.sockets:  # first nobody is let in, then those who just were are served
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-        for _ in range(TURNS):  # asyncio loses who is on the way in while a server closes: he would wait for ever
-            await asyncio.sleep(0)
-        self._server.close()
+        await self._doors.close()
         for reader in self._busy:  # a reload that closes this socket cannot be waited for
             reader.put(unnumbered(Refused(reason=REOPENED)))
         for reader in self._readers:
@@ -88,9 +80,9 @@ class UnixSocket:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            if self.path.stat().st_ino == self._inode:
-                self.path.unlink()
+
+    def _welcome(self) -> asyncio.BaseProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(LONGEST_COMMAND), self._serve)
 
     async def _listen_to(self, reader: Reader, incoming: asyncio.StreamReader) -> None:
         """Returns when the reader hung up. What is no command is answered once, and all after it thrown away."""
