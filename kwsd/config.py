@@ -199,7 +199,7 @@ class Config(_Section, frozen=True, kw_only=True):
     model: str = "commands"
     model_sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    keywords: Literal["all"] | dict[str, KeywordConfig] = "all"
+    keywords: Literal["all"] | tuple[str, ...] | dict[str, KeywordConfig] = "all"
     streams: tuple[StreamConfig, ...] = (MicrophoneConfig(),)
     listen: ListenConfig = ListenConfig()
     wyoming: WyomingConfig = WyomingConfig()
@@ -215,6 +215,13 @@ class Config(_Section, frozen=True, kw_only=True):
     def resolve(self, path: str) -> Path:
         """A path of the config, relative to the folder the config lies in."""
         return Path(self.folder) / Path(path).expanduser()
+
+    @property
+    def chosen(self) -> dict[str, KeywordConfig] | None:
+        """The keywords to listen for, each with what it does differently; None: all that the model has."""
+        if isinstance(self.keywords, dict):
+            return self.keywords
+        return None if self.keywords == "all" else {word: KeywordConfig() for word in self.keywords}
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -283,7 +290,7 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
         raise place.error(
             "debouncer.release", f"{debouncer.release} is above the threshold {debouncer.threshold}; set it lower"
         )
-    if isinstance(config.keywords, dict) and not config.keywords:
+    if not config.keywords:
         raise place.error("keywords", "is empty; name at least one keyword, or say all")
     names = [stream.name for stream in config.streams]
     for i, name in enumerate(names):
@@ -417,7 +424,7 @@ def keywords_yaml(config: Config) -> str:
     """The keywords of a config as YAML that reads back to the same, and what is to be done with it."""
     said = {
         word: {key: value for key, value in msgspec.structs.asdict(keyword).items() if value is not None}
-        for word, keyword in (config.keywords.items() if isinstance(config.keywords, dict) else ())
+        for word, keyword in (config.chosen or {}).items()
     }
     tree = {"keywords": said or "all"}
     return "# in place of `keywords:` in the config\n" + str(

@@ -134,7 +134,7 @@ class Adjustments:
         """The configuration with these thresholds, for a model with these keywords."""
         if not self.thresholds:
             return config
-        own = {name: KeywordConfig() for name in keywords} if config.keywords == "all" else dict(config.keywords)
+        own = {name: KeywordConfig() for name in keywords} if config.chosen is None else dict(config.chosen)
         for name, value in self.thresholds.items():
             own[name] = msgspec.structs.replace(own[name], threshold=value)
         return msgspec.structs.replace(config, keywords=own)

@@ -104,6 +104,7 @@ CONFIGS = {
         "kwsd.yaml:3: debouncer.release: 0.6 is above the threshold 0.5; set it lower",
     ),
     "no keyword": ("keywords: {}\n", "kwsd.yaml:1: keywords: is empty; name at least one"),
+    "no keyword in a list": ("keywords: []\n", "kwsd.yaml:1: keywords: is empty; name at least one"),
     "no stream": ("streams: []\n", "kwsd.yaml:1: streams: is empty; name a stream, or an address in listen.on"),
     "no address": ("listen:\n  on: [localhost]\n", "kwsd.yaml:2: listen.on.0: localhost is no address; write tcp://127"),
     "an address without a port": ("listen: {on: ['tcp://127.0.0.1']}\n", "listen.on.0: tcp://127.0.0.1 is no address"),
@@ -205,8 +206,9 @@ def test_without_a_config_relative_paths_start_from_where_kwsd_is_started(kwsd, 
     assert kwsd("check", *tape).code == 0
 
 
-def test_a_keyword_the_model_does_not_know_is_named_with_those_it_knows(kwsd, models, tmp_path):
-    config = write_config(tmp_path, "keywords:\n  yess: {}\n")
+@pytest.mark.parametrize("keywords", ["{yess: {}}", "[no, yess]"])
+def test_a_keyword_the_model_does_not_know_is_named_with_those_it_knows(keywords, kwsd, models, tmp_path):
+    config = write_config(tmp_path, f"keywords: {keywords}\n")
     result = kwsd("check", "--config", config, "--model", models / "good.pt")
     result.refused(CONFIG, "keywords.yess: the model does not know it; did you mean yes? It knows yes, no")
 

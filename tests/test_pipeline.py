@@ -137,6 +137,13 @@ def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(confi
     assert rules.isolation_speech.tolist() == [19_200, 16_000]
 
 
+def test_keywords_in_a_list_are_as_the_model_recommends(config):
+    info = read_info(config.model_path)
+    rules = make_rules(msgspec.structs.replace(config, keywords=("stop", "go", "stop")), info)
+    assert rules.keywords == ("stop", "go")
+    assert rules.threshold.tolist() == pytest.approx([info.thresholds["stop"], info.thresholds["go"]])
+
+
 def test_a_release_above_a_recommended_threshold_is_refused(config):
     debouncer = msgspec.structs.replace(config.debouncer, release=0.99)
     with pytest.raises(ConfigError, match=r"release 0\.99 is above its threshold"):

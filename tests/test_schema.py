@@ -80,6 +80,7 @@ def test_the_config_that_kwsd_comes_with_fits():
     [
         ({}, True),
         ({"keywords": {"on": {"threshold": 0.7}}}, True),
+        ({"keywords": ["on", "off"]}, True),
         ({"streams": [{"source": "file", "path": str(DEMO)}]}, True),
         ({"streams": [{"source": "file"}]}, False),
         ({"streams": [{"source": "tape", "path": "a.wav"}]}, False),

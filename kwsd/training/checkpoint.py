@@ -60,9 +60,9 @@ class Checkpoint:
         """Raises KwsdError if no checkpoint can be written there: better told before an epoch than after it."""
         if path.is_dir():
             raise KwsdError(f"{path}: is a folder; name a file in it with --out", exit_code=USAGE)
+        nearest = next(folder for folder in path.parents if folder.exists())  # the others are made when they are needed
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.parent).close()
+            tempfile.TemporaryFile(dir=nearest).close()
         except OSError as error:
             raise _cannot_write(path, error) from None
 
