@@ -8,6 +8,7 @@ from typing import get_args
 import msgspec
 
 VERSION = 1
+GONE = ("lost", "ended")  # ailments of streams from which nothing comes
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -167,7 +168,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     lag_ms: int  # since the last of it came
     level_dbfs: float | None  # of the last second; null: digital silence, or too little came
     floor_dbfs: float | None = None  # of the quietest tenth of it
-    ailment: str | None = None  # lost, or the fault that was told; null: none
+    ailment: str | None = None  # lost, ended, or the fault that was told; null: none
     muted: bool = False
     passing: bool = False  # a client of one of our services, not a place where somebody may be
 

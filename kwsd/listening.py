@@ -16,7 +16,7 @@ from kwsd import load
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
-from kwsd.event import AudioEvent, AudioRestored, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
+from kwsd.event import GONE, AudioEvent, AudioRestored, Line, Overload, Scores, StreamJoined, StreamLeft, StreamState
 from kwsd.inlet import Inlet
 from kwsd.listener import Left, Listener
 from kwsd.metrics import Counters, Labels, Metric
@@ -336,7 +336,9 @@ class Listening:
         end, second = self._ring.ends[stream], np.zeros(WINDOW, np.float32)
         whole = self._ring.read(stream, end - WINDOW, second)
         ailment = self._supervisor.ailment(stream) if stream < len(self.sources) else None
-        heard = whole and second.any() and ailment != "lost"
+        if ailment is None and stream in self._left:
+            ailment = "ended"
+        heard = whole and second.any() and ailment not in GONE
         return StreamState(
             stream=self.streams[stream].name,
             heard_s=seconds(end - self.streams[stream].origin),

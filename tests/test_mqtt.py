@@ -394,6 +394,18 @@ def test_a_satellite_that_left_before_the_broker_had_confirmed_it_is_unavailable
         assert everything.on("homeassistant/event/kwsd_home/attic__command/config")[-1].payload
 
 
+def test_a_recording_that_has_ended_is_unavailable_and_no_other_stream_is(broker, environment, kwsd):
+    everything = broker.listener()
+    tape = f"{{source: file, name: tape, path: '{DEMO}', realtime: false}}"
+    streams = f"streams=[{tape}, {{source: pcm, name: kitchen, path: '-'}}]"
+    with Running(*kitchen(broker, streams), environment=environment) as daemon:
+        daemon.wait_for("stream_left")
+        everything.wait_for(f"{BASE}/tape/availability", "offline")
+        everything.has(f"{BASE}/kitchen/availability", "online")
+        assert "stream tape: ended, no sound" in kwsd("ctl", "status").out
+        daemon.stop()
+
+
 def test_a_broker_that_hangs_while_kwsd_stops_has_its_last_will(broker, environment):
     everything = broker.listener()
     with Running(*kitchen(broker), environment=environment) as daemon:

@@ -446,7 +446,7 @@ def test_another_run_cannot_be_resumed(data, tmp_path, changed, complaint):
 )
 def test_what_cannot_be_trained_is_refused(data, tmp_path, changed, error, code, complaint):
     with pytest.raises(error, match=complaint) as failure:
-        train(dataclasses.replace(options(data, tmp_path / "a.ckpt"), **changed), quietly)
+        train(dataclasses.replace(options(data, tmp_path / "models/a.ckpt"), **changed), quietly)
     assert failure.value.exit_code == code
     assert list(tmp_path.iterdir()) == []
 

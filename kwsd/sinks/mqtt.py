@@ -30,6 +30,7 @@ from kwsd.config import MqttConfig
 from kwsd.control import Command, Mute, Threshold, Unmute
 from kwsd.errors import NO_PERMISSION, UNAVAILABLE, ConfigError
 from kwsd.event import (
+    GONE,
     Answer,
     AudioLost,
     AudioRestored,
@@ -293,7 +294,7 @@ class Mqtt:
             wanted[topics.threshold(keyword)] = f"{known.threshold:g}".encode()
         for stream, state in here.items():
             wanted[topics.mute(stream)] = b"ON" if state.muted else b"OFF"
-            wanted[topics.stream_availability(stream)] = b"offline" if state.ailment == "lost" else b"online"
+            wanted[topics.stream_availability(stream)] = b"offline" if state.ailment in GONE else b"online"
         for stream in away:
             wanted[topics.stream_availability(stream)] = b"offline"
         wanted[topics.availability] = b"online"
