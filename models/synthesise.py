@@ -3,9 +3,10 @@
 
 usage: synthesise.py OUT
 
-Needs the packages flite, espeak-ng, rhvoice and rhvoice-english, and takes two minutes. The ten commands come often, as
-there are few recordings of `on` and `off`; then words that sound like one of them, each once a voice: a network that
-has heard but thirty words besides its own takes any other for one of them.
+Needs the packages flite, espeak-ng, rhvoice and rhvoice-english, and takes two minutes. Debian 12 has the last two in
+its section non-free, as what the voices (LGPL-2.1+) were trained with is not in the package.
+The ten commands come often, as there are few recordings of `on` and `off`; then words that sound like one of them, each
+once a voice: a network that has heard but thirty words besides its own takes any other for one of them.
 All of it is for training (OUT/validation_list.txt is empty): how well a model hears people, only people can tell.
 The same words give the same files.
 """
