@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -153,7 +153,13 @@ class SettingsFile:
         key = self._spelled_out(key)
         enum = re.match(r"Invalid enum value '(.+)'", message)
         if enum:
-            return self.error(key, f"{enum[1]!r} is none of {', '.join(_choices(self.schema, key.rpartition('.')[2]))}")
+            kinds = _kinds(self.schema, key.rpartition(".")[2])
+            choices = list(dict.fromkeys(c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)))
+            if len(choices) > 1:
+                return self.error(key, f"{enum[1]!r} is none of {', '.join(choices)}")
+            number = ["a number"] if int in kinds else []
+            several = [f"a list: [{enum[1]}]"] if any(get_origin(kind) is tuple for kind in kinds) else []
+            return self.error(key, f"{enum[1]!r} is not {' or '.join(choices + number + several)}")
         tag = re.match(r"Invalid value '(.+)'", message)
         last = key.rpartition(".")[2]
         kinds = [str(s.__struct_config__.tag) for s in structs(self.schema) if s.__struct_config__.tag_field == last]
@@ -195,16 +201,15 @@ def structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
         yield from structs(part)
 
 
-def _choices(schema: type[msgspec.Struct], key: str) -> list[str]:
-    """The words a setting takes, for settings that take only certain words."""
+def _kinds(schema: type[msgspec.Struct], key: str) -> list[Any]:
+    """What settings of a name may be."""
     return [
-        choice
+        part
         for section in structs(schema)
         for field in msgspec.structs.fields(section)
         if field.encode_name == key
         for kind in (field.type, *get_args(field.type))
-        if get_origin(kind) is Literal
-        for choice in get_args(kind)
+        for part in (kind, *(get_args(kind)[:1] if get_origin(kind) is Annotated else ()))
     ]
 
 

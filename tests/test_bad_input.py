@@ -104,6 +104,11 @@ CONFIGS = {
         "kwsd.yaml:3: debouncer.release: 0.6 is above the threshold 0.5; set it lower",
     ),
     "no keyword": ("keywords: {}\n", "kwsd.yaml:1: keywords: is empty; name at least one"),
+    "one keyword": ("keywords: stop\n", "kwsd.yaml:1: keywords: 'stop' is not all or a list: [stop]"),
+    "a side for a channel": (
+        "streams:\n  - {source: microphone, channel: left}\n",
+        "kwsd.yaml:2: streams.0.channel: 'left' is not mix or a number",
+    ),
     "no keyword in a list": ("keywords: []\n", "kwsd.yaml:1: keywords: is empty; name at least one"),
     "no stream": ("streams: []\n", "kwsd.yaml:1: streams: is empty; name a stream, or an address in listen.on"),
     "no address": ("listen:\n  on: [localhost]\n", "kwsd.yaml:2: listen.on.0: localhost is no address; write tcp://127"),
