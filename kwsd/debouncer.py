@@ -14,6 +14,7 @@ from kwsd.spotter import Scores
 Flags = NDArray[np.bool_]
 
 STIRRING = 0.1  # posterior of a keyword from which something may become of it
+OTHER_SPEECH = 0.5  # posterior of `_unknown_` above which a window is taken for it
 LONG_AGO = np.iinfo(np.int64).min // 2
 
 
@@ -157,7 +158,9 @@ class Debouncer:
         self._recent[stream] = of_each[-1]
         if self._unknown >= 0:
             latest = slice(-self._speech.shape[1], None)
-            self._speech[stream, count[latest] % self._speech.shape[1]] = posteriors[latest, self._unknown] > 0.5
+            self._speech[stream, count[latest] % self._speech.shape[1]] = (
+                posteriors[latest, self._unknown] > OTHER_SPEECH
+            )
         self._count[stream], self._last_end[stream] = count[-1], ends[-1]
         self._stirring[stream] = (posteriors[-1, self._columns] >= STIRRING).any()  # all are armed
         return True
@@ -239,7 +242,7 @@ class Debouncer:
     def _note_speech(self, streams: Indices, posteriors: Scores) -> None:
         """Whether the model took most of the window for other speech than the keywords."""
         if self._unknown >= 0:
-            other = posteriors[:, self._unknown] > 0.5
+            other = posteriors[:, self._unknown] > OTHER_SPEECH
             self._speech[streams, self._count[streams] % self._speech.shape[1]] = other
 
     def _note_stirring(self, streams: Indices, posteriors: Scores, smoothed: Scores) -> None:
