@@ -34,11 +34,11 @@ man: $(VENV)/.tested
 	$(BIN)/python package/man.py build/man
 
 deb:
-	$(call debian,python3 python3-venv)
+	$(call debian,python3 python3-venv gcc libc6-dev)
 	sh package/deb.sh build
 
-$(VENV)/.installed: setup.cfg pyproject.toml
-	$(call debian,libportaudio2 $(if $(shell $(PYTHON) -c 'import ensurepip' 2>&1),python3-venv))
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml $(wildcard kwsd/engines/*.[ch])
+	$(call debian,libportaudio2 gcc libc6-dev $(if $(shell $(PYTHON) -c 'import ensurepip' 2>&1),python3-venv))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@

@@ -1,21 +1,18 @@
 """The artefact: one TorchScript or ONNX file with `kwsd.json` inside, and how to read the latter without torch."""
 
-import contextlib
 import hashlib
 import io
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from kwsd import onnx_file
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, ModelError
-
-if TYPE_CHECKING:
-    import onnxruntime  # type: ignore[import-untyped]
+from kwsd.mel import FFT, FRAME, FRAME_HOP, HIGHEST_HZ, LOWEST_HZ, MELS
 
 FORMAT = 1
 SILENCE = "_silence_"  # the label for nobody speaking
@@ -38,6 +35,11 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     fft: int  # points
     lowest_hz: float
     highest_hz: float
+
+
+GEOMETRY = Geometry(
+    mels=MELS, frame=FRAME, frame_hop=FRAME_HOP, fft=FFT, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
+)  # of this kwsd
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,32 +162,14 @@ def _is_whole(data: bytes) -> bool:
     return SEAL not in data[-size:] or data[-size:] == _seal(data[:-size])
 
 
-def open_onnx(artefact: tuple[Path, bytes], *, optimise: bool) -> "onnxruntime.InferenceSession":
-    """An ONNX model, to be run or only looked at. Raises ModelError if ONNX Runtime cannot load it."""
-    import onnxruntime
-
-    path, data = artefact
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # one window is too little work to share
-    options.log_severity_level = 4  # what is wrong with a file we say ourselves
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # where it prints of some files what it raises as well
-            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception:  # ONNX Runtime's own exceptions have no other base in common
-        raise ModelError(f"{path}: ONNX Runtime cannot load it (truncated or damaged?); export it again") from None
-
-
 def _read_onnx_metadata(path: Path, data: bytes) -> bytes:
-    session = open_onnx((path, data), optimise=False)
     try:
-        metadata: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA)
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: its metadata is not text (damaged?); export it again") from None
+        metadata = onnx_file.metadata(data).get(METADATA.encode())
+    except ValueError as error:
+        raise ModelError(f"{path}: is truncated or damaged ({error}); name a file that kwsd export made") from None
     if metadata is None:
         raise ModelError(f"{path}: is ONNX without {METADATA}; name a file that kwsd export made")
-    return metadata.encode()
+    return metadata
 
 
 def _read_metadata(path: Path, data: bytes) -> bytes:

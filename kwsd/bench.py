@@ -47,11 +47,12 @@ def measure(config: Config, streams: int, seconds: float) -> Figures:
 
     Raises KwsdError if the daemon does not come up.
     """
-    spotter = load_spotter(config.model_path, config.device)
+    spotter = load_spotter(config.model_path, config.device, config.model_sha256, config.engine)
     hop_s = config.window.hop_ms / 1000
     return {
         "model": spotter.info.id,
         "architecture": spotter.info.architecture,
+        "engine": spotter.engine,
         "hop_ms": config.window.hop_ms,
         "streams": streams,
         "callback": measure_callback(config, spotter),
@@ -356,7 +357,7 @@ def report(figures: Figures) -> str:
     """For people."""
     stages, daemon, callback = figures["stages"], figures["daemon"], figures["callback"]
     rows: list[tuple[str, str]] = [
-        ("model", f"{figures['architecture']} {figures['model']}"),
+        ("model", f"{figures['architecture']} {figures['model']}, {figures['engine']}"),
         ("streams, hop", f"{figures['streams']}, {figures['hop_ms']:g} ms"),
         (f"callback ({callback['source']})", _spread(callback["us_per_block"], "µs per block")),
     ]

@@ -25,7 +25,7 @@ def check(config: Config) -> None:
     should be. What only systemd will give the service is not looked for."""
     artefact = read_artefact(config.model_path, config.model_sha256)
     rules = make_rules(config, artefact.info)
-    check_engine(artefact)
+    check_engine(artefact, config.device, config.engine)
     make_hooks(hooks_to_check(config), rules.keywords, config.resolve)
     if config.sinks.mqtt.broker is not None and not broker_is_to_come(config):
         read_broker(config.sinks.mqtt, config.resolve)

@@ -579,7 +579,7 @@ def replay(options: argparse.Namespace) -> int:
     config = load_config(options.config, _settings(options))
     for path in options.files:
         open_recording(path).close()  # a bad one is told at once, not after those before it
-    spotter = load_spotter(config.model_path, config.device, config.model_sha256)
+    spotter = load_spotter(config.model_path, config.device, config.model_sha256, config.engine)
     stamp = Stamp()
     for path in options.files:
         for event in replay_file(config, spotter, path, channel):
@@ -692,7 +692,7 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     if options.budget is not None and not options.negatives:
         raise ConfigError("--budget: false accepts on which talk? name it with --negatives", exit_code=USAGE)
     config = load_config(options.config, _settings(options))
-    spotter = load_spotter(config.model_path, config.device, config.model_sha256)
+    spotter = load_spotter(config.model_path, config.device, config.model_sha256, config.engine)
     evaluation = streaming.evaluate_stream(
         config, spotter, options.stream, options.negatives, continuous=options.continuous
     )
@@ -774,7 +774,7 @@ def _bench_scale(options: argparse.Namespace, config: "Config") -> int:
     from kwsd.engines import load_spotter
     from kwsd.scale import draw, measure_scale, report
 
-    spotter = load_spotter(config.model_path, config.device, config.model_sha256)
+    spotter = load_spotter(config.model_path, config.device, config.model_sha256, config.engine)
     figures = measure_scale(config, spotter, options.seconds or SCALE_S, say)
     print(json.dumps(figures, indent=1) if options.json else report(figures))
     if options.picture:

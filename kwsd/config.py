@@ -199,6 +199,7 @@ class Config(_Section, frozen=True, kw_only=True):
     model: str = "commands"
     model_sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Literal["auto", "native", "onnxruntime"] = "auto"
     keywords: Literal["all"] | tuple[str, ...] | dict[str, KeywordConfig] = "all"
     streams: tuple[StreamConfig, ...] = (MicrophoneConfig(),)
     listen: ListenConfig = ListenConfig()

@@ -138,7 +138,9 @@ class Daemon:
         listening = Listening(config, self._reports())
         await self._outlets.open(config, http_secret(config))
         self._outlets.adopt(config, hooks)
-        self._spotter: Spotter = await self._in_thread(lambda: make_spotter(state.artefact, config.device))
+        self._spotter: Spotter = await self._in_thread(
+            lambda: make_spotter(state.artefact, config.device, config.engine)
+        )
         state.listening = listening
         self._see_who_watches()
         listening.start(self._spotter, state.welcome)
@@ -464,8 +466,9 @@ class Daemon:
         token, secret = read_token(config), http_secret(config)
         self._outlets.check(config)
         spotter = self._spotter
-        if artefact.sha256 != state.artefact.sha256 or config.device != state.config.device:
-            spotter = await self._in_thread(lambda: make_spotter(artefact, config.device))
+        runs = artefact.sha256, config.device, config.engine
+        if runs != (state.artefact.sha256, state.config.device, state.config.engine):
+            spotter = await self._in_thread(lambda: make_spotter(artefact, config.device, config.engine))
         before, secret_before = state.config, self._outlets.secret
         sources = await self._look_ahead(config)
         try:

@@ -95,7 +95,7 @@ def _model(config: Config) -> Findings:
     try:
         artefact = read_artefact(config.model_path, config.model_sha256)
         rules = make_rules(config, artefact.info)
-        spotter = make_spotter(artefact, config.device)
+        spotter = make_spotter(artefact, config.device, config.engine)
     except KwsdError as error:
         yield Finding(FAIL, f"model: {error}")
         return
@@ -105,7 +105,8 @@ def _model(config: Config) -> Findings:
     each_s = (time.perf_counter() - begun) / WINDOWS
     share = each_s / (config.window.hop_ms / 1000)
     what = (
-        f"model: {config.model_path.name} ({artefact.info.architecture}) knows {', '.join(rules.keywords)}; "
+        f"model: {config.model_path.name} ({artefact.info.architecture}, {spotter.engine}) "
+        f"knows {', '.join(rules.keywords)}; "
         f"a whole window takes {each_s * 1000:.1f} ms, a share of {share:.1%} of a core at a hop of "
         f"{config.window.hop_ms:g} ms"
     )

@@ -3,19 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from kwsd.audio_format import SAMPLE_RATE
-
-FRAME = 480  # samples under one Hann window: 30 ms
-FRAME_HOP = 160  # samples between frames: 10 ms, a third of a frame
-FFT = 512  # points; the frame is zero-padded up to it
-MELS = 40
-LOWEST_HZ = 20.0
-HIGHEST_HZ = 7600.0
-FLOOR = 1e-6  # mel power added before the logarithm: about the hiss of a quiet 16-bit microphone
+from kwsd import mel
+from kwsd.mel import FFT, FLOOR, FRAME, FRAME_HOP, MELS
 
 
 def mel_scale(hz: Tensor) -> Tensor:
-    """Hertz to mel (O'Shaughnessy 1987, the HTK formula)."""
+    """Hertz to mel, as `mel.mel_scale`."""
     return 2595.0 * torch.log10(1.0 + hz / 700.0)
 
 
@@ -26,12 +19,7 @@ def hertz(mel: Tensor) -> Tensor:
 
 def mel_filters() -> Tensor:
     """Triangular filters, equally spaced in mel, each of peak 1: (FFT // 2 + 1, MELS)."""
-    bins = mel_scale(torch.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1))  # (bins,)
-    low, high = mel_scale(torch.tensor([LOWEST_HZ, HIGHEST_HZ])).tolist()
-    corners = torch.linspace(low, high, MELS + 2)  # (mels + 2,)
-    rising = (bins[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])  # (bins, mels)
-    falling = (corners[2:] - bins[:, None]) / (corners[2:] - corners[1:-1])  # (bins, mels)
-    return torch.minimum(rising, falling).clamp(min=0.0)  # (bins, mels)
+    return torch.from_numpy(mel.mel_filters())
 
 
 class LogMel(nn.Module):

@@ -43,7 +43,7 @@ def _kwsd() -> Take:
     config = load_config(None)
     ring = make_ring(config, 1)
     inlet, decoder = Inlet(ring, 0, SAMPLE_RATE, 1, None), PcmDecoder("s16le", 1)
-    spotter = load_spotter(config.model_path, "cpu")
+    spotter = load_spotter(config.model_path, "cpu", engine=config.engine)
     pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo("bench", live=True, lead_in=True)])
 
     def take(chunk: bytes) -> None:
@@ -139,7 +139,11 @@ def as_builtins(rounds: dict[str, dict[str, list[Spent]]]) -> Any:
 
 def _run(name: str, pcm: Path, pace: str, config: Config) -> Spent:
     """One peer in a process of its own."""
-    environment = {"KWSD_MODEL": str(config.model_path.resolve()), "PATH": "/usr/bin:/bin"}
+    environment = {
+        "KWSD_MODEL": str(config.model_path.resolve()),
+        "KWSD_ENGINE": config.engine,
+        "PATH": "/usr/bin:/bin",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "kwsd.peers", name, str(pcm), pace, str(time.monotonic())],
         capture_output=True,

@@ -17,6 +17,7 @@ class Spotter(Protocol):
     """What the pipeline needs of a model."""
 
     info: ArtefactInfo
+    engine: str  # for people
 
     def score(self, windows: Samples) -> Scores:
         """Windows (n, 16000) in ±1 to posteriors (n, labels) that sum to 1."""

@@ -29,7 +29,7 @@ pip() { "$work/tools/bin/pip" --quiet --disable-pip-version-check "$@"; }
 
 "$python" "$here/requirements.py" "$top/setup.cfg" >"$work/requirements"
 mkdir "$work/source" # a copy, for setuptools builds where the sources are
-(cd "$top" && cp -a setup.cfg pyproject.toml README.md LICENSE config.yaml kwsd models "$work/source")
+(cd "$top" && cp -a setup.cfg setup.py pyproject.toml README.md LICENSE config.yaml kwsd models "$work/source")
 rm -f "$work"/source/models/*.pt # TorchScript
 pip --python "$own" install --no-compile --only-binary :all: --requirement "$work/requirements"
 pip --python "$own" install --no-compile --no-deps "$work/source"

@@ -8,20 +8,9 @@ import pytest
 import tiny_speech_commands as tiny
 import torch
 
-from kwsd.features import (
-    FFT,
-    FLOOR,
-    FRAME,
-    FRAME_HOP,
-    HIGHEST_HZ,
-    LOWEST_HZ,
-    MELS,
-    DftLogMel,
-    LogMel,
-    hertz,
-    mel_filters,
-    mel_scale,
-)
+from kwsd.features import DftLogMel, LogMel, hertz, mel_filters, mel_scale
+from kwsd.mel import FFT, FLOOR, FRAME, FRAME_HOP, HIGHEST_HZ, LOWEST_HZ, MELS
+from kwsd.mel import mel_scale as mel_scale_of_arrays
 from kwsd.recording import DEMO, read_recording
 
 RATE = 16_000
@@ -86,6 +75,7 @@ def test_the_filters_equal_the_oracles_and_leave_no_gap():
 @pytest.mark.parametrize(("hz", "mel"), [(0.0, 0.0), (700.0, 781.17), (1000.0, 999.99), (7600.0, 2786.98)])
 def test_the_mel_scale(hz, mel):
     assert float(mel_scale(torch.tensor(hz))) == pytest.approx(mel, abs=0.01)
+    assert float(mel_scale_of_arrays(np.array(hz))) == pytest.approx(mel, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import kwsd
 
 PACKAGE = Path(kwsd.__file__).parent
-ENGINES = ["engines", "engines.torchscript", "engines.onnx"]
+ENGINES = ["engines", "engines.torchscript", "engines.onnx", "engines.native"]
 DAEMON_PATH = ["daemon", "listening", "pipeline", "replay", "scoring", "spotter", *ENGINES]
 STAGES = ["ring", "window", "spotter", "scoring", "debouncer", "pipeline", "listening", "daemon", "cli"]
 PURE = ["audio_format", "ring", "window", "scoring", "debouncer", "span"]
@@ -115,7 +115,7 @@ def test_whatever_only_uses_a_spotter_knows_no_engine(module):
 def test_whatever_loads_a_spotter_goes_through_the_engines_one_door(module):
     assert "kwsd.engines" in GRAPH[f"kwsd.{module}"]
     for other in GRAPH:
-        assert other == "kwsd.engines" or not GRAPH[other] & {"kwsd.engines.torchscript", "kwsd.engines.onnx"}
+        assert other == "kwsd.engines" or not GRAPH[other] & {f"kwsd.{name}" for name in ENGINES[1:]}
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -139,9 +139,15 @@ def test_the_daemon_never_imports_torchaudio(module):
         assert "torchaudio" not in {other.partition(".")[0] for other in imported(SOURCES[name].read_text(), SOURCES)}
 
 
-def test_the_engine_for_onnx_knows_no_torch():
-    for name in {"kwsd.engines.onnx"} | reachable("kwsd.engines.onnx", GRAPH):
-        assert "torch" not in {other.partition(".")[0] for other in imported(SOURCES[name].read_text(), SOURCES)}
+def packages_of(module):
+    """What it and all it knows import."""
+    modules = {module} | reachable(module, GRAPH)
+    return {other.partition(".")[0] for name in modules for other in imported(SOURCES[name].read_text(), SOURCES)}
+
+
+def test_the_engines_for_onnx_know_no_torch_and_ours_no_onnx_runtime():
+    assert "torch" not in packages_of("kwsd.engines.onnx") | packages_of("kwsd.engines.native")
+    assert "onnxruntime" in packages_of("kwsd.engines.onnx") - packages_of("kwsd.engines.native")
 
 
 # --- the core is pure ---
@@ -186,9 +192,16 @@ assert len(make_scorer(spotter, 1, 1600).score(ring, schedule.take(ring))) == 3
 """
 
 
-@pytest.mark.parametrize("model", ["dstcn-tiny", "simplenet"])
-@pytest.mark.parametrize(("suffix", "other"), [(".onnx", "torch"), (".pt", "onnxruntime")])
-def test_listening_with_one_engine_loads_nothing_of_the_other(tmp_path, model, suffix, other):
+@pytest.mark.parametrize(
+    ("model", "suffix", "others"),
+    [
+        ("dstcn-tiny", ".onnx", {"torch", "onnxruntime", "onnx"}),  # our own
+        ("simplenet", ".onnx", {"torch", "onnx"}),
+        ("dstcn-tiny", ".pt", {"onnxruntime", "onnx"}),
+        ("simplenet", ".pt", {"onnxruntime", "onnx"}),
+    ],
+)
+def test_listening_with_one_engine_loads_nothing_of_the_others(tmp_path, model, suffix, others):
     from test_export import CLIPS, trained
 
     from kwsd.training.export import export
@@ -197,5 +210,5 @@ def test_listening_with_one_engine_loads_nothing_of_the_other(tmp_path, model, s
     export(trained(model), path, CLIPS)
     loaded = loaded_by(LISTEN.format(path=str(path)))
     assert "kwsd.scoring" in loaded
-    assert other not in loaded
+    assert not others & loaded
     assert in_training(loaded) == []

@@ -139,7 +139,7 @@ def test_who_is_muted_stays_so_after_a_crash(service):
 
 def test_a_sound_server_that_is_restarted_is_heard_again_by_the_same_daemon(service):
     pid, lost = running(service), len(events(service, "audio_lost"))
-    service.run("systemctl", "kill", "--signal=KILL", "sound-server")
+    service.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "sound-server")
     wait_until(lambda: len(events(service, "audio_lost")) > lost, 10)
     assert "NOT HEARING mic: lost" in service.show("StatusText")["StatusText"]
     service.run("systemctl", "start", "sound-server")
@@ -152,7 +152,7 @@ def test_a_sound_server_that_is_restarted_is_heard_again_by_the_same_daemon(serv
 
 def test_one_that_stays_away_has_the_watchdog_end_it_and_is_waited_for(service):
     pid = running(service)
-    service.run("systemctl", "kill", "--signal=KILL", "sound-server")
+    service.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "sound-server")
     wait_until(lambda: int(service.show("NRestarts")["NRestarts"]) >= 1, 45)  # in vain: there is no microphone
     service.run("systemctl", "start", "sound-server")
     anew = wait_until(lambda: running(service), 20)

@@ -107,6 +107,8 @@ def test_where_no_audio_comes_the_hop_is_shortened_again():
 class Slowed:
     """The shipped model, which takes longer for every window while it is told to."""
 
+    engine = "slow"
+
     def __init__(self, spotter):
         self.info, self._spotter, self.seconds = spotter.info, spotter, 0.0
         self.states, self.score = spotter.states, spotter.score

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kwsd.audio_format import WINDOW
-from kwsd.features import MELS
+from kwsd.mel import MELS
 from kwsd.networks import NETWORKS
 from kwsd.networks.dstcn import DsTcn
 from kwsd.networks.incremental import FEW, FRAMES, HasIncrement

@@ -1,38 +1,49 @@
-"""Engines: what runs an artefact. Which one, the file itself decides."""
+"""Engines: what runs an artefact. The file itself decides which, and of two for ONNX the quicker if that knows it."""
 
 import importlib.util
+import logging
 from pathlib import Path
 
 from kwsd.artefact import Artefact, read_artefact
-from kwsd.errors import UNAVAILABLE, ModelError
+from kwsd.engines.tcn import UnfitError
+from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
 from kwsd.spotter import Spotter, try_out
 
+log = logging.getLogger("kwsd")
 
-def load_spotter(path: Path, device: str, sha256: str | None = None) -> Spotter:
+AUTO, NATIVE, ONNX_RUNTIME = "auto", "native", "onnxruntime"  # as the config has them
+
+
+def load_spotter(path: Path, device: str, sha256: str | None = None, engine: str = AUTO) -> Spotter:
     """Read an artefact, load it and try it on silence. Raises as `read_artefact` and `make_spotter` do."""
-    return make_spotter(read_artefact(path, sha256), device)
+    return make_spotter(read_artefact(path, sha256), device, engine)
 
 
-def check_engine(artefact: Artefact) -> None:
-    """Raises ModelError if what would run it is not installed."""
+def check_engine(artefact: Artefact, device: str, engine: str = AUTO) -> None:
+    """Raises ModelError if what would run it is not installed, ConfigError if it is not for this file or device."""
     if not artefact.is_onnx and importlib.util.find_spec("torch") is None:
         raise ModelError(
             f"{artefact.path}: is TorchScript, and torch is not installed; the README says how, or take an ONNX file",
             exit_code=UNAVAILABLE,
         )
+    if not artefact.is_onnx and engine != AUTO:
+        raise ConfigError(f"engine: {engine}: {artefact.path} is TorchScript, which torch runs; say auto")
+    if artefact.is_onnx and device == "cuda":
+        raise ConfigError(
+            f"device: cuda: {artefact.path} is ONNX, which runs on the CPU; use cpu, or a TorchScript artefact",
+            exit_code=UNAVAILABLE,
+        )
 
 
-def make_spotter(artefact: Artefact, device: str) -> Spotter:
+def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter:
     """Load an artefact that was read, and try it on silence.
 
     Raises ModelError if its engine is missing, it does not load, or does not give one probability per label;
-    ConfigError if the device is not there.
+    ConfigError if the device is not there, or the engine not for it.
     """
-    check_engine(artefact)
+    check_engine(artefact, device, engine)
     if artefact.is_onnx:
-        from kwsd.engines import onnx
-
-        spotter: Spotter = onnx.load(artefact, device)
+        spotter = _make_for_onnx(artefact, engine)
     else:
         from kwsd.engines import torchscript
 
@@ -42,3 +53,20 @@ def make_spotter(artefact: Artefact, device: str) -> Spotter:
     except ModelError as error:
         raise ModelError(f"{artefact.path}: {error}") from None
     return spotter
+
+
+def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:
+    if engine != ONNX_RUNTIME:
+        from kwsd.engines import native
+
+        try:
+            return native.load(artefact)
+        except UnfitError as reason:
+            if engine == NATIVE:
+                raise ConfigError(
+                    f"engine: native: not for {artefact.path}: {reason}; say auto", exit_code=UNAVAILABLE
+                ) from None
+            log.debug("ONNX Runtime runs %s, not kwsd's own engine: %s", artefact.path, reason)
+    from kwsd.engines import onnx
+
+    return onnx.load(artefact)

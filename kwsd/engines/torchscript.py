@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class TorchScriptSpotter:
     """A frozen TorchScript network on the CPU or a GPU."""
 
+    engine = "TorchScript"
+
     def __init__(self, info: ArtefactInfo, network: "torch.jit.ScriptModule", device: "torch.device") -> None:
         self.info, self._network, self._device = info, network, device
 

@@ -7,7 +7,8 @@ reshaped tensor here, and a mean in place of pooling layers: so it scripts.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwsd.features import FRAME_HOP, LogMel
+from kwsd.features import LogMel
+from kwsd.mel import FRAME_HOP
 from kwsd.networks.incremental import Body, Incremental, IncrementalOnnx
 
 BANDS = 5  # of frequency that are normalised apart

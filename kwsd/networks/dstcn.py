@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwsd.features import FRAME_HOP, MELS, LogMel
+from kwsd.features import LogMel
+from kwsd.mel import FRAME_HOP, MELS
 from kwsd.networks.incremental import FEW, Body, Incremental, IncrementalOnnx, as_gain
 
 STEM_KERNEL, STEM_STRIDE = 5, 2  # log-mel frames; 98 of them make 49 columns of 20 ms

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kwsd.audio_format import WINDOW
-from kwsd.features import FRAME, FRAME_HOP, MELS, DftLogMel, LogMel
+from kwsd.features import DftLogMel, LogMel
+from kwsd.mel import FRAME, FRAME_HOP, MELS
 
 FRAMES = 1 + (WINDOW - FRAME) // FRAME_HOP  # in a window
 FEW = 4  # windows up to which plain products are faster than the library's convolutions on the CPU

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kwsd.features import FRAME, FRAME_HOP, MELS, DftLogMel, LogMel
+from kwsd.features import DftLogMel, LogMel
+from kwsd.mel import FRAME, FRAME_HOP, MELS
 from kwsd.networks.incremental import FEW, FRAMES, as_gain
 
 STEM_KERNEL, STEM_STRIDE = 5, 2  # log-mel frames; a column is 20 ms

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.features import HIGHEST_HZ, LOWEST_HZ, MELS, hertz, mel_scale
+from kwsd.features import hertz, mel_scale
+from kwsd.mel import HIGHEST_HZ, LOWEST_HZ, MELS
 
 
 @dataclass(frozen=True)

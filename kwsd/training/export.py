@@ -12,14 +12,14 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from kwsd.artefact import FORMAT, METADATA, ArtefactInfo, Figure, Geometry, sealed
+from kwsd.artefact import FORMAT, GEOMETRY, METADATA, ArtefactInfo, Figure, read_artefact, sealed
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.engines import load_spotter
+from kwsd.engines import AUTO, ONNX_RUNTIME, make_spotter
 from kwsd.errors import IO, USAGE, ConfigError, KwsdError, ModelError
-from kwsd.features import FFT, FRAME, FRAME_HOP, HIGHEST_HZ, LOWEST_HZ, MELS
 from kwsd.networks.incremental import HasIncrement
 from kwsd.networks.simplenet import SimpleNet
 from kwsd.recording import DEMO, read_recording
+from kwsd.spotter import Spotter
 from kwsd.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
 from kwsd.training.dataset import Noise, load_subset
@@ -163,16 +163,13 @@ def _bare_simplenet(source: Path, state: dict[str, Any], labels: str | None) -> 
 def describe(checkpoint: Checkpoint, thresholds: dict[str, float], figures: tuple[Figure, ...]) -> ArtefactInfo:
     """The metadata for a checkpoint."""
     network = checkpoint.network()
-    geometry = Geometry(
-        mels=MELS, frame=FRAME, frame_hop=FRAME_HOP, fft=FFT, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
-    )
     return ArtefactInfo(
         format=FORMAT,
         architecture=checkpoint.model,
         labels=checkpoint.labels,
         sample_rate=SAMPLE_RATE,
         window=WINDOW,
-        features=geometry if hasattr(network, "features") else None,
+        features=GEOMETRY if hasattr(network, "features") else None,
         step=network.step if isinstance(network, HasIncrement) else None,
         thresholds=thresholds,
         figures=figures,
@@ -236,7 +233,13 @@ def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
 
 
 def _compare(network: nn.Module, path: Path, windows: Tensor) -> None:
-    loaded = load_spotter(path, "cpu")
+    """By every engine that may run it."""
+    artefact = read_artefact(path)
+    for engine in (AUTO, ONNX_RUNTIME) if artefact.is_onnx else (AUTO,):
+        _compare_by(make_spotter(artefact, "cpu", engine), network, windows)
+
+
+def _compare_by(loaded: Spotter, network: nn.Module, windows: Tensor) -> None:
     batches = in_batches(windows)
     with torch.inference_mode():
         eager = torch.cat([network(batch) for batch in batches])  # (n, labels)
@@ -246,5 +249,6 @@ def _compare(network: nn.Module, path: Path, windows: Tensor) -> None:
     error = (eager.clamp(min=-13.8) - exported.clamp(min=-13.8)).abs().max().item()
     if not error <= TOLERANCE:
         raise ModelError(
-            f"the exported network differs from the trained one by {error:.2g} in log-probability; nothing was written"
+            f"the exported network differs from the trained one by {error:.2g} in log-probability, run by "
+            f"{loaded.engine}; nothing was written"
         )

@@ -1,0 +1,323 @@
+"""kwsd's own engine says what ONNX Runtime says, the same bits however samples come, and leaves what it does not
+know to that."""
+
+import ctypes
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from test_export import CLIPS, trained
+
+from kwsd import onnx_file
+from kwsd.artefact import METADATA, read_artefact, sealed
+from kwsd.audio_format import WINDOW
+from kwsd.engines import load_spotter, tcn
+from kwsd.errors import UNAVAILABLE, ConfigError
+from kwsd.recording import DEMO, read_recording
+from kwsd.training.export import export
+
+MODELS = Path(__file__).parent.parent / "models"
+SOURCE = Path(tcn.__file__).with_suffix(".c")
+SHIPPED = ["commands", "commands-fast"]
+UNTRAINED = ["dstcn-tiny", "dstcn-small", "stcn-small"]  # of other sizes, most no multiple of a vector's
+HOP = 1600
+TOLERANCE = 1e-4  # in log-probability
+LEAST = 1e-6  # below, a logarithm only magnifies rounding
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("cc"), reason="no C compiler: kwsd was installed without its own engine"
+)
+
+
+@pytest.fixture(scope="module")
+def path_of(tmp_path_factory):
+    """The artefact of a model that is shipped, or of one that has seen a little noise."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in UNTRAINED:
+        export(trained(name), folder / f"{name}.onnx", CLIPS)
+    return lambda name: (MODELS if name in SHIPPED else folder) / f"{name}.onnx"
+
+
+@pytest.fixture(params=[4, 8, 16])
+def lanes(request):
+    """Vectors of so many floats, if this machine has them."""
+    library = ctypes.CDLL(importlib.util.find_spec(tcn.LIBRARY).origin)
+    library.tcn_lanes.argtypes = [ctypes.c_int64]
+    if library.tcn_lanes(request.param) != request.param:
+        pytest.skip(f"this machine has no vectors of {request.param} floats")
+    yield request.param
+    library.tcn_lanes(tcn.MOST_LANES)
+
+
+def log(posteriors):
+    return np.log(np.maximum(posteriors, LEAST))
+
+
+def rooms(streams, seconds=5.0):
+    """Streams that hear the same recording from another place on: (streams, samples)."""
+    speech, size = read_recording(DEMO), int(seconds * 16_000) // HOP * HOP
+    return np.stack([speech[n * 21_000 : n * 21_000 + size] for n in range(streams)])
+
+
+def hop_by_hop(spotter, heard, at_once=1):
+    """Every hop's posteriors after the first window, so many in one call: (streams, hops, labels)."""
+    states, ids = spotter.states(len(heard)), np.arange(len(heard))
+    said = [spotter.begin(np.ascontiguousarray(heard[:, :WINDOW]), states, ids)[:, None]]
+    for at in range(WINDOW, heard.shape[1], at_once * HOP):
+        said.append(spotter.advance(np.ascontiguousarray(heard[:, at : at + at_once * HOP]), states, ids, at_once))
+    return np.concatenate(said, 1)
+
+
+# --- it says the same ---
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *UNTRAINED])
+def test_it_says_what_onnx_runtime_says(path_of, name, lanes):
+    native, other = (load_spotter(path_of(name), "cpu", engine=engine) for engine in ("native", "onnxruntime"))
+    assert (native.engine, other.engine) == ("native", "ONNX Runtime")
+    heard = rooms(3)
+    one, two = (log(hop_by_hop(spotter, heard)) for spotter in (native, other))
+    assert name not in SHIPPED or np.ptp(one) > 5, "it must say something"
+    np.testing.assert_allclose(one, two, rtol=0, atol=TOLERANCE)
+
+
+def extremes():
+    rng, time = np.random.default_rng(0), np.arange(WINDOW) / 16_000
+    yield "silence", np.zeros(WINDOW)
+    yield "full scale", np.ones(WINDOW)
+    yield "a square wave", np.sign(np.sin(2 * np.pi * 440 * time) + 1e-9)
+    yield "the highest tone", np.cos(np.pi * np.arange(WINDOW))
+    yield "a click", np.eye(1, WINDOW, WINDOW // 2)[0]
+    yield "noise", rng.standard_normal(WINDOW).clip(-1, 1)
+    yield "hardly anything", rng.standard_normal(WINDOW) * 1e-6
+    yield "what no number can be heard in", np.full(WINDOW, 1e-42)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(("what", "window"), list(extremes()), ids=lambda x: x if isinstance(x, str) else "")
+def test_it_says_the_same_of_the_extremes(path_of, name, what, window):
+    windows = window.astype(np.float32)[None]
+    one, two = (log(load_spotter(path_of(name), "cpu", engine=e).score(windows)) for e in ("native", "onnxruntime"))
+    # Beside a tone at full scale the other bands have nothing but rounding.
+    np.testing.assert_allclose(one, two, rtol=0, atol=10 * TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *UNTRAINED])
+def test_however_samples_come_it_says_the_same_to_the_last_bit(path_of, name, lanes):
+    spotter, heard = load_spotter(path_of(name), "cpu", engine="native"), rooms(3)
+    said = hop_by_hop(spotter, heard)
+    hops = said.shape[1]
+    windows = np.stack([heard[0, n * HOP : n * HOP + WINDOW] for n in range(hops)])
+    assert np.array_equal(spotter.score(windows), said[0]), "whole windows, all in one call"
+    assert np.array_equal(hop_by_hop(spotter, heard, at_once=2), said), "two hops in one call"
+    assert np.array_equal(hop_by_hop(spotter, heard[1:2]), said[1:2]), "one stream alone"
+
+
+def test_streams_are_those_that_are_named(path_of):
+    spotter, heard = load_spotter(path_of("commands-fast"), "cpu", engine="native"), rooms(3)
+    states, alone = spotter.states(7), hop_by_hop(spotter, heard)
+    rows = np.array([6, 0, 3])
+    said = [spotter.begin(np.ascontiguousarray(heard[:, :WINDOW]), states, rows)]
+    before = states.copy()
+    said.append(spotter.advance(np.ascontiguousarray(heard[:2, WINDOW : WINDOW + HOP]), states, rows[:2], 1)[:, 0])
+    assert np.array_equal(said[0], alone[:, 0]) and np.array_equal(said[1], alone[:2, 1])
+    assert np.array_equal(states[[1, 2, 3, 4, 5]], before[[1, 2, 3, 4, 5]])
+    with pytest.raises(AssertionError, match="a stream without a state"):
+        spotter.advance(np.zeros((1, HOP), np.float32), states, np.array([7]), 1)
+
+
+def test_what_is_no_number_is_forgotten_like_any_other_sound(path_of):
+    spotter, window = load_spotter(path_of("commands-fast"), "cpu", engine="native"), rooms(1)[:, :WINDOW]
+    states, stream = spotter.states(1), np.zeros(1, np.int64)
+    spotter.begin(np.full((1, WINDOW), np.nan, np.float32), states, stream)
+    for at in range(0, WINDOW, HOP):
+        said = spotter.advance(np.ascontiguousarray(window[:, at : at + HOP]), states, stream, 1)[:, 0]
+    assert np.array_equal(said, spotter.score(np.ascontiguousarray(window)))
+
+
+# --- memory ---
+
+WALK = """
+import itertools, pathlib, sys
+import numpy as np
+from kwsd.engines import load_spotter, tcn
+tcn.LIBRARY = "tcn_with_guards"
+for path, tcn.MOST_LANES in itertools.product(sys.argv[1:], (4, 8, 16)):
+    tcn.functions.cache_clear()
+    spotter = load_spotter(pathlib.Path(path), "cpu", engine="native")
+    rng, step = np.random.default_rng(1), spotter.info.step
+    for streams, hops, steps in ((1, 1, 1), (1, 1, 7), (1, 3, 5), (2, 1, 5), (5, 10, 5), (1, 1, 50)):
+        states = spotter.states(streams)
+        for _ in range(3):
+            samples = rng.standard_normal((streams, hops * steps * step)).astype(np.float32)
+            assert np.isfinite(spotter.advance(samples, states, np.arange(streams), hops)).all()
+    spotter.score(rng.standard_normal((3, 16_000)).astype(np.float32))
+print("walked")
+"""
+
+
+def compiled(folder, name, *options):
+    """tcn.c in a folder, as a library of this name."""
+    done = subprocess.run(
+        ["cc", "-O1", "-shared", "-fPIC", *options, str(SOURCE), "-o", str(folder / f"{name}.so"), "-lm"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_the_compiler_has_nothing_to_say(tmp_path):
+    assert compiled(tmp_path, "tcn", "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wno-psabi") == ""
+
+
+def test_no_byte_is_touched_that_is_nobodys(tmp_path, path_of):
+    guard = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(guard).is_absolute():
+        pytest.skip("the C compiler has no libasan")
+    compiled(tmp_path, "tcn_with_guards", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    paths = [str(path_of(name)) for name in [*SHIPPED, *UNTRAINED]]
+    environment = {
+        "LD_PRELOAD": guard, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc", "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": f"{tmp_path}:{SOURCE.parent.parent.parent}",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", WALK, *paths], capture_output=True, check=False, text=True, env=environment, timeout=100
+    )
+    assert (done.returncode, done.stdout) == (0, "walked\n"), done.stderr
+
+
+# --- what is not for it ---
+
+
+def changed(path, out, change):
+    """The artefact with another metadata or graph."""
+    import onnx
+
+    model = onnx.load(path)
+    change(model)
+    out.write_bytes(sealed(model.SerializeToString()))
+    return out
+
+
+def told(**said):
+    """A change of what the artefact says of itself."""
+
+    def change(model):
+        (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA)
+        entry.value = json.dumps(json.loads(entry.value) | said)
+        del model.metadata_props[:]
+        model.metadata_props.append(entry)
+
+    return change
+
+
+def without(name):
+    def change(model):
+        """The weight becomes an output of a node, as another exporter might have it."""
+        from onnx import helper
+
+        (weight,) = (weight for weight in model.graph.initializer if weight.name == name)
+        model.graph.initializer.remove(weight)
+        model.graph.node.insert(0, helper.make_node("Constant", [], [name], value=weight))
+
+    return change
+
+
+UNFIT = {
+    "another network": ("commands", told(architecture="bcresnet-1"), "it does not know bcresnet-1"),
+    "other frames": ("commands", told(features=None), "it knows dstcn-base on other log-mel frames"),
+    "another step": ("commands-fast", told(step=160), "it knows stcn-base on other log-mel frames"),
+    "a weight that is elsewhere": ("commands-fast", without("network.pool.weight"), "it misses network.pool.weight"),
+    "a convolution that is elsewhere": ("commands", without("onnx::Conv_257"), "it finds 17 weights of convolutions"),
+    "weights of the other family": (
+        "commands",
+        told(architecture="stcn-base", step=320),
+        "it misses network.stem.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_it_does_not_know_onnx_runtime_runs(tmp_path, case):
+    name, change, reason = UNFIT[case]
+    path = changed(MODELS / f"{name}.onnx", tmp_path / "a.onnx", change)
+    with pytest.raises(ConfigError) as refusal:
+        load_spotter(path, "cpu", engine="native")
+    assert str(refusal.value) == f"engine: native: not for {path}: {reason}; say auto"
+    assert refusal.value.exit_code == UNAVAILABLE
+    if "step" not in case:  # which ONNX Runtime would be told wrongly as well
+        assert load_spotter(path, "cpu").engine == "ONNX Runtime"
+
+
+@pytest.mark.parametrize("name", ["kwsd.engines._nowhere", "json"])
+def test_where_it_was_not_compiled_onnx_runtime_runs_all(monkeypatch, name):
+    monkeypatch.setattr(tcn, "LIBRARY", name)
+    tcn.functions.cache_clear()
+    try:
+        assert load_spotter(MODELS / "commands.onnx", "cpu").engine == "ONNX Runtime"
+        with pytest.raises(ConfigError, match=r"install kwsd again; say auto$"):
+            load_spotter(MODELS / "commands.onnx", "cpu", engine="native")
+    finally:
+        tcn.functions.cache_clear()
+
+
+def test_one_that_was_compiled_of_another_version_is_not_called(monkeypatch):
+    monkeypatch.setattr(tcn, "INTERFACE", tcn.INTERFACE + 1)
+    tcn.functions.cache_clear()
+    try:
+        with pytest.raises(tcn.UnfitError, match="for another version; install kwsd again"):
+            tcn.functions("stcn")
+    finally:
+        tcn.functions.cache_clear()
+
+
+@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
+def test_torchscript_is_for_torch(engine):
+    with pytest.raises(ConfigError, match=r"engine: .*commands\.pt is TorchScript, which torch runs; say auto"):
+        load_spotter(MODELS / "commands.pt", "cpu", engine=engine)
+
+
+# --- what is read of the file ---
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *UNTRAINED])
+def test_weights_and_metadata_are_those_the_library_reads(path_of, name):
+    import onnx
+
+    model, content = onnx.load(path_of(name)), path_of(name).read_bytes()
+    expected = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer if w.data_type == 1}
+    found = onnx_file.weights(content)
+    assert list(found) == list(expected)
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert onnx_file.metadata(content) == {e.key.encode(): e.value.encode() for e in model.metadata_props}
+
+
+def test_of_bytes_that_are_no_such_message_nothing_else_is_raised(path_of):
+    content, rng = path_of("dstcn-tiny").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        broken = bytearray(content[: rng.integers(len(content))])
+        for at in rng.integers(0, len(broken), 3).tolist() if broken else ():
+            broken[at] = rng.integers(256)
+        for read in (onnx_file.metadata, onnx_file.weights):
+            try:
+                read(bytes(broken))
+            except ValueError:
+                refused += 1
+    assert refused > 100
+
+
+def test_the_artefact_is_read_without_any_library(path_of):
+    assert msgspec.json.encode(read_artefact(path_of("dstcn-tiny")).info)
+    assert importlib.util.find_spec(tcn.LIBRARY) is not None, "pip install compiled it"
