@@ -33,13 +33,19 @@ from kwsd.supervisor import Supervisor
 
 SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpreter lock; Python has 5 ms
 SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
-LATE_S = 0.003  # how soon to look again for a block that is late
+LATE_S = 0.003  # how soon to look again for a block that is late, at least
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
 LOST_LOOK_S = 0.1  # the same, while a microphone is lost
 LOOK_EVERY_S = 1.0  # how often load is looked at
 REST_S = 0.2  # of audio beyond the next window that waits for no look while the model finds nothing in what it hears
 FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
+
+
+def wait_s(due_in_s: float) -> float:
+    """Seconds until to look for a block that should be here in so many, or since. One that is late, as sound servers
+    let some be, is looked for again when it is twice as late: to look in vain costs half of what it does to hear."""
+    return max(due_in_s + SLACK_S, LATE_S, -due_in_s)
 
 
 def make_sources(config: Config, *, patient: bool = False) -> list[Source]:
@@ -434,16 +440,15 @@ class Listening:
         return min(FULL, self.listener.active) if self.listener is not None else 1
 
     def _patience(self) -> float:
-        """Seconds to wait at most: until the next block that completes a window should be here, or a little longer if
-        it should have been. One that was lost may be here any time."""
+        """Seconds to wait at most: until the next block that completes a window should be here. One that was lost may
+        be here any time."""
         expected = [
             inlet.due_in(source.block_s)
             for source, inlet in zip(self.sources, self._inlets, strict=True)
             if source.block_s is not None and not inlet.ended and not self._supervisor.is_lost(inlet.stream)
         ]
         longest = LOST_LOOK_S if self._supervisor.waits else WAKE_AT_LEAST_S
-        soonest = min(expected, default=longest)
-        return min(max(soonest + SLACK_S, LATE_S), longest)
+        return min(wait_s(min(expected, default=longest)), longest)
 
     def _guarded(self) -> None:
         """The thread's top: whatever happens here ends the daemon, never just the thread."""

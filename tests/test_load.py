@@ -1,6 +1,7 @@
 """Lags are counted to the millisecond, and the hop follows the load without swinging."""
 
 import itertools
+import math
 import time
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from kwsd.config import FileConfig, load_config
 from kwsd.engines import load_spotter
-from kwsd.listening import Listening, Reports
+from kwsd.listening import LATE_S, SLACK_S, Listening, Reports, wait_s
 from kwsd.load import CALM_LOOKS, LONGEST_CALM, LONGEST_MS, LagMeter, Overload
 from kwsd.recording import DEMO, read_recording
 
@@ -99,6 +100,19 @@ def test_after_a_try_that_lasted_the_next_one_comes_as_soon_as_the_first():
 
 def test_where_no_audio_comes_the_hop_is_shortened_again():
     assert stretches([(0.99, 900.0)] + [(0.0, None)] * CALM_LOOKS)[-1] == 1
+
+
+# --- a block that is late ---
+
+
+@pytest.mark.parametrize("late_s", [0.0005, 0.004, 0.02, 0.1, 0.4])
+def test_a_block_that_is_late_is_not_looked_for_over_and_over_nor_found_much_later(late_s):
+    came_s, now, looks = 0.1 + late_s, 0.0, 0
+    while now < came_s:
+        now += wait_s(0.1 - now)
+        looks += 1
+    assert now - came_s <= max(late_s, LATE_S)
+    assert looks <= 2 + math.log2(max(late_s / SLACK_S, 1.0))
 
 
 # --- a model that is too slow for a while ---

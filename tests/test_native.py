@@ -272,6 +272,17 @@ def test_where_it_was_not_compiled_onnx_runtime_runs_all(monkeypatch, name):
         tcn.functions.cache_clear()
 
 
+def test_without_a_compiler_kwsd_installs_all_the_same(tmp_path):
+    pytest.importorskip("setuptools")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path)],
+        capture_output=True, check=False, text=True, timeout=60, cwd=SOURCE.parent.parent.parent,
+        env={"CC": "/nowhere/cc", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert (done.returncode, list(tmp_path.rglob("*.so"))) == (0, [])
+    assert 'extension "kwsd.engines._tcn" failed' in done.stdout + done.stderr
+
+
 def test_one_that_was_compiled_of_another_version_is_not_called(monkeypatch):
     monkeypatch.setattr(tcn, "INTERFACE", tcn.INTERFACE + 1)
     tcn.functions.cache_clear()

@@ -19,7 +19,12 @@ from kwsd.window import WindowSchedule
 
 DATA = Path(os.environ.get("KWSD_DATA", ""))
 MODELS = Path(__file__).parent.parent / "models"
-ADVANCING = [path.name for path in sorted(MODELS.glob("*.[op][nt]*")) if read_info(path).step]
+ADVANCING = [
+    (path.name, engine)
+    for path in sorted(MODELS.glob("*.[op][nt]*"))
+    if read_info(path).step
+    for engine in (("native", "onnxruntime") if path.suffix == ".onnx" else ("auto",))
+]
 HOP = 1600
 STREAMS = 8
 TOLERANCE = 1e-3  # in log-probability
@@ -61,10 +66,10 @@ class Satellites:
             self.samples += block.size
 
 
-@pytest.mark.parametrize("model", ADVANCING)
+@pytest.mark.parametrize(("model", "engine"), ADVANCING)
 @pytest.mark.timeout(60 + 60 * MINUTES)
-def test_hop_by_hop_equals_whole_windows(model):
-    spotter = load_spotter(MODELS / model, "cpu")
+def test_hop_by_hop_equals_whole_windows(model, engine):
+    spotter = load_spotter(MODELS / model, "cpu", engine=engine)
     satellites = Satellites(seed=len(model))
     schedule = WindowSchedule(STREAMS, HOP, 3, np.ones(STREAMS, np.bool_))
     by_hops, by_windows = HopScorer(spotter, STREAMS, HOP), WindowScorer(spotter)
@@ -83,7 +88,8 @@ def test_hop_by_hop_equals_whole_windows(model):
             other = HopScorer(spotter, STREAMS, HOP)
             other.take_over(by_hops)
             by_hops = other
-    print(f"{model}: {windows} windows of {MINUTES:g} min, {satellites.gaps} gaps: {worst:.2g} at most")
+    what = f"{model} by {spotter.engine}: {windows} windows of {MINUTES:g} min, {satellites.gaps} gaps"
+    print(f"{what}: {worst:.2g} at most")
     assert worst < TOLERANCE
     assert windows > 0.8 * satellites.samples / HOP - satellites.turns * WINDOW / HOP
     assert satellites.gaps > 5 and satellites.turns > STREAMS
