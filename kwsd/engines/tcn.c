@@ -120,18 +120,18 @@ int64_t dstcn_state(const Network *net) {
 #include "tcn_kernel.h"
 #endif
 
-static int chosen = 0; /* floats in a vector of this core; 0: nobody looked yet */
+static int chosen = 4; /* floats in a vector */
 
 /* Takes vectors of so many floats at most, or of as many as the core has. Returns how many it takes. */
 int64_t tcn_lanes(int64_t at_most) {
-    chosen = 4;
+    int lanes = 4;
 #ifdef __x86_64__
-    if (at_most >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) chosen = 8;
-    if (at_most >= 16 && __builtin_cpu_supports("avx512f")) chosen = 16;
+    if (at_most >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) lanes = 8;
+    if (at_most >= 16 && __builtin_cpu_supports("avx512f")) lanes = 16;
 #else
     (void)at_most;
 #endif
-    return chosen;
+    return chosen = lanes; /* at once: another thread may be in the midst of it */
 }
 
 /* What Python must have been written for. */

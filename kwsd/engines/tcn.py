@@ -14,7 +14,8 @@ from kwsd.mel import FFT, FLOOR, MELS, Floats, mel_filters, taper
 LIBRARY = "kwsd.engines._tcn"  # as setup.py has it
 INTERFACE, TILE, BLOCKS, STEM_KERNEL = 1, 16, 6, 5  # as in tcn.c
 MOST_LANES = 16  # floats in the longest vectors it has code for
-POOLED = 23  # columns of a window of S-TCN that are left
+STCN_KERNELS, POOLED = (3, 3, 5, 5, 7, 7), 23  # as in networks/stcn.py
+DSTCN_KERNELS, DSTCN_LAST_KERNEL = (7, 9, 11, 13, 15, 15), 15  # as in networks/dstcn.py
 EPSILON = 1e-5  # of batch normalisation
 LINE = 64  # bytes that a cache reads at once
 Weights = dict[str, Floats]
@@ -170,11 +171,10 @@ def _stcn(weights: Weights, labels: int) -> Layout:
 
     network.stem = layout.stem(stem, layout.weight(name("stem.bias"), channels))
     for i in range(BLOCKS):
-        kernel = layout.weight(name(f"depthwise.{i}.weight"), channels, 1, 1, -1)
-        network.depthwise[i], network.pointwise[i] = (
-            layout.kernel(kernel),
-            mix(f"pointwise.{i}", channels, channels, 1, 1),
+        network.depthwise[i] = layout.kernel(
+            layout.weight(name(f"depthwise.{i}.weight"), channels, 1, 1, STCN_KERNELS[i])
         )
+        network.pointwise[i] = mix(f"pointwise.{i}", channels, channels, 1, 1)
     network.wide, network.last = mix("wide", channels, wide, 1, 1), mix("last", wide, wide, 1, 1)
     pool = layout.weight(name("pool.weight"), wide, 1, 1, POOLED)
     network.before_last = layout.kernel(pool, layout.weight(name("pool.bias"), wide))
@@ -190,17 +190,14 @@ def _dstcn(weights: Weights, labels: int) -> Layout:
     if len(folded) != 2 * (BLOCKS + 3):
         raise UnfitError(f"it finds {len(folded)} weights of convolutions")
     stem = layout.weight(folded[0], -1, MELS, 1, STEM_KERNEL)
-    channels, wide = len(stem), len(weights[folded[-1]])
+    channels, wide = len(stem), len(layout.weight(folded[-1], -1))
 
     def mix(layer: int, inputs: int, outputs: int) -> Mix:
         weight = layout.weight(folded[2 * layer], outputs, inputs, 1, 1)
         return layout.mix(weight, layout.weight(folded[2 * layer + 1], outputs))
 
-    def kernel(layer: str) -> Kernel:
-        weight = layout.weight(name(layer), channels, 1, 1, -1)
-        if weight.shape[3] % 2 == 0:
-            raise UnfitError(f"it finds {name(layer)} to be {list(weight.shape)}")
-        return layout.kernel(weight)
+    def kernel(layer: str, size: int) -> Kernel:
+        return layout.kernel(layout.weight(name(layer), channels, 1, 1, size))
 
     scale, offset, mean, variance = (
         layout.weight(name(f"normalise.{what}"), MELS) for what in ("weight", "bias", "running_mean", "running_var")
@@ -209,11 +206,9 @@ def _dstcn(weights: Weights, labels: int) -> Layout:
     layout.normalise(gain, offset - mean * gain)
     network.stem = layout.stem(stem, layout.weight(folded[1], channels))
     for i in range(BLOCKS):
-        network.depthwise[i], network.pointwise[i] = (
-            kernel(f"blocks.{i}.depthwise.weight"),
-            mix(i + 1, channels, channels),
-        )
-    network.before_last = kernel("last.0.weight")
+        network.depthwise[i] = kernel(f"blocks.{i}.depthwise.weight", DSTCN_KERNELS[i])
+        network.pointwise[i] = mix(i + 1, channels, channels)
+    network.before_last = kernel("last.0.weight", DSTCN_LAST_KERNEL)
     network.wide, network.last = mix(BLOCKS + 1, channels, wide), mix(BLOCKS + 2, wide, wide)
     classifier = layout.weight(name("classifier.weight"), labels, wide)
     network.classifier = layout.mix(classifier, layout.weight(name("classifier.bias"), labels))
