@@ -57,6 +57,12 @@ def test_it_hears_wherever_it_lies(unpacked):
 
 
 @built
+def test_the_engine_in_it_is_our_own(unpacked):
+    script = "from kwsd.engines import tcn; tcn.functions('dstcn')"
+    subprocess.run([unpacked / "usr/lib/kwsd/bin/python", "-c", script], check=True, cwd="/", env=clean_environment())
+
+
+@built
 def test_it_knows_nothing_of_where_it_was_built(unpacked):
     found = subprocess.run(["grep", "-rlE", "/tmp/tmp\\.", unpacked], capture_output=True, text=True, check=False)
     assert found.stdout == ""

@@ -288,6 +288,16 @@ def test_where_it_was_not_compiled_onnx_runtime_runs_all(monkeypatch, name):
         tcn.functions.cache_clear()
 
 
+def test_with_it_kwsd_hears_where_onnx_runtime_cannot_be_had(kwsd, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("raise ModuleNotFoundError('no wheel for this machine')")
+    without = {"PYTHONPATH": str(tmp_path)}
+    heard = kwsd("replay", str(DEMO), more=without)
+    assert heard.code == 0 and heard.out.count('"type":"detection"') == 9
+    kwsd("replay", str(DEMO), "--set", "engine=onnxruntime", more=without).refused(
+        UNAVAILABLE, "commands.onnx: ONNX Runtime, which would run it, cannot be loaded (no wheel for this machine)"
+    )
+
+
 def test_without_a_compiler_kwsd_installs_all_the_same(tmp_path):
     pytest.importorskip("setuptools")
     done = subprocess.run(

@@ -67,6 +67,11 @@ def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:
                     f"engine: native: not for {artefact.path}: {reason}; say auto", exit_code=UNAVAILABLE
                 ) from None
             log.debug("ONNX Runtime runs %s, not kwsd's own engine: %s", artefact.path, reason)
-    from kwsd.engines import onnx
-
+    try:
+        from kwsd.engines import onnx
+    except ImportError as error:
+        raise ModelError(
+            f"{artefact.path}: ONNX Runtime, which would run it, cannot be loaded ({error}); install it anew",
+            exit_code=UNAVAILABLE,
+        ) from None
     return onnx.load(artefact)

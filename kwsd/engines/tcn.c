@@ -1,10 +1,10 @@
-/* S-TCN and DS-TCN on the CPU: the next samples and a stream's state to posteriors and the state after them. The networks
-   are those of networks/stcn.py and networks/dstcn.py, their normalisations folded into the weights; tcn.py says how the
-   weights lie, tcn_kernel.h what becomes of them.
+/* S-TCN and DS-TCN on the CPU: the next samples and a stream's state to posteriors and the state after them. The
+   networks are those of networks/stcn.py and networks/dstcn.py, their normalisations folded into the weights; tcn.py
+   says how the weights lie, tcn_kernel.h what becomes of them.
 
-   Three things make it quick. It is small enough to be back in the caches soon after a sleep. Log-mel frames are computed
-   several at a time, one in each lane of a vector, so that the FFT is the textbook's, of vectors. And the weights of a
-   layer lie in the order in which they are read, and meet several columns whenever they are. */
+   Three things make it quick. It is small enough to be back in the caches soon after a sleep. Log-mel frames are
+   computed several at a time, one in each lane of a vector, so that the FFT is the textbook's, of vectors. And the
+   weights of a layer lie in the order in which they are read, and meet several columns whenever they are. */
 
 #include <math.h>
 #include <stdint.h>
@@ -52,8 +52,8 @@ typedef struct {
 /* The arguments of both networks: the next samples (streams, size) of the streams whose states are the rows `which`
    (streams,) of states (rows, state); and which of the network's steps in those samples are the last of a hop (hops,).
    To posteriors (streams, hops, labels). Returns 0, or what was wrong. */
-#define ARGUMENTS                                                                                                         \
-    const Network *net, const float *samples, int64_t size, int64_t streams, const int64_t *which, float *states,          \
+#define ARGUMENTS \
+    const Network *net, const float *samples, int64_t size, int64_t streams, const int64_t *which, float *states, \
         const int64_t *ends, int64_t hops, float *posteriors
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -93,27 +93,25 @@ int64_t dstcn_state(const Network *net) {
     return PAST + FRAMES * MELS;
 }
 
-/* MOST columns meet the weights at once: as many as have their sums in the core's registers. */
+/* As many columns meet the weights at once as have their sums in the core's registers. */
 #ifdef __x86_64__
-#pragma GCC push_options
-#pragma GCC target("avx512f")
+#define CORE __attribute__((target("avx512f")))
 #define LANES 16
 #define MOST 6
 #define OF(name) name##_16
 #include "tcn_kernel.h"
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#define CORE __attribute__((target("avx2,fma")))
 #define LANES 8
 #define MOST 6
 #define OF(name) name##_8
 #include "tcn_kernel.h"
-#pragma GCC pop_options
+#define CORE
 #define LANES 4
 #define MOST 3
 #define OF(name) name##_4
 #include "tcn_kernel.h"
 #else
+#define CORE
 #define LANES 4
 #define MOST 6
 #define OF(name) name##_4
@@ -144,15 +142,15 @@ static int are_there(const int64_t *which, int64_t streams, int64_t rows) {
 }
 
 #ifdef __x86_64__
-#define BY_CORE(name, ...)                                                                                                \
+#define BY_CORE(name, ...) \
     (chosen == 16 ? name##_16(__VA_ARGS__) : chosen == 8 ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
 #else
 #define BY_CORE(name, ...) name##_4(__VA_ARGS__)
 #endif
-#define ADVANCE(name)                                                                                                     \
-    int name##_advance(ARGUMENTS, int64_t rows) {                                                                         \
-        if (!are_there(which, streams, rows)) return NO_STATE;                                                            \
-        return BY_CORE(name, net, samples, size, streams, which, states, ends, hops, posteriors);                         \
+#define ADVANCE(name) \
+    int name##_advance(ARGUMENTS, int64_t rows) { \
+        if (!are_there(which, streams, rows)) return NO_STATE; \
+        return BY_CORE(name, net, samples, size, streams, which, states, ends, hops, posteriors); \
     }
 ADVANCE(stcn)
 ADVANCE(dstcn)

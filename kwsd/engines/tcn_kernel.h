@@ -1,7 +1,8 @@
-/* What tcn.c computes, for one kind of core: it is included once for each, with LANES, the floats in a vector of that
-   core, and OF(name), what a function is called there. */
+/* What tcn.c computes, for one kind of core: it is included once for each, with CORE, the attribute that has a function
+   compiled for it, LANES, the floats in its vectors, MOST, the columns that meet the weights at once, and OF(name),
+   what a function is called there. */
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static inline __attribute__((always_inline)) CORE
 #define lanes OF(lanes)
 #define masks OF(masks)
 #define complexes OF(complexes)
@@ -63,7 +64,7 @@ INLINE void OF(log_mel_few)(const Network *net, const float *samples, int frames
 }
 
 /* Samples (PAST + frames * FRAME_HOP,) to frames (frames, MELS). */
-static void OF(log_mel)(const Network *net, const float *samples, int64_t frames, float *out) {
+static CORE void OF(log_mel)(const Network *net, const float *samples, int64_t frames, float *out) {
     for (int64_t f = 0; f < frames; f += LANES)
         OF(log_mel_few)(net, samples + f * FRAME_HOP, (int)least(LANES, frames - f), out + f * MELS);
 }
@@ -93,8 +94,8 @@ INLINE void OF(mix_few)(const Mix *mix, const int columns, const float *x, int64
 }
 
 /* Columns that begin so many floats apart to (columns, outputs), `residual` added if there is one. */
-static void OF(mix)(const Mix *mix, int64_t columns, const float *x, int64_t apart, const float *residual, int rectified,
-                    float *out) {
+static CORE void OF(mix)(const Mix *mix, int64_t columns, const float *x, int64_t apart, const float *residual,
+                         int rectified, float *out) {
     for (int64_t j = 0; j < columns; j += MOST) {
         const float *from = x + j * apart, *add = residual ? residual + j * mix->outputs : NULL;
         float *to = out + j * mix->outputs;
@@ -112,7 +113,7 @@ static void OF(mix)(const Mix *mix, int64_t columns, const float *x, int64_t apa
 }
 
 /* Rows (columns + size - 1, channels) to (columns, channels). */
-static void OF(along)(const Kernel *kernel, int64_t columns, const float *x, int64_t channels, float *out) {
+static CORE void OF(along)(const Kernel *kernel, int64_t columns, const float *x, int64_t channels, float *out) {
     for (int64_t j = 0; j < columns; j++)
         for (int64_t c = 0; c < channels; c += LANES) {
             lanes sum = OF(load)(kernel->bias + c);
@@ -123,7 +124,7 @@ static void OF(along)(const Kernel *kernel, int64_t columns, const float *x, int
 }
 
 /* Columns (COLUMNS, channels) to their mean (channels,). */
-static void OF(average)(const float *x, int64_t channels, float *out) {
+static CORE void OF(average)(const float *x, int64_t channels, float *out) {
     for (int64_t c = 0; c < channels; c += LANES) {
         lanes sum = {0};
         for (int64_t j = 0; j < COLUMNS; j++) sum += OF(load)(x + j * channels + c);
@@ -132,7 +133,7 @@ static void OF(average)(const float *x, int64_t channels, float *out) {
 }
 
 /* What an embedding says, to posteriors (labels,). */
-static void OF(decide)(const Network *net, const float *embedded, float *scores, float *posteriors) {
+static CORE void OF(decide)(const Network *net, const float *embedded, float *scores, float *posteriors) {
     OF(mix)(&net->classifier, 1, embedded, 0, NULL, 0, scores);
     float most = scores[0], sum = 0.0f;
     for (int l = 1; l < net->labels; l++) most = fmaxf(most, scores[l]);
@@ -142,7 +143,7 @@ static void OF(decide)(const Network *net, const float *embedded, float *scores,
 
 /* --- the networks --- */
 
-static int OF(stcn)(ARGUMENTS) {
+static CORE int OF(stcn)(ARGUMENTS) {
     const int64_t frames = size / FRAME_HOP, columns = frames / STEM_STRIDE, kept = STEM_KERNEL - STEM_STRIDE;
     const int64_t channels = net->stem.outputs, wide = net->wide.outputs, pooled = net->before_last.size;
     int64_t longest = 0;
@@ -185,7 +186,7 @@ static int OF(stcn)(ARGUMENTS) {
     return 0;
 }
 
-static int OF(dstcn)(ARGUMENTS) {
+static CORE int OF(dstcn)(ARGUMENTS) {
     const int64_t frames = size / FRAME_HOP, channels = net->stem.outputs, wide = net->wide.outputs;
     const int64_t stem_edge = STEM_KERNEL / 2; /* of zeros before and behind a window */
     int64_t edge = net->before_last.size / 2;
@@ -199,7 +200,8 @@ static int OF(dstcn)(ARGUMENTS) {
     float *window = take(&next, (FRAMES + 2 * stem_edge) * MELS);
     float *x = take(&next, (COLUMNS + 2 * edge) * channels), *y = take(&next, (COLUMNS + 2 * edge) * channels);
     float *mixed = take(&next, COLUMNS * channels), *wider = take(&next, COLUMNS * wide);
-    float *widest = take(&next, COLUMNS * wide), *mean = take(&next, wide), *scores = take(&next, net->classifier.outputs);
+    float *widest = take(&next, COLUMNS * wide), *mean = take(&next, wide);
+    float *scores = take(&next, net->classifier.outputs);
     const int64_t first = edge * channels;
 
     for (int64_t n = 0; n < streams; n++) {
@@ -230,6 +232,7 @@ static int OF(dstcn)(ARGUMENTS) {
 }
 
 #undef INLINE
+#undef CORE
 #undef lanes
 #undef masks
 #undef complexes
