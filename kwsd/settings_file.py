@@ -110,16 +110,7 @@ class SettingsFile:
             hint = f"if it is a text, put it in quotes of its own: '\"{value}\"'"
             raise ConfigError(f"{source}: {value!r} is not valid YAML; {hint}") from None
         *sections, last = key.split(".")
-        branch: Any = tree
-        for depth, section in enumerate(sections):
-            if isinstance(branch, list) and section.isdigit() and int(section) < len(branch):
-                branch = branch[int(section)]
-            elif isinstance(branch, dict):
-                if not isinstance(branch.get(section), dict | list):
-                    branch[section] = {}
-                branch = branch[section]
-            else:
-                raise ConfigError(f"{source}: {'.'.join(sections[: depth + 1])} is not there")
+        branch = _reach(tree, source, sections, last)
         if isinstance(branch, list) and last.isdigit() and int(last) < len(branch):
             branch[int(last)] = parsed
         elif isinstance(branch, dict):
@@ -190,6 +181,29 @@ class SettingsFile:
         pattern = re.escape(key).replace(re.escape("[...]"), r"\.[^.]+")
         fitting = [known for known in {**self._lines, **self._sources} if re.fullmatch(pattern, known)]
         return fitting[0] if len(fitting) == 1 else key.replace("[...]", "")
+
+
+def _reach(tree: dict[str, Any], source: str, sections: list[str], last: str) -> Any:
+    """What holds the last of a dotted key's names; sections that are not there are made, entries of lists are not."""
+    branch: Any = tree
+    for depth, section in enumerate(sections):
+        if isinstance(branch, list) and section.isdigit() and int(section) < len(branch):
+            branch = branch[int(section)]
+        elif isinstance(branch, dict):
+            if not isinstance(branch.get(section), dict | list):
+                branch[section] = {}
+            elif _names(branch[section], [*sections, last][depth + 1]):
+                branch[section] = {name: {} for name in branch[section]}  # of which one has more to be said of
+            branch = branch[section]
+        else:
+            raise ConfigError(f"{source}: {'.'.join(sections[: depth + 1])} is not there")
+    return branch
+
+
+def _names(value: Any, name: str) -> bool:
+    """Whether a value is a plain list of names, and this one among them. A number says which entry is meant."""
+    names = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return names and name in value and not name.isdigit()
 
 
 def structs(kind: Any) -> Iterator[type[msgspec.Struct]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from conftest import COMMAND, Result
 from running import PATIENCE_S, Running, clean_environment
 
@@ -209,6 +210,21 @@ def test_without_a_config_relative_paths_start_from_where_kwsd_is_started(kwsd, 
     kwsd("check", *tape).refused(NO_INPUT, f"{tmp_path}/tape.wav")
     soundfile.write(tmp_path / "tape.wav", beep(), RATE)
     assert kwsd("check", *tape).code == 0
+
+
+def test_of_a_word_in_a_plain_list_more_can_be_said(kwsd, tmp_path):
+    config = write_config(tmp_path, "keywords: [go, stop]\n")
+    result = kwsd(
+        "check", "--config", config, "--set", "keywords.stop.threshold=0.9", more={"KWSD_KEYWORDS__GO__MARGIN": "0.3"}
+    )
+    assert result.code == 0, result.err
+    said = yaml.safe_load(result.out)["keywords"]
+    assert {word: (own["threshold"], own["margin"]) for word, own in said.items()} == {
+        "go": (None, 0.3),
+        "stop": (0.9, None),
+    }
+    wrong = "keywords.stopp.threshold=0.9"
+    kwsd("check", "--config", config, "--set", wrong).refused(CONFIG, f"--set {wrong}: keywords.stopp is not there")
 
 
 @pytest.mark.parametrize("keywords", ["{yess: {}}", "[no, yess]"])
