@@ -1,9 +1,9 @@
 """`config.yaml` → one frozen `Config`, strict. Command line > `KWSD_*` environment > file > default."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,6 +18,7 @@ from kwsd.settings_file import SettingsFile
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
 MODELS = DEFAULT_PATH.with_name("models")  # those that kwsd comes with
 MISSING = "no such config; leave out --config to use the one kwsd comes with"
+ALL = "all"  # of a model's words; as a key of `keywords`, those that are not named
 ENVIRONMENT = "KWSD_"
 OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
 MOST_ZEROCONF = 63  # bytes of a name in mDNS
@@ -217,12 +218,17 @@ class Config(_Section, frozen=True, kw_only=True):
         """A path of the config, relative to the folder the config lies in."""
         return Path(self.folder) / Path(path).expanduser()
 
-    @property
-    def chosen(self) -> dict[str, KeywordConfig] | None:
-        """The keywords to listen for, each with what it does differently; None: all that the model has."""
-        if isinstance(self.keywords, dict):
+    def chosen(self, known: Iterable[str]) -> dict[str, KeywordConfig]:
+        """The keywords to listen for, of a model that knows these, each with what it does differently. One may be
+        among them that the model does not know."""
+        if not isinstance(self.keywords, dict):
+            return {word: KeywordConfig() for word in (known if self.keywords == ALL else self.keywords)}
+        others = self.keywords.get(ALL)
+        if others is None:
             return self.keywords
-        return None if self.keywords == "all" else {word: KeywordConfig() for word in self.keywords}
+        own = {word: keyword for word, keyword in self.keywords.items() if word != ALL}
+        differing = {word: msgspec.structs.replace(others, **_said(keyword)) for word, keyword in own.items()}
+        return dict.fromkeys(known, others) | differing
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -273,6 +279,8 @@ def load_config(
     place = SettingsFile(path or DEFAULT_PATH, Config, MISSING, hidden=("folder",))
     tree = place.read()
     for source, key, value in (*_from_environment(environment), *_from_settings(settings)):
+        if key.startswith("keywords.") and tree.get("keywords", ALL) == ALL:
+            tree["keywords"] = {ALL: {}}  # one word is to differ, not to be the only one
         place.override(tree, source, key, value)
     if "folder" in tree:
         raise place.error("folder", "unknown key; relative paths start where the config lies")
@@ -421,13 +429,16 @@ def effective_yaml(config: Config) -> str:
     )
 
 
+def _said(keyword: KeywordConfig) -> dict[str, Any]:
+    """What it does differently."""
+    return {key: value for key, value in msgspec.structs.asdict(keyword).items() if value is not None}
+
+
 def keywords_yaml(config: Config) -> str:
     """The keywords of a config as YAML that reads back to the same, and what is to be done with it."""
-    said = {
-        word: {key: value for key, value in msgspec.structs.asdict(keyword).items() if value is not None}
-        for word, keyword in (config.chosen or {}).items()
-    }
-    tree = {"keywords": said or "all"}
+    keywords = config.keywords
+    said = {word: _said(keyword) for word, keyword in keywords.items()} if isinstance(keywords, dict) else keywords
+    tree = {"keywords": msgspec.to_builtins(said)}
     return "# in place of `keywords:` in the config\n" + str(
         yaml.dump(tree, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from kwsd.config import Config, KeywordConfig, Names, Share
+from kwsd.config import Config, Names, Share
 from kwsd.errors import USAGE, ConfigError
 from kwsd.event import EVENT_TYPES, Event, Scores
 
@@ -134,7 +134,7 @@ class Adjustments:
         """The configuration with these thresholds, for a model with these keywords."""
         if not self.thresholds:
             return config
-        own = {name: KeywordConfig() for name in keywords} if config.chosen is None else dict(config.chosen)
+        own = dict(config.chosen(keywords))
         for name, value in self.thresholds.items():
             own[name] = msgspec.structs.replace(own[name], threshold=value)
         return msgspec.structs.replace(config, keywords=own)

@@ -289,11 +289,10 @@ def make_rules(config: Config, info: ArtefactInfo) -> Rules:
 
 def _keywords(config: Config, info: ArtefactInfo) -> dict[str, KeywordConfig]:
     real = [label for label in info.labels if not label.startswith("_")]
-    if config.chosen is None:
-        return {label: KeywordConfig() for label in real}
-    for keyword in config.chosen:
+    chosen = config.chosen(real)
+    for keyword in chosen:
         if keyword not in real:
             near = difflib.get_close_matches(keyword, real, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(f"keywords.{keyword}: the model does not know it; {hint}It knows {', '.join(real)}")
-    return config.chosen
+    return chosen

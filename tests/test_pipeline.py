@@ -137,6 +137,32 @@ def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(confi
     assert rules.isolation_speech.tolist() == [19_200, 16_000]
 
 
+def test_with_all_among_the_keywords_the_others_are_listened_for_too():
+    config = load_config(None, environment={})
+    info = read_info(config.model_path)
+    own = {"all": KeywordConfig(margin=0.3), "stop": KeywordConfig(threshold=0.5), "go": KeywordConfig(margin=0.1)}
+    rules, usual = make_rules(msgspec.structs.replace(config, keywords=own), info), make_rules(config, info)
+    assert rules.keywords == usual.keywords
+    assert rules.thresholds == usual.thresholds | {"stop": 0.5}
+    margins = dict(zip(rules.keywords, rules.margin.tolist(), strict=True))
+    assert margins == pytest.approx(dict.fromkeys(usual.keywords, 0.3) | {"go": 0.1})
+
+
+def test_who_says_more_of_one_word_on_the_command_line_still_hears_all():
+    stop = "keywords.stop.threshold=0.9"
+    config = load_config(None, (stop,), {"KWSD_KEYWORDS__GO__MARGIN": "0.2"})
+    assert config.keywords == {
+        "all": KeywordConfig(), "go": KeywordConfig(margin=0.2), "stop": KeywordConfig(threshold=0.9)
+    }  # fmt: skip
+    config = load_config(None, ("keywords=all", stop), {"KWSD_KEYWORDS__GO__MARGIN": "0.2"})
+    assert config.keywords == {"all": KeywordConfig(), "stop": KeywordConfig(threshold=0.9)}
+
+
+def test_who_named_some_words_hears_those_whatever_more_is_said_of_one():
+    config = load_config(None, ("keywords=[stop, go]", "keywords.stop.threshold=0.9"), {})
+    assert config.keywords == {"stop": KeywordConfig(threshold=0.9), "go": KeywordConfig()}
+
+
 def test_keywords_in_a_list_are_as_the_model_recommends(config):
     info = read_info(config.model_path)
     rules = make_rules(msgspec.structs.replace(config, keywords=("stop", "go", "stop")), info)
