@@ -237,6 +237,7 @@ class RawPcm(_Reader):
         self._reopens = reopen and path != "-" and _is_fifo(self._fd)
         self._waits, self._noticed = False, threading.Event()  # for another writer, and whether that was seen
         self._broke: KwsdError | None = None  # what the last writer did wrong
+        self._orphaned = 0  # bytes in the pipe of writers that were gone before it was opened anew
         self._inlet: Inlet | None = None
         self._begin()
 
@@ -347,6 +348,7 @@ class RawPcm(_Reader):
                 return
             try:
                 fd = self._open()
+                self._orphaned = self._left_in(fd)
             except AudioError:
                 return
             if not _is_fifo(fd):
@@ -355,6 +357,19 @@ class RawPcm(_Reader):
             os.close(self._fd)
             self._fd = fd
             self._begin()
+
+    def _left_in(self, fd: int) -> int:
+        """Bytes in a FIFO just opened anew whose writers are gone, which only the old descriptor knows. Less than a
+        sample is nobody's, and taken out: whoever writes next must not be heard from the midst of one on."""
+        if not os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
+            return 0
+        left = _waiting(fd)  # first: who writes after that is none of them
+        if not any(event & select.POLLHUP for _, event in self._poll.poll(0)):
+            return 0
+        if 0 < left < self._decoder.frame:
+            os.read(fd, left)
+            return 0
+        return left
 
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Begin to deliver."""
@@ -384,6 +399,8 @@ class RawPcm(_Reader):
         if not ready and not (self._reopens and self._came):
             return None  # but a writer that was gone before we opened hangs up unseen
         try:
+            if self._orphaned:
+                return self._read_orphans(size)
             whole = self._let_the_rest_come()
             if whole == 0 and ready and ready[0][1] == select.POLLIN:
                 self._stop.wait(PART_S)
@@ -399,6 +416,14 @@ class RawPcm(_Reader):
             if error.errno == errno.EISDIR:
                 raise AudioError(f"{self._name}: is a folder") from None
             raise AudioError(f"{self._name}: cannot be read ({error.strerror})", exit_code=IO) from None
+
+    def _read_orphans(self, size: int) -> bytes | None:
+        """As `_read`: what writers left that are gone. A part of a sample at its end is nobody's."""
+        whole = self._orphaned // self._decoder.frame * self._decoder.frame
+        chunk = os.read(self._fd, min(size, whole) or self._orphaned)
+        self._orphaned -= len(chunk)
+        self._came = self._came or whole > 0
+        return chunk if whole else None
 
     def _let_the_rest_come(self) -> int | None:
         """Something came: wait until as much did as somebody waits for, since to read twice costs twice as much. No

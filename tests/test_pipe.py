@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import sys
+import termios
 import threading
 import time
 
@@ -194,6 +196,18 @@ def test_a_fifo_that_is_made_anew_is_heard(environment, fifo, spoken):
     assert len(daemon.detections) >= 9
 
 
+def wait_until_taken(fifo):
+    """Until nothing is in the pipe any more, and whoever read it had time to see that the writer is gone: of two that
+    write half a sample each nobody can say that it was not one who wrote a whole one."""
+    pipe = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder):
+            time.sleep(0.01)
+    finally:
+        os.close(pipe)
+    time.sleep(0.3)
+
+
 @pytest.mark.parametrize("nothing", [b"", b"x"], ids=["no byte", "half a sample"])
 def test_a_writer_that_says_nothing_is_none(nothing, environment, fifo, spoken):
     with listening(environment, fifo) as daemon:
@@ -201,13 +215,29 @@ def test_a_writer_that_says_nothing_is_none(nothing, environment, fifo, spoken):
         daemon.wait_for("audio_lost")
         for _ in range(3):
             write(fifo, nothing)
-            time.sleep(0.1)
+            wait_until_taken(fifo)
         write(fifo, spoken)
         daemon.wait_for("audio_restored")
         daemon.wait_for("audio_lost")
         assert daemon.stop()[0] == 0
     assert len(daemon.detections) >= 9
     assert [event["type"] for event in daemon.events].count("audio_lost") == 2
+
+
+def test_what_writers_left_who_were_gone_before_the_pipe_was_opened_anew_puts_nobody_out_of_step(fifo):
+    pipe = RawPcm(str(fifo), SAMPLE_RATE, 1, "s16le", None, reopen=True)
+    write(fifo, b"x")
+    pipe._open_anew()
+    write(fifo, b"one and a half of ano" + b"x" * 1_000)
+    pipe._open_anew()
+    read = b""
+    with fifo.open("wb") as writer:
+        writer.write(b"the next")
+        writer.flush()
+        while len(read) < 1_028:
+            read += pipe._read(300) or b""
+    assert read == b"one and a half of ano" + b"x" * 999 + b"the next"
+    pipe.stop()
 
 
 def test_what_one_writer_wrote_is_told_before_it_is_lost_however_soon_the_next_comes(environment, fifo, spoken):
