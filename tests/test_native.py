@@ -10,13 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from test_export import CLIPS, trained
 
 from kwsd import onnx_file
-from kwsd.artefact import METADATA, read_artefact, sealed
+from kwsd.artefact import METADATA, sealed
 from kwsd.audio_format import WINDOW
 from kwsd.engines import load_spotter, tcn
 from kwsd.errors import UNAVAILABLE, ConfigError
@@ -276,6 +275,15 @@ def test_what_it_does_not_know_onnx_runtime_runs(tmp_path, case):
         assert load_spotter(path, "cpu").engine == "ONNX Runtime"
 
 
+def test_check_says_so_before_a_daemon_starts(kwsd, tmp_path):
+    path = changed(MODELS / "commands.onnx", tmp_path / "a.onnx", UNFIT["another network"][1])
+    native = ["--set", "engine=native"]
+    kwsd("check", "--model", path, *native).refused(
+        UNAVAILABLE, f"not for {path}: it does not know bcresnet-1; say auto"
+    )
+    assert kwsd("check", *native).code == 0
+
+
 @pytest.mark.parametrize("name", ["kwsd.engines._nowhere", "json"])
 def test_where_it_was_not_compiled_onnx_runtime_runs_all(monkeypatch, name):
     monkeypatch.setattr(tcn, "LIBRARY", name)
@@ -353,8 +361,3 @@ def test_of_bytes_that_are_no_such_message_nothing_else_is_raised(path_of):
             except ValueError:
                 refused += 1
     assert refused > 100
-
-
-def test_the_artefact_is_read_without_any_library(path_of):
-    assert msgspec.json.encode(read_artefact(path_of("dstcn-tiny")).info)
-    assert importlib.util.find_spec(tcn.LIBRARY) is not None, "pip install compiled it"

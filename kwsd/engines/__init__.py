@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from kwsd.artefact import Artefact, read_artefact
+from kwsd.engines import native
 from kwsd.engines.tcn import UnfitError
 from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
 from kwsd.spotter import Spotter, try_out
@@ -20,7 +21,8 @@ def load_spotter(path: Path, device: str, sha256: str | None = None, engine: str
 
 
 def check_engine(artefact: Artefact, device: str, engine: str = AUTO) -> None:
-    """Raises ModelError if what would run it is not installed, ConfigError if it is not for this file or device."""
+    """Raises ModelError if what would run it is not installed, ConfigError if the engine that is asked for is not
+    there, or not for this file or device."""
     if not artefact.is_onnx and importlib.util.find_spec("torch") is None:
         raise ModelError(
             f"{artefact.path}: is TorchScript, and torch is not installed; the README says how, or take an ONNX file",
@@ -33,6 +35,8 @@ def check_engine(artefact: Artefact, device: str, engine: str = AUTO) -> None:
             f"device: cuda: {artefact.path} is ONNX, which runs on the CPU; use cpu, or a TorchScript artefact",
             exit_code=UNAVAILABLE,
         )
+    if engine == NATIVE:
+        _load_native(artefact)
 
 
 def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter:
@@ -56,16 +60,12 @@ def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter
 
 
 def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:
-    if engine != ONNX_RUNTIME:
-        from kwsd.engines import native
-
+    if engine == NATIVE:
+        return _load_native(artefact)
+    if engine == AUTO:
         try:
             return native.load(artefact)
         except UnfitError as reason:
-            if engine == NATIVE:
-                raise ConfigError(
-                    f"engine: native: not for {artefact.path}: {reason}; say auto", exit_code=UNAVAILABLE
-                ) from None
             log.debug("ONNX Runtime runs %s, not kwsd's own engine: %s", artefact.path, reason)
     try:
         from kwsd.engines import onnx
@@ -75,3 +75,13 @@ def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:
             exit_code=UNAVAILABLE,
         ) from None
     return onnx.load(artefact)
+
+
+def _load_native(artefact: Artefact) -> Spotter:
+    """Where it is asked for by name."""
+    try:
+        return native.load(artefact)
+    except UnfitError as reason:
+        raise ConfigError(
+            f"engine: native: not for {artefact.path}: {reason}; say auto", exit_code=UNAVAILABLE
+        ) from None
