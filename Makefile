@@ -37,7 +37,7 @@ deb:
 	$(call debian,python3 python3-venv gcc libc6-dev)
 	sh package/deb.sh build
 
-$(VENV)/.installed: setup.cfg setup.py pyproject.toml $(wildcard kwsd/engines/*.[ch])
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml $(wildcard kwsd/*.c kwsd/engines/*.[ch])
 	$(call debian,libportaudio2 gcc libc6-dev $(if $(shell $(PYTHON) -c 'import ensurepip' 2>&1),python3-venv))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .

@@ -11,6 +11,13 @@ setup(
             extra_compile_args=["-O3", "-Wno-psabi"],
             extra_link_args=["-s"],
             optional=True,
-        )
+        ),
+        Extension(
+            "kwsd._compiled",
+            ["kwsd/debouncer.c"],
+            extra_compile_args=["-O3"],
+            extra_link_args=["-s"],
+            optional=True,
+        ),
     ]
 )

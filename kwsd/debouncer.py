@@ -114,13 +114,13 @@ class Debouncer:
         hop, theirs_hop, every = self.rules.hop, old.rules.hop, np.arange(len(old._count))
         heard = old._count * theirs_hop // hop  # (streams,) windows, had they come at this hop
         heard[next_ends - old._last_end > max(hop, theirs_hop)] = 0  # there is a gap between them
-        self._count = np.minimum(heard, self._recent.shape[1] * self._speech.shape[1])
+        self._count[:] = np.minimum(heard, self._recent.shape[1] * self._speech.shape[1])
         for mine, theirs, newest in ((self._recent, old._recent, -1), (self._speech, old._speech, 0)):
             for back in range(mine.shape[1]):
                 there = min(back * hop // theirs_hop, theirs.shape[1] - 1)
                 at = (old._count + newest - there) % theirs.shape[1]  # (streams,)
                 mine[every, (self._count + newest - back) % mine.shape[1]] = theirs[every, at]
-        self._last_end = np.where(heard > 0, next_ends - hop, LONG_AGO)
+        self._last_end[:] = np.where(heard > 0, next_ends - hop, LONG_AGO)
 
     def scores(self, streams: Indices) -> Scores:
         """The mean posteriors of keywords judged last: (n, keywords); zero while there are too few windows."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from kwsd.artefact import UNKNOWN, ArtefactInfo
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
 from kwsd.config import Config, KeywordConfig
-from kwsd.debouncer import Debouncer, Detection, NearMiss, NearMisses, Rules
+from kwsd.compiled_debouncer import make_debouncer
+from kwsd.debouncer import Detection, NearMiss, NearMisses, Rules
 from kwsd.errors import ConfigError
 from kwsd.event import Heard, Overrun, Rejected, RunnerUp, Verdict
 from kwsd.event import Scores as ScoresNow
@@ -87,7 +88,7 @@ class Pipeline:
         self.scorer = make_scorer(spotter, len(streams), hop)
         self.rules = make_rules(config, spotter.info)
         self.near_misses = NearMisses(self.rules, len(streams)) if config.wants_rejected else None
-        self.debouncer = Debouncer(self.rules, spotter.info.labels, len(streams), self.near_misses)
+        self.debouncer = make_debouncer(self.rules, spotter.info.labels, len(streams), self.near_misses)
         self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
         self._overflows = [0] * len(inlets)  # counts already told
         self._lost = [0] * len(inlets)

@@ -16,15 +16,27 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kwsd import debouncer as module
+from kwsd import compiled, compiled_debouncer, debouncer
+from kwsd.compiled_debouncer import CompiledDebouncer, make_debouncer
 from kwsd.debouncer import Debouncer, NearMisses, Rules
 
+FORMS = {"numpy": debouncer.Debouncer, "compiled": make_debouncer}
 HOP = 1600  # samples: 100 ms
 SECOND = 10  # hops
 GAP = 16_000  # samples that `|` stands for
 LABELS = ("_silence_", "_unknown_", "stop", "up")
 KEYWORDS = ("stop", "up")
 SILENCE, UNKNOWN = 0, 1
+
+
+@pytest.fixture(scope="module", autouse=True, params=FORMS)
+def form(request):
+    """Every test asks numpy and C."""
+    if request.param == "compiled" and compiled.library("debouncer", compiled_debouncer.INTERFACE) is None:
+        pytest.skip("no C compiler: kwsd was installed without what it compiles")
+    globals()["Debouncer"] = FORMS[request.param]
+    yield
+    globals()["Debouncer"] = debouncer.Debouncer
 
 
 def rules(keywords=KEYWORDS, **changed):
@@ -153,7 +165,7 @@ def test_known_mistake_wall_clock_time_that_makes_a_replay_differ():
 
 
 def test_known_mistake_wall_clock_time_is_not_even_imported():
-    tree = ast.parse(inspect.getsource(module))
+    tree = ast.parse(inspect.getsource(debouncer))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
     assert not {name.partition(".")[0] for name in names} & {"time", "datetime", "asyncio", "threading", "logging"}
@@ -535,6 +547,51 @@ def test_many_streams_in_any_batches_are_heard_as_if_one_by_one(windows, rules, 
             single += alone.step(np.array([0]), ends[at : at + 1], rows[at : at + 1])
         mine = [dataclasses.replace(d, stream=0) for d in batched if d.stream == stream]
         assert mine == single
+
+
+STATE = ("_recent", "_speech", "_count", "_last_end", "_hits", "_stirring", "_armed", "_unsettled", "_fired_at")
+
+
+@settings(deadline=None, max_examples=300)
+@given(windows=windows, rules=any_rules, seed=st.integers(0, 99), batch=st.integers(1, 40))
+def test_compiled_it_decides_the_same_to_the_last_bit_and_remembers_the_same(windows, rules, seed, batch):
+    streams, ends, rows = laid_out(windows)
+    noise = np.random.default_rng(seed).uniform(0, 0.2, rows.shape).astype(np.float32)
+    rows, one, other = rows + noise, debouncer.Debouncer(rules, LABELS, 4), make_debouncer(rules, LABELS, 4)
+    assert isinstance(other, CompiledDebouncer) or compiled.library("debouncer", compiled_debouncer.INTERFACE) is None
+    for at in range(0, len(ends), batch):
+        some = slice(at, at + batch)
+        said, again = (list(form.step(streams[some], ends[some], rows[some])) for form in (one, other))
+        assert said == again
+        for name in STATE:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+
+
+def test_more_windows_than_there_is_room_for_at_once_are_judged_all():
+    rows, ends = drawn(stop=("9" + "." * 9) * 30)
+    assert len(rows) > 2 * compiled_debouncer.AT_ONCE
+    found = Debouncer(rules(), LABELS, 1).step(np.zeros(len(rows), np.int64), ends, rows)
+    assert [detection.end for detection in found] == ends[::10].tolist()
+
+
+def test_a_stream_that_there_is_not_is_refused():
+    with pytest.raises((AssertionError, IndexError)):
+        list(Debouncer(rules(), LABELS, 2).step(np.array([2]), np.array([16_000]), np.zeros((1, 4), np.float32)))
+
+
+@pytest.mark.parametrize("library", ["kwsd._nowhere", "json"])
+def test_where_nothing_was_compiled_numpy_decides(monkeypatch, library):
+    monkeypatch.setattr(compiled, "LIBRARY", library)
+    compiled.library.cache_clear()
+    try:
+        assert type(make_debouncer(rules(), LABELS, 1)) is debouncer.Debouncer
+    finally:
+        compiled.library.cache_clear()
+
+
+def test_what_was_compiled_of_another_version_is_not_called(monkeypatch):
+    monkeypatch.setattr(compiled_debouncer, "INTERFACE", compiled_debouncer.INTERFACE + 8)
+    assert type(make_debouncer(rules(), LABELS, 1)) is debouncer.Debouncer
 
 
 stretches = st.lists(

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.config import Config
-from kwsd.debouncer import Debouncer, Detection, Rules
+from kwsd.compiled_debouncer import make_debouncer
+from kwsd.debouncer import Detection, Rules
 from kwsd.errors import USAGE, AudioError, ConfigError
 from kwsd.pipeline import NO_LIMIT, make_rules
 from kwsd.recording import open_recording, read_recording
@@ -254,7 +255,7 @@ def _is_near(word: Word, detection: Detection) -> bool:
 
 def decide(traces: Sequence[Trace], rules: Rules, labels: tuple[str, ...]) -> Iterator[Detection]:
     """Every recording a stream, all of them side by side."""
-    debouncer = Debouncer(rules, labels, len(traces))
+    debouncer = make_debouncer(rules, labels, len(traces))
     for step in range(max((len(t.ends) for t in traces), default=0)):
         running = np.array([i for i, t in enumerate(traces) if step < len(t.ends)])
         ends = np.array([traces[i].ends[step] for i in running])
