@@ -51,9 +51,7 @@ class CompiledDebouncer(Debouncer):
             "smoothed": np.zeros(len(labels), np.float32),
             "low": self._low.astype(np.float32),
             **{name: getattr(rules, name).astype(np.float32) for name in ("threshold", "release", "margin")},
-            **{
-                name: getattr(rules, name).astype(np.int64) for name in ("min_hits", "refractory", "isolation_speech")
-            },
+            **{name: getattr(rules, name).astype(np.int64) for name in ("min_hits", "refractory", "isolation_speech")},
         }
         self._state = filled(
             _State,

@@ -87,7 +87,7 @@ class Inlet:
 
     def _begin(self, native: RingBuffer, rate: int) -> None:
         """From here on the stream is what is in this ring."""
-        self.rate, self._native = rate, native
+        self.rate, self.native = rate, native  # where it lies before it is converted
         self._piece = np.zeros((int(PIECE_S * rate), native.channels), np.float32)
         self._resampler = resampler(rate)
         self._fall_into_step()
@@ -119,7 +119,7 @@ class Inlet:
     def overflow(self) -> None:
         """The sound system dropped audio before the block that is written next."""
         self.overflows += 1
-        (self._reopened[0] if self._reopened else self._native).skip(0)
+        (self._reopened[0] if self._reopened else self.native).skip(0)
 
     def reopen(self, rate: int, channels: int, *, ahead_s: float = 0.0) -> None:
         """The source will begin anew, maybe at another rate. What is written from now on comes after a gap, as long as
@@ -146,18 +146,23 @@ class Inlet:
         short = sample - self._ring.ends[self.stream]
         self._wake_at = self._read + max(1, math.ceil(short * self.rate / SAMPLE_RATE))
 
+    def want_more(self, seconds: float) -> None:
+        """Ask to be woken when so much more is written."""
+        self._wake_at = self.native.ends[0] + math.ceil(seconds * self.rate)
+
     @property
     def missing(self) -> int:
         """Frames of the source until there is audio that the inference thread waits for."""
-        return self._wake_at - self._native.ends[0]
+        return self._wake_at - self.native.ends[0]
 
     @property
     def wanted(self) -> bool:
         """Whether there is audio that the inference thread waits for."""
-        return not self.drained and (self.ended or self._native.ends[0] >= self._wake_at or self._is_back)
+        return not self.drained and (self.ended or self.native.ends[0] >= self._wake_at or self.is_anew)
 
     @property
-    def _is_back(self) -> bool:
+    def is_anew(self) -> bool:
+        """Whether something was written since the source was opened again, which is not taken over yet."""
         return self._reopened is not None and self._reopened[0].ends[0] > 0
 
     def due_in(self, block_s: float) -> float:
@@ -168,14 +173,19 @@ class Inlet:
     def last(self, seconds: float) -> Samples | None:
         """The last seconds as they came, at the source's own rate, of the channel that is listened to: (n,); None if
         so much did not come without a gap."""
-        frames = np.zeros((int(seconds * self.rate), self._native.channels), np.float32)
-        whole = self._native.read(0, self._native.ends[0] - len(frames), frames)
+        frames = np.zeros((int(seconds * self.rate), self.native.channels), np.float32)
+        whole = self.native.read(0, self.native.ends[0] - len(frames), frames)
         return mono(frames, self.channel) if whole else None
 
     @property
     def backlog(self) -> float:
         """Seconds of audio that are written and not yet converted."""
-        return (self._native.ends[0] - self._read) / self.rate
+        return (self.native.ends[0] - self._read) / self.rate
+
+    @property
+    def came(self) -> int:
+        """Where the 16 kHz ring would end if all that is written were converted, and nothing held back."""
+        return self._origin + round(self.native.ends[0] * SAMPLE_RATE / self.rate)
 
     @property
     def room(self) -> float:
@@ -185,11 +195,11 @@ class Inlet:
 
     def pump(self, most_s: float = SECONDS) -> None:
         """Convert what came, at most `most_s` seconds of it, into the 16 kHz ring."""
-        if self._is_back:
-            self._convert(self._native.ends[0])
+        if self.is_anew:
+            self._convert(self.native.ends[0])
             self._come_back()
         ended = self.ended  # looked at first: what was written before is then certainly in sight
-        available = self._native.ends[0]
+        available = self.native.ends[0]
         self._convert(min(available, self._read + int(most_s * self.rate)))
         if ended and self._read >= available and not self.drained:
             if self.rate != SAMPLE_RATE:
@@ -200,7 +210,7 @@ class Inlet:
         """Native samples up to an index."""
         while self._read < goal:
             piece = self._piece[: min(goal - self._read, len(self._piece))]
-            if self._native.unbroken_from[0] <= self._gap and self._native.read(0, self._read, piece):
+            if self.native.unbroken_from[0] <= self._gap and self.native.read(0, self._read, piece):
                 self._read += len(piece)
                 self._ring.write(self.stream, self._resampler.resample_chunk(mono(piece, self.channel)))
             else:
@@ -208,8 +218,8 @@ class Inlet:
 
     def _cross_gap(self) -> None:
         """Go on behind a gap with a new resampler: count what was not converted as lost, keep the clock."""
-        self._gap = int(self._native.unbroken_from[0])  # before `oldest`: a gap that comes now is crossed next
-        lost = max(0, self._native.oldest(0) - self._read)
+        self._gap = int(self.native.unbroken_from[0])  # before `oldest`: a gap that comes now is crossed next
+        lost = max(0, self.native.oldest(0) - self._read)
         self._read += lost
         self._resampler = resampler(self.rate)
         self.lost += round(lost * SAMPLE_RATE / self.rate)

@@ -133,9 +133,9 @@ class Listening:
         self._successor: tuple[Config, Spotter] | None = None
         self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, self._tell)
         self._left: set[int] = set()  # sources that ended, and were told
-        self._quiet = Quiet(self._ring, len(self.sources))
+        self._quiet = Quiet(self._inlets)
         self._dozed_until = self._ring.written  # (streams,) windows up to here were made to wait
-        self._doze = 0  # samples that may wait, less what may come until the next look
+        self._doze_s = 0.0  # of audio that may wait, less what may come until the next look
         self._pause = 0  # samples that may wait while nothing stirs, though something is to be heard
         try:
             self.listener = self._make_listener() if config.has_satellites else None
@@ -413,16 +413,16 @@ class Listening:
         if not self._inlets or self._slots or self.watched or not self._is_at_rest:
             return False
         now = time.monotonic()
-        on_time = all(now - inlet.wrote_at < LOOK_S and not inlet.ended for inlet in self._inlets)
-        return on_time and self._quiet.look(self._doze)
+        for inlet in self._inlets:
+            if now - inlet.wrote_at >= LOOK_S or inlet.ended or inlet.is_anew:
+                return False
+        return self._quiet.look(self._doze_s)
 
     def _nap(self) -> None:
         """Until it is time to look again."""
-        self._dozed_until = self._ring.written
         for inlet in self._inlets:
-            inlet.want(self._ring.ends[inlet.stream] + samples(LOOK_S))
-            if inlet.wanted:
-                return
+            self._dozed_until[inlet.stream] = inlet.came
+            inlet.want_more(LOOK_S)
         self._sleep(LOOK_S)
 
     def _let_pile_up(self, next_ends: Indices) -> None:
@@ -468,14 +468,12 @@ class Listening:
                 (config, spotter), self._successor = self._successor, None
                 self._take_over(self.pipeline(config, spotter))
             self._meet_satellites()
-            begun = time.monotonic()
-            self._pipeline.take_in()
             if self._may_doze():
                 self._look_round()
                 self._nap()
                 continue
-            self._quiet.listened()
-            progress = self._pipeline.judge()
+            begun = time.monotonic()
+            progress = self._pipeline.advance()
             self._weigh(progress.scored, begun, time.monotonic())
             if len(progress.scored) or progress.overruns:
                 self._reports.progress(progress)
@@ -526,7 +524,7 @@ class Listening:
     def _go_on_with(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         hop, most = pipeline.schedule.hop, pipeline.schedule.max_batch
-        self._doze = min(samples(DOZE_S), (most - 2) * hop) - samples(LOOK_S)
+        self._doze_s = min(DOZE_S, (most - 2) * hop / SAMPLE_RATE) - LOOK_S
         self._pause = min(max(samples(REST_S) // hop, 1), max(most - 2, 0), pipeline.rules.smoothing - 1) * hop
 
     def _meet_satellites(self) -> None:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from kwsd.artefact import UNKNOWN, ArtefactInfo
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
-from kwsd.config import Config, KeywordConfig
 from kwsd.compiled_debouncer import make_debouncer
+from kwsd.config import Config, KeywordConfig
 from kwsd.debouncer import Detection, NearMiss, NearMisses, Rules
 from kwsd.errors import ConfigError
 from kwsd.event import Heard, Overrun, Rejected, RunnerUp, Verdict
@@ -114,29 +114,17 @@ class Pipeline:
 
     def advance(self) -> Progress:
         """Take what came, score the windows that are due, and say what was heard."""
-        self.take_in()
-        return self.judge()
-
-    def judge(self) -> Progress:
-        """Score the windows that are due, and say what was heard."""
-        scored = self._score()
+        scored = self.score()
         detections = self.debouncer.step(scored.streams, scored.ends, scored.posteriors)
         heard: list[Verdict] = [self.describe(detection) for detection in detections]
         if self.near_misses is not None:
             heard += [self._describe_miss(miss) for miss in self.near_misses.take()]
         return Progress(scored, heard, self._overruns(scored.skipped))
 
-    def take_in(self) -> None:
-        """Put what came into the ring."""
-        for inlet, stream in zip(self.inlets, self.streams, strict=False):
-            inlet.pump(SECONDS if stream.live else self._batch_s)
-
     def score(self) -> Scored:
         """Take what came, and score the windows that are due."""
-        self.take_in()
-        return self._score()
-
-    def _score(self) -> Scored:
+        for inlet, stream in zip(self.inlets, self.streams, strict=False):
+            inlet.pump(SECONDS if stream.live else self._batch_s)
         due = self.schedule.take(self.ring)
         if not len(due):
             return Scored(due.streams, due.ends, NO_POSTERIORS, due.skipped)

@@ -5,59 +5,66 @@ dozes; so what stood out need not have left the window, if it was over for longe
 """
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
-
-from kwsd.audio_format import SAMPLE_RATE, samples
+from kwsd.inlet import Inlet
+from kwsd.powers import AT_MOST, PIECES_PER_S, make_powers, piece_of
 from kwsd.ring import RingBuffer
 
 AFTER_S = 0.4  # without anything that stands out
 DOZE_S = 1.0  # of audio that waits at most
 LOOK_S = 0.25  # how often is looked meanwhile: oftener than a word takes
-PIECE = SAMPLE_RATE // 20  # samples whose power is taken: 50 ms, as a syllable has
 STANDS_OUT = 1.6  # times the power of the noise: 2 dB, as a word adds that is a little less loud than the noise
 RISE_PER_S = 10.0 ** (1.0 / 10.0)  # of what is taken for noise: 1 dB, so that a fan that was switched on soon is noise
 LEAST = 3e-8  # mean square: -75 dBFS; what is less loud is taken for as loud
 
 
 class Quiet:
-    """Of the first streams of a ring. Noise is the quietest piece of the last seconds. It decides how soon windows are
-    scored, never whether."""
+    """Of inlets, before what came through them is converted. Noise is the quietest piece of the last seconds. It
+    decides how soon windows are scored, never whether."""
 
-    def __init__(self, ring: RingBuffer, streams: int) -> None:
+    def __init__(self, inlets: Sequence[Inlet]) -> None:
+        self._rooms = [_Room(inlet) for inlet in inlets]
+
+    def look(self, longest_s: float) -> bool:
+        """Whether windows may wait: nothing stood out in any stream lately, and of none has so much been waiting."""
+        for room in self._rooms:
+            room.look()
+        return all(room.is_quiet and room.inlet.backlog < longest_s for room in self._rooms)
+
+
+class _Room:
+    """One stream."""
+
+    def __init__(self, inlet: Inlet) -> None:
+        self.inlet = inlet
+        self._noise = math.inf  # mean square
+        self._begin(inlet.native)
+
+    def _begin(self, ring: RingBuffer) -> None:
+        """At what is in a ring by now. Of what was before it nobody knows."""
         self._ring = ring
-        self._listened_at = list(ring.ends[:streams])  # sample index
-        self._looked_at = list(ring.ends[:streams])  # sample index
-        self._noise = [math.inf] * streams  # mean square
-        self._stood_out_at = list(ring.ends[:streams])  # sample index up to which something may have
-        self._came = np.zeros(SAMPLE_RATE // PIECE * PIECE, np.float32)
+        self._powers, self._piece = make_powers(ring, self.inlet.rate, self.inlet.channel), piece_of(self.inlet.rate)
+        self._looked_at = self._stood_out_at = ring.ends[0]  # frame up to which something may have
 
-    def listened(self) -> None:
-        """No window waits now."""
-        self._listened_at = list(self._ring.ends[: len(self._noise)])
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing stood out for long enough."""
+        return self._looked_at - self._stood_out_at >= AFTER_S * self.inlet.rate
 
-    def look(self, longest: int) -> bool:
-        """Whether windows may wait: nothing stood out in any stream lately, and none has waited for so many samples."""
-        for stream in range(len(self._noise)):
-            self._look_at(stream)
-        for end, listened_at, stood_out_at in zip(self._looked_at, self._listened_at, self._stood_out_at, strict=True):
-            if end - listened_at >= longest or end - stood_out_at < samples(AFTER_S):
-                return False
-        return True
-
-    def _look_at(self, stream: int) -> None:
-        start = max(self._looked_at[stream], self._ring.ends[stream] - len(self._came))
-        size = (self._ring.ends[stream] - start) // PIECE * PIECE
-        if not size:
+    def look(self) -> None:
+        """At the pieces that came since, of which only the last ones count."""
+        if self._ring is not self.inlet.native:  # the source was opened again
+            self._begin(self.inlet.native)
+        pieces = min((self._ring.ends[0] - self._looked_at) // self._piece, AT_MOST)
+        if not pieces:
             return
-        end = self._looked_at[stream] = start + size
-        came = self._came[:size]
-        if not self._ring.read(stream, start, came):
-            self._stood_out_at[stream] = end  # there is a gap, and nobody knows
+        end = self._looked_at + (self._ring.ends[0] - self._looked_at) // self._piece * self._piece
+        powers = self._powers(end - pieces * self._piece, pieces)
+        self._looked_at = end
+        if powers is None:
+            self._stood_out_at = end  # there is a gap, and nobody knows
             return
-        pieces = came.reshape(-1, PIECE)
-        power = np.einsum("ij,ij->i", pieces, pieces) / PIECE - pieces.mean(1) ** 2  # (pieces,) a constant is no sound
-        least, most = max(LEAST, float(power.min())), max(LEAST, float(power.max()))
-        noise = self._noise[stream] = min(least, self._noise[stream] * RISE_PER_S ** (size / SAMPLE_RATE))
-        if most > STANDS_OUT * noise:
-            self._stood_out_at[stream] = end
+        self._noise = min(max(LEAST, min(powers)), self._noise * RISE_PER_S ** (pieces / PIECES_PER_S))
+        if max(powers) > STANDS_OUT * self._noise:
+            self._stood_out_at = end

@@ -78,6 +78,10 @@ class RingBuffer:
 
         return append
 
+    def memory(self, stream: int) -> int:
+        """Where the samples of a stream lie, (capacity, channels), for what is compiled."""
+        return self._samples[stream].ctypes.data
+
     def skip(self, stream: int, lost: int = 0) -> None:
         """A gap: `lost` samples never came (0 if nobody knows how many). Called by the stream's one writer."""
         end = self.ends[stream] + lost

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from kwsd import powers
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.config import Config
 from kwsd.engines import load_spotter
@@ -18,7 +19,7 @@ from kwsd.ring import RingBuffer
 
 LOOK = samples(LOOK_S)
 LATELY = math.ceil(AFTER_S / LOOK_S)  # looks
-LONG = 10**9
+LONG_S = 1e9
 BLOCK = 160
 HOP = 1600
 
@@ -32,24 +33,45 @@ def tone(seconds, rms, hz=440.0):
     return (np.sin(2 * np.pi * hz * t) * rms * np.sqrt(2)).astype(np.float32)
 
 
-def looks(*rooms, longest=LONG):
+@pytest.fixture(scope="module", autouse=True, params=["numpy", "compiled"])
+def form(request):
+    """Every test asks numpy and C how loud it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(powers, "library", lambda *_: None)
+        elif powers.library("quiet", powers.INTERFACE) is None:
+            pytest.skip("no C compiler: kwsd was installed without what it compiles")
+        yield
+
+
+def inlets(count, rate=SAMPLE_RATE, channels=1, channel=None):
+    ring = RingBuffer(count, 6 * SAMPLE_RATE)
+    return [Inlet(ring, stream, rate, channels, channel) for stream in range(count)]
+
+
+def write(inlet, sound):
+    """The same on all channels."""
+    inlet.write(np.ascontiguousarray(np.repeat(sound[:, None], inlet.native.channels, 1)))
+
+
+def looks(*rooms, rate=SAMPLE_RATE):
     """What is said of rooms that sound at the same time, look by look, once they are known."""
-    ring = RingBuffer(len(rooms), 2 * SAMPLE_RATE)
-    quiet, said = Quiet(ring, len(rooms)), []
-    for start in range(0, len(rooms[0]) - LOOK + 1, LOOK):
-        for stream, room in enumerate(rooms):
-            ring.write(stream, np.ascontiguousarray(room[start : start + LOOK]))
-        said.append(quiet.look(longest))
+    streams, said, size = inlets(len(rooms), rate), [], int(LOOK_S * rate)
+    quiet = Quiet(streams)
+    for start in range(0, len(rooms[0]) - size + 1, size):
+        for inlet, room in zip(streams, rooms, strict=True):
+            write(inlet, room[start : start + size])
+        said.append(quiet.look(LONG_S))
     return said[LATELY - 1 :]
 
 
-def settled(ring):
+def settled(inlet):
     """One that has heard a second of noise."""
-    quiet = Quiet(ring, 1)
+    quiet = Quiet([inlet])
     for _ in range(LATELY):
-        ring.write(0, noise(LOOK_S, 1e-3))
-        quiet.look(LONG)
-    quiet.listened()
+        write(inlet, noise(LOOK_S, 1e-3))
+        quiet.look(LONG_S)
+    inlet.pump()
     return quiet
 
 
@@ -85,36 +107,73 @@ def test_a_fan_that_is_switched_on_is_noise_before_long():
 
 
 def test_nobody_knows_what_was_in_a_gap():
-    ring = RingBuffer(1, 2 * SAMPLE_RATE)
-    quiet = settled(ring)
-    ring.write(0, noise(LOOK_S / 2, 1e-3))
-    ring.skip(0, 5_000)
-    ring.write(0, noise(LOOK_S / 2, 1e-3))
-    assert not quiet.look(LONG)
+    (inlet,) = inlets(1)
+    quiet = settled(inlet)
+    write(inlet, noise(LOOK_S / 2, 1e-3))
+    inlet.overflow()
+    write(inlet, noise(LOOK_S / 2, 1e-3))
+    assert not quiet.look(LONG_S)
     for later in range(1, LATELY + 1):
-        ring.write(0, noise(LOOK_S, 1e-3))
-        assert quiet.look(LONG) is (later == LATELY)
+        write(inlet, noise(LOOK_S, 1e-3))
+        assert quiet.look(LONG_S) is (later == LATELY)
+
+
+def test_nobody_knows_what_was_while_a_source_was_opened_again():
+    (inlet,) = inlets(1)
+    quiet = settled(inlet)
+    inlet.reopen(48_000, 2)
+    write(inlet, np.zeros(48_000 // 4, np.float32))
+    assert inlet.is_anew
+    inlet.pump()
+    for later in range(LATELY + 1):
+        write(inlet, np.zeros(48_000 // 4, np.float32))
+        assert quiet.look(LONG_S) is (later == LATELY)
+    write(inlet, tone(LOOK_S, 0.1))
+    assert not quiet.look(LONG_S)
 
 
 def test_no_window_waits_longer_than_it_may_until_it_was_listened_to():
-    ring = RingBuffer(1, 2 * SAMPLE_RATE)
-    quiet = settled(ring)
+    (inlet,) = inlets(1)
+    quiet = settled(inlet)
     for _ in range(3):
         said = []
         for _ in range(6):
-            ring.write(0, noise(LOOK_S, 1e-3))
-            said.append(quiet.look(samples(DOZE_S)))
+            write(inlet, noise(LOOK_S, 1e-3))
+            said.append(quiet.look(DOZE_S))
         assert said == [True, True, True, False, False, False]
-        quiet.listened()
+        inlet.pump()
 
 
 def test_too_little_for_its_power_to_mean_anything_is_looked_at_when_more_has_come():
-    ring = RingBuffer(1, 2 * SAMPLE_RATE)
-    quiet = settled(ring)
-    ring.write(0, tone(0.01, 0.1))
-    assert quiet.look(LONG)
-    ring.write(0, tone(0.1, 0.1))
-    assert not quiet.look(LONG)
+    (inlet,) = inlets(1)
+    quiet = settled(inlet)
+    write(inlet, tone(0.01, 0.1))
+    assert quiet.look(LONG_S)
+    write(inlet, tone(0.1, 0.1))
+    assert not quiet.look(LONG_S)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize(("channels", "channel"), [(1, None), (2, 1), (3, None)])
+def test_the_power_of_a_piece_is_that_of_the_channel_that_is_listened_to(rate, channels, channel):
+    (inlet,) = inlets(1, rate, channels, channel)
+    loud = np.sin(np.arange(5 * rate)[:, None] / rate * 2 * np.pi * 200 * (1 + np.arange(channels))) + 0.5
+    inlet.write((0.1 * loud * (1 + np.arange(channels))).astype(np.float32))  # which goes over the ring's edge
+    piece, heard = powers.piece_of(rate), powers.make_powers(inlet.native, rate, channel)
+    expected = 0.02 if channel == 1 else sum((0.1 * (1 + c)) ** 2 for c in range(channels)) / 2 / channels**2
+    last = 5 * rate // piece * piece - 20 * piece
+    assert heard(last, 20) == pytest.approx([expected] * 20, rel=0.06 if channels < 3 else 0.2)
+    assert heard(last + piece, 20) is None, "not all is there"
+    assert heard(piece, 1) is None, "it was written over"
+
+
+def test_a_whistle_that_no_word_has_hides_none():
+    rate, size = 48_000, 48_000 * 10
+    time = np.arange(size) / rate
+    room = np.random.default_rng(0).normal(0, 1e-3, size) + 0.05 * np.sin(2 * np.pi * 16_000 * time)
+    assert all(looks(room.astype(np.float32), rate=rate))
+    room[5 * rate : 5 * rate + 4800] += 0.005 * np.sin(2 * np.pi * 300 * time[:4800])
+    assert not all(looks(room.astype(np.float32), rate=rate))
 
 
 @pytest.mark.parametrize("model", ["commands", "commands-fast"])
@@ -136,7 +195,8 @@ def told(sound, model, *, patient):
     """Words and when they are told, in samples, by the steps that the inference thread takes."""
     config = Config()
     ring = make_ring(config, 1)
-    inlet, quiet = Inlet(ring, 0, SAMPLE_RATE, 1, None), Quiet(ring, 1)
+    inlet = Inlet(ring, 0, SAMPLE_RATE, 1, None)
+    quiet = Quiet([inlet])
     spotter = load_spotter(DEMO.parent / "models" / f"{model}.onnx", "cpu")
     pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo("room", live=True, lead_in=False)])
     pause, words, naps, wake_at = samples(REST_S), [], 0, WINDOW
@@ -144,12 +204,10 @@ def told(sound, model, *, patient):
         inlet.write(sound[now - BLOCK : now, None])
         if now < wake_at:
             continue
-        pipeline.take_in()
-        if patient and not pipeline.debouncer.stirs and quiet.look(samples(DOZE_S) - LOOK):
+        if patient and not pipeline.debouncer.stirs and quiet.look(DOZE_S - LOOK_S):
             naps, wake_at = naps + 1, now + LOOK
             continue
-        quiet.listened()
-        words += [(heard.keyword, heard.start_s, now) for heard in pipeline.judge().heard]
+        words += [(heard.keyword, heard.start_s, now) for heard in pipeline.advance().heard]
         wake_at = int(pipeline.schedule.first_due(ring)[0]) + (pause if patient and not pipeline.debouncer.stirs else 0)
     return words, naps
 

@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.config import Config
 from kwsd.compiled_debouncer import make_debouncer
+from kwsd.config import Config
 from kwsd.debouncer import Detection, Rules
 from kwsd.errors import USAGE, AudioError, ConfigError
 from kwsd.pipeline import NO_LIMIT, make_rules
