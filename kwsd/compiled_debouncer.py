@@ -41,6 +41,8 @@ class CompiledDebouncer(Debouncer):
         self._compiled = compiled.debouncer_step
         self._compiled.restype = NUMBER
         self._compiled.argtypes = [POINTER, NUMBER, POINTER, POINTER, POINTER, POINTER]
+        self._stirs = compiled.debouncer_stirs
+        self._stirs.restype, self._stirs.argtypes = NUMBER, [POINTER]
         self._rows = max(AT_ONCE, streams)
         # Where windows are put: to ask an array where it lies takes longer than to copy a few.
         self._streams, self._ends = np.zeros(self._rows, np.int64), np.zeros(self._rows, np.int64)
@@ -79,6 +81,11 @@ class CompiledDebouncer(Debouncer):
             ctypes.addressof(self._state),
             *(at(array) for array in (self._streams, self._ends, self._posteriors, self._fired)),
         )
+
+    @property
+    def stirs(self) -> bool:
+        """Whether in any stream the next window may decide something, as far as anybody knows."""
+        return bool(self._stirs(self._arguments[0]))
 
     def step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
         """Windows (n,) with posteriors (n, labels), in time order within a stream; any number per stream."""

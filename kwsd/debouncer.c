@@ -72,6 +72,16 @@ static int judge(const Debouncer *d, int64_t stream, int64_t end, int64_t keywor
     return fires;
 }
 
+/* Whether in any stream the next window may decide something, or nothing was heard yet. */
+int64_t debouncer_stirs(const Debouncer *d) {
+    int heard = 0;
+    for (int64_t s = 0; s < d->streams; s++) {
+        if (d->stirring_now[s]) return 1;
+        heard |= d->count[s] != 0;
+    }
+    return !heard;
+}
+
 enum { NO_STREAM = -1 };
 
 /* Windows (n,) of streams, with posteriors (n, labels), in time order within a stream. Returns how many keywords fired,

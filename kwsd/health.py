@@ -1,17 +1,18 @@
 """Is this a microphone that hears? From the samples alone: what a muted, broken or overdriven one delivers. Pure."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from kwsd.span import level_dbfs
 
 FLAT = 1.5 / 32768  # peak to peak: nothing but a constant, in 16 bits
 CLIPPED = 0.99  # of full scale
 CLIPPED_SHARE = 0.01  # of the samples
 PATTERN = 64  # samples that must agree before a longer look is worth it
 MOST_PERIODS = 32  # looked at longer
+
+LEAST = 1e-12  # mean square that is told from none
 
 SILENCE = "digital silence"
 CONSTANT = "constant"
@@ -41,9 +42,14 @@ def fault_in(samples: NDArray[np.float32], floor_dbfs: float) -> str | None:
         return STUCK
     if max(-low, high) >= CLIPPED and np.count_nonzero(np.abs(samples) >= CLIPPED) > CLIPPED_SHARE * samples.size:
         return CLIPPING
-    if level_dbfs(samples - np.float32(samples.mean())) < floor_dbfs:
+    if 10.0 * math.log10(max(power(samples), LEAST)) < floor_dbfs:
         return QUIET
     return None
+
+
+def power(samples: NDArray[np.float32]) -> float:
+    """Mean square of audio (n,) without what a constant has, with no copy of it, as every second is looked at."""
+    return float(np.einsum("i,i->", samples, samples)) / samples.size - float(samples.mean()) ** 2
 
 
 def repeats(samples: NDArray[np.float32]) -> bool:
@@ -51,9 +57,11 @@ def repeats(samples: NDArray[np.float32]) -> bool:
     half = samples.size // 2
     if half <= PATTERN:
         return False
-    at = half + int(np.abs(samples[half:-PATTERN]).argmax())  # where it is loudest, there are few others like it
-    periods = np.arange(1, half + 1)
-    for offset in range(PATTERN):
+    at = half + int(samples[half:-PATTERN].argmax())  # where it is highest, there are few others like it
+    periods = half - np.flatnonzero(samples[at - half : at] == samples[at])[::-1]
+    for offset in range(1, PATTERN):
+        if not periods.size:  # as nearly always, soon
+            return False
         periods = periods[samples[at + offset - periods] == samples[at + offset]]
     return any(np.array_equal(samples[period:], samples[:-period]) for period in periods[:MOST_PERIODS].tolist())
 

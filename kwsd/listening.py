@@ -27,7 +27,7 @@ from kwsd.ring import Indices
 from kwsd.scoring import Scored
 from kwsd.secret import read_secret
 from kwsd.source import AudioFile, RawPcm, Source
-from kwsd.span import frame_levels_dbfs, level_dbfs
+from kwsd.span import frame_levels_dbfs, level_dbfs, noise_level
 from kwsd.spotter import Spotter
 from kwsd.supervisor import Supervisor
 
@@ -350,7 +350,7 @@ class Listening:
             heard_s=seconds(end - self.streams[stream].origin),
             lag_ms=round((time.monotonic() - self._wrote_at(stream)) * 1000),
             level_dbfs=round(level_dbfs(second), 1) if heard else None,
-            floor_dbfs=round(float(np.percentile(frame_levels_dbfs(second), 10)), 1) if heard else None,
+            floor_dbfs=round(noise_level(frame_levels_dbfs(second)), 1) if heard else None,
             ailment=ailment,
             passing=self.streams[stream].passing,
         )

@@ -29,6 +29,14 @@ def frame_levels_dbfs(samples: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(10.0 * np.log10(np.maximum(power, 10.0 ** (QUIETEST_DBFS / 10.0))))
 
 
+def noise_level(levels: NDArray[np.float64]) -> float:
+    """The level that a tenth of some are under, as `numpy.percentile` has it, which is not there for 10 ms when it is
+    asked for the first time: while somebody waits for the first word to be told."""
+    ordered, place = np.sort(levels), 0.1 * (levels.size - 1)
+    low, high = ordered[[int(place), math.ceil(place)]].tolist()
+    return float(low + (high - low) * (place - int(place)))
+
+
 def word_span(window: NDArray[np.float32]) -> tuple[int, int]:
     """First sample of the loudest utterance in a window, and one past its last: 0 ≤ start < end ≤ n.
 
@@ -39,7 +47,7 @@ def word_span(window: NDArray[np.float32]) -> tuple[int, int]:
     if levels.size == 0:
         return 0, window.size
     peak = int(np.argmax(levels))
-    floor = float(np.percentile(levels, 10))
+    floor = noise_level(levels)
     bar = max(levels[peak] - DYNAMICS_DB, floor + 0.25 * (levels[peak] - floor))
     speech = np.flatnonzero(levels >= bar)
     after = speech[speech >= peak]

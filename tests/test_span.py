@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwsd.audio_format import WINDOW
-from kwsd.span import FRAME, frame_levels_dbfs, is_whole, level_dbfs, word_span
+from kwsd.span import FRAME, frame_levels_dbfs, is_whole, level_dbfs, noise_level, word_span
 
 NOISE = 0.001
 
@@ -143,3 +143,9 @@ def test_a_span_lies_within_any_window_and_holds_its_loudest_frame(levels, extra
     loudest = int(np.argmax(frame_levels_dbfs(samples))) * FRAME
     assert start <= loudest < end
     assert math.isfinite(level_dbfs(samples[start:end]))
+
+
+@given(st.lists(st.floats(-120, 0), min_size=1, max_size=40))
+def test_the_level_of_the_noise_is_what_a_tenth_is_under(levels):
+    levels = np.array(levels)
+    assert noise_level(levels) == pytest.approx(float(np.percentile(levels, 10)), abs=1e-9)
