@@ -89,6 +89,7 @@ def measure_callback(config: Config, spotter: Spotter) -> Figures:
         listening.time_writes(times)
         listening.start(spotter)
         time.sleep(CALLBACK_S)
+        times = times or listening.took_us()
         listening.stop()
     source = "microphone" if own else "file, for want of a microphone"
     return {"source": source, "us_per_block": spread(times[5:])}  # the first blocks pay for warming up

@@ -3,6 +3,8 @@ compiled, Python does it."""
 
 import ctypes
 import importlib.util
+import platform
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,23 +12,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 LIBRARY = "kwsd._compiled"  # as setup.py has it
+IN_ORDER = {"x86_64", "i686", "i386"}  # cores that load in the order of the program
 POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+
+def _nothing() -> None:
+    """Where the order of loads is that of the program, as on x86, or what might not keep it was not compiled."""
+
+
+def _make_fence() -> Callable[[], None]:
+    if platform.machine() in IN_ORDER:
+        return _nothing
+    try:
+        found: Callable[[], None] = ctypes.PyDLL(_where() or "").ears_fence
+    except (OSError, AttributeError):
+        return _nothing
+    return found
 
 
 @cache
 def library(part: str, sizes: int) -> ctypes.CDLL | None:
     """The functions of one of its parts; None where it was not compiled, or of another version: `sizes` is what the
     part's `…_interface` must say."""
-    spec = importlib.util.find_spec(LIBRARY)
-    if spec is None or spec.origin is None:
+    where = _where()
+    if where is None:
         return None
     try:
-        found = ctypes.CDLL(spec.origin)
+        found = ctypes.CDLL(where)
         interface = found[f"{part}_interface"]
     except (OSError, AttributeError):
         return None
     interface.restype, interface.argtypes = NUMBER, []
     return found if interface() == sizes else None
+
+
+def _where() -> str | None:
+    spec = importlib.util.find_spec(LIBRARY)
+    return None if spec is None else spec.origin
 
 
 def at(array: NDArray[Any]) -> int:
@@ -40,3 +62,6 @@ def filled(kind: type[ctypes.Structure], **fields: Any) -> Any:
     missing = {name for name, *_ in kind._fields_} ^ fields.keys()
     assert not missing, missing
     return kind(**{name: at(value) if isinstance(value, np.ndarray) else value for name, value in fields.items()})
+
+
+fence = _make_fence()  # loads before it are done before those after it

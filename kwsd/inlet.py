@@ -3,12 +3,15 @@
 import functools
 import math
 import time
+from array import array
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import soxr
 
 from kwsd.audio_format import SAMPLE_RATE
+from kwsd.compiled import at
 from kwsd.pcm import mono
 from kwsd.ring import RingBuffer, Samples
 
@@ -47,6 +50,14 @@ def held_back(rate: int, block: int) -> int:
     return behind and behind + MARGIN
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the blocks of a stream go and are counted."""
+
+    ring: RingBuffer
+    addresses: dict[str, int]
+
+
 class Inlet:
     """One stream on its way in.
 
@@ -67,12 +78,11 @@ class Inlet:
         """`channel` counts from 0; None mixes all of them. From a source that delivers every `block_s` seconds windows
         end so that they are complete as soon as a block is there."""
         self.stream, self.channel = stream, channel
-        self.blocks = 0  # that came, ever
-        self.overflows = 0  # how often the sound system dropped audio
+        self._counts = array("q", [0, 0])  # blocks and overflows; arrays, as C may write them
+        self._clock = array("d", [time.monotonic()])  # wrote_at
         self.lost = 0  # samples at 16 kHz that came and were not listened to
         self.ended = False  # nothing will be written any more
         self.drained = False  # and all of it is in the ring
-        self.wrote_at = time.monotonic()  # when the last block came, for latency
         self.silences: list[float] = []  # seconds, one for each time the source was opened again and delivered
         self._ring = ring
         self._silent_since = 0.0  # monotonic s
@@ -105,6 +115,33 @@ class Inlet:
         if self._ahead:
             self._ring.skip(self.stream, self._ahead)
 
+    @property
+    def blocks(self) -> int:
+        """That came, ever."""
+        return self._counts[0]
+
+    @property
+    def overflows(self) -> int:
+        """How often the sound system dropped audio."""
+        return self._counts[1]
+
+    @property
+    def wrote_at(self) -> float:
+        """When the last block came, for latency (monotonic s)."""
+        return self._clock[0]
+
+    @wrote_at.setter
+    def wrote_at(self, moment: float) -> None:
+        self._clock[0] = moment
+
+    @property
+    def place(self) -> "Place":
+        """Where C may write what comes from now on, as `append` and `overflow` would."""
+        ring = self._reopened[0] if self._reopened else self.native
+        blocks, overflows = (at(np.frombuffer(self._counts, np.int64)[n:]) for n in (0, 1))
+        counts = {"blocks": blocks, "overflows": overflows, "wrote_at": at(np.frombuffer(self._clock))}
+        return Place(ring, ring.addresses(0) | counts)
+
     def write(self, frames: Samples) -> None:
         """A block (frames, channels) in ±1. Copies it and returns."""
         if frames.size:
@@ -113,12 +150,12 @@ class Inlet:
     def append(self, block: bytes) -> None:
         """The same as bytes: what the audio callback calls."""
         self._append(block)
-        self.blocks += 1
-        self.wrote_at = time.monotonic()
+        self._counts[0] += 1
+        self._clock[0] = time.monotonic()
 
     def overflow(self) -> None:
         """The sound system dropped audio before the block that is written next."""
-        self.overflows += 1
+        self._counts[1] += 1
         (self._reopened[0] if self._reopened else self.native).skip(0)
 
     def reopen(self, rate: int, channels: int, *, ahead_s: float = 0.0) -> None:

@@ -264,6 +264,10 @@ class Listening:
 
         inlet.append = timed_append  # type: ignore[method-assign]
 
+    def took_us(self) -> list[float]:
+        """The same of a microphone whose callback is compiled: the last blocks."""
+        return [took for source in self.sources if isinstance(source, Microphone) for took in source.took_us()]
+
     def stop(self) -> None:
         """Stop the sources and the thread; returns when both have."""
         if self._stopping:
@@ -412,18 +416,26 @@ class Listening:
         nothing is to be heard there is nothing to be told, and by the next look no word is over that began since."""
         if not self._inlets or self._slots or self.watched or not self._is_at_rest:
             return False
+        return self._is_quiet()
+
+    def _is_quiet(self) -> bool:
+        """Whether all sources deliver, and nothing that is to be heard."""
         now = time.monotonic()
         for inlet in self._inlets:
             if now - inlet.wrote_at >= LOOK_S or inlet.ended or inlet.is_anew:
                 return False
         return self._quiet.look(self._doze_s)
 
-    def _nap(self) -> None:
-        """Until it is time to look again."""
-        for inlet in self._inlets:
-            self._dozed_until[inlet.stream] = inlet.came
-            inlet.want_more(LOOK_S)
-        self._sleep(LOOK_S)
+    def _doze_off(self) -> None:
+        """Until windows may wait no longer, or there is something else to see to."""
+        dozing = True
+        while dozing:
+            for inlet in self._inlets:
+                self._dozed_until[inlet.stream] = inlet.came
+                inlet.want_more(LOOK_S)
+            self._sleep(LOOK_S)
+            disturbed = self._stopping or self._successor is not None or self.watched or self.listener is not None
+            dozing = not disturbed and self._is_quiet()
 
     def _let_pile_up(self, next_ends: Indices) -> None:
         """A batch closes when it is full, or `max_wait_ms` after its first window: many windows at once cost less."""
@@ -470,7 +482,7 @@ class Listening:
             self._meet_satellites()
             if self._may_doze():
                 self._look_round()
-                self._nap()
+                self._doze_off()
                 continue
             begun = time.monotonic()
             progress = self._pipeline.advance()

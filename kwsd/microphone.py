@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from kwsd.ears import Ears, make_ears
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.inlet import Inlet
 from kwsd.portaudio import Device, PortAudio, borrow, give_back, quietly
@@ -38,7 +39,7 @@ class Microphone:
         self._listened_to = [channel]
         self._inlets: list[Inlet] = []
         self._stream: Any = None
-        self._opening = object()  # blocks of any other one are late and thrown away
+        self._ears: Ears | None = None  # blocks for any others are late and thrown away
         self._opened_at = -SETTLED_S
         self._pause = FIRST_PAUSE_S
         self._stopping = threading.Event()
@@ -114,7 +115,7 @@ class Microphone:
         is not taken any more."""
         with self._handing_over:
             if self._reopening is None and not self._stopping.is_set():
-                self._opening = object()
+                self._cover_ears()
                 if time.monotonic() - self._opened_at >= SETTLED_S:
                     self._pause = FIRST_PAUSE_S
                 self._reopening = threading.Thread(target=self._reopen, name="reopening", daemon=True)
@@ -127,7 +128,7 @@ class Microphone:
             if self._stopping.is_set():
                 return
             self._stopping.set()
-            self._opening = object()
+            self._cover_ears()
             closing = self._reopening
             if closing is None and not self._starting:  # who starts it closes it
                 closing = threading.Thread(target=self._leave, name="closing", daemon=True)
@@ -154,23 +155,23 @@ class Microphone:
     def _open(self) -> None:
         """Raises AudioError if it refuses."""
         assert self._device is not None
-        opening = self._opening = object()
-        inlets = self._inlets
-
-        def callback(block: bytes, count: int, time: object, status: Any) -> None:
-            """Waking the inference thread from here would double what it costs: it knows when a block is due."""
-            if self._opening is not opening:
-                return
-            for each in inlets:
-                if status.input_overflow:
-                    each.overflow()
-                each.append(block)
+        ears = self._ears = make_ears(self._inlets)
 
         def finished() -> None:
-            if self._opening is opening:
+            if self._ears is ears:
                 self._failure = AudioError(f"{self._name}: stopped delivering; was it unplugged?", exit_code=IO)
 
-        self._stream = self._audio.open(self._device, (self.rate, self.channels, self._frames), callback, finished)
+        self._stream = self._audio.open(self._device, (self.rate, self.channels, self._frames), ears, finished)
+
+    def _cover_ears(self) -> None:
+        """What the stream still delivers counts no more."""
+        ears, self._ears = self._ears, None
+        if ears is not None:
+            ears.close()
+
+    def took_us(self) -> list[float]:
+        """How long the last blocks held up PortAudio, if that is known."""
+        return self._ears.took_us() if self._ears else []
 
     def _close(self) -> None:
         """Waits for a driver that hangs, as it may go on. One that spins does not: PortAudio's thread for ALSA can fall
@@ -235,7 +236,7 @@ class Microphone:
         while first.blocks == before:
             if self._stopping.wait(BLOCK_LOOK_S) or self._failure or time.monotonic() > deadline:
                 self._failure = self._failure or AudioError(f"{self._name}: was opened and delivers nothing")
-                self._opening = object()
+                self._cover_ears()
                 self._close()
                 return False
         self._opened_at = time.monotonic()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kwsd.ears import Ears
 from kwsd.errors import UNAVAILABLE, AudioError
 
 USUAL_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8_000)  # Hz, tried when a device refuses its own default
@@ -33,6 +34,7 @@ class PortAudio:
     def __init__(self, module: Any, *, counted: bool = False) -> None:
         """`module` is a sounddevice of its own; that of the library itself is `counted`."""
         self._module, self._counted = module, counted
+        self._ears: Ears | None = None  # held for C, until the next stream is opened and this one surely closed
 
     def devices(self) -> list[Device]:
         """Every device that can record, as it was when the library last looked."""
@@ -104,30 +106,40 @@ class PortAudio:
             exit_code=UNAVAILABLE,
         )
 
+    def _make_stream(self, ears: Ears, **options: Any) -> Any:
+        """One that calls C, or Python."""
+        if ears.address is None:
+            return self._module.RawInputStream(callback=ears.hear, **options)
+        ffi = self._module._ffi
+        callback, given = ffi.cast("void *", ears.address), ffi.cast("void *", ears.given)
+        return self._module._StreamBase("input", callback=callback, userdata=given, **options)
+
     def open(
         self,
         device: Device,
         geometry: tuple[int, int, int],
-        callback: Callable[[bytes, int, object, Any], None],
+        ears: Ears,
         finished: Callable[[], None],
     ) -> Any:
         """A running stream of float32 blocks. `geometry` is the rate in Hz, channels, and frames in a block.
 
         Raises AudioError if the device refuses."""
         rate, channels, frames = geometry
+        self._ears = ears
         try:
             with quietly():
-                stream = self._module.RawInputStream(
+                stream = self._make_stream(
+                    ears,
                     samplerate=rate,
                     blocksize=frames,
                     device=device["index"],
                     channels=channels,
                     dtype="float32",
-                    callback=callback,
                     finished_callback=finished,
                 )
                 stream.start()
         except self._module.PortAudioError as error:
+            ears.close()  # it may have been opened all the same
             raise AudioError(
                 f"microphone {device['name']!r}: cannot be opened ({error}); is another program using it?",
                 exit_code=UNAVAILABLE,

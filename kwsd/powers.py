@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.compiled import NUMBER, POINTER, filled, library
+from kwsd.compiled import NUMBER, POINTER, fence, filled, library
 from kwsd.pcm import mono
 from kwsd.ring import RingBuffer
 
@@ -49,7 +49,9 @@ def make_powers(ring: RingBuffer, rate: int, channel: int | None) -> Powers:
         assert 0 < pieces <= AT_MOST
         if start + pieces * piece_of(rate) > ring.ends[0]:
             return None
+        fence()
         found = powers(start, pieces)
+        fence()
         return found if start >= ring.oldest(0) else None  # looked at last: it may have been written over meanwhile
 
     return if_there
@@ -60,7 +62,7 @@ def _compiled(
 ) -> Callable[[int, int], list[float]]:
     sound = filled(
         _Sound,
-        ring=ring.memory(0),
+        ring=ring.addresses(0)["ring"],
         capacity=ring.capacity,
         channels=ring.channels,
         channel=-1 if channel is None else channel,

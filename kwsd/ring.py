@@ -4,7 +4,8 @@ Concurrency invariant. A stream has one writer and any number of readers, and no
 raises `_claimed` to the index it is about to reach *before* it touches a sample, and `ends` *after* the
 last sample is in place. A reader copies first and looks at `_claimed` afterwards: what it copied was not
 touched meanwhile exactly where its first index is at least `_claimed - capacity`. Otherwise the copy may be
-torn, `read` says so, and the caller counts the loss. Indices only grow, so a stale look errs on the safe side.
+torn, `read` says so, and the caller counts the loss. Indices only grow, so a stale look errs on the safe side. A
+writer may be C (ears.c) that does not hold the interpreter lock, so a reader sees to the order of its looks itself.
 """
 
 from array import array
@@ -12,6 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kwsd.compiled import at, fence
 
 Samples = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -78,9 +81,17 @@ class RingBuffer:
 
         return append
 
-    def memory(self, stream: int) -> int:
-        """Where the samples of a stream lie, (capacity, channels), for what is compiled."""
-        return self._samples[stream].ctypes.data
+    def addresses(self, stream: int) -> dict[str, int]:
+        """Where a stream lies, for what is compiled: its samples (capacity, channels), how many bytes they are together
+        and each, and the indices a writer moves."""
+        return {
+            "ring": at(self._samples[stream]),
+            "size": self._samples[stream].nbytes,
+            "frame": self._sample,
+            "end": at(self._ends_of_all[stream:]),
+            "claimed": at(self._claimed_of_all[stream:]),
+            "unbroken_from": at(self.unbroken_from[stream:]),
+        }
 
     def skip(self, stream: int, lost: int = 0) -> None:
         """A gap: `lost` samples never came (0 if nobody knows how many). Called by the stream's one writer."""
@@ -102,11 +113,13 @@ class RingBuffer:
         """
         if start + len(out) > self.ends[stream]:
             return False
+        fence()
         ring = self._samples[stream]
         first = start % self.capacity
         head = min(len(out), self.capacity - first)
         out[:head] = ring[first : first + head]
         out[head:] = ring[: len(out) - head]
+        fence()
         return bool(start >= self.oldest(stream))
 
     def gather(self, streams: Indices, ends: Indices, size: int) -> tuple[Samples, NDArray[np.bool_]]:
