@@ -14,7 +14,7 @@ setup(
         ),
         Extension(
             "kwsd._compiled",
-            ["kwsd/debouncer.c", "kwsd/ears.c", "kwsd/quiet.c"],
+            ["kwsd/debouncer.c", "kwsd/ears.c", "kwsd/quiet.c", "kwsd/window.c"],
             extra_compile_args=["-O3"],
             extra_link_args=["-s"],
             optional=True,

@@ -38,7 +38,7 @@ def library(part: str, sizes: int) -> ctypes.CDLL | None:
     if where is None:
         return None
     try:
-        found = ctypes.CDLL(where)
+        found = ctypes.PyDLL(where)  # which keeps the interpreter lock: what is called is over before it could be had
         interface = found[f"{part}_interface"]
     except (OSError, AttributeError):
         return None
@@ -64,4 +64,4 @@ def filled(kind: type[ctypes.Structure], **fields: Any) -> Any:
     return kind(**{name: at(value) if isinstance(value, np.ndarray) else value for name, value in fields.items()})
 
 
-fence = _make_fence()  # loads before it are done before those after it
+fence = _make_fence()  # what is read and written before it is done before what is after it

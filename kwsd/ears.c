@@ -63,7 +63,8 @@ int ears_hear(const void *block, void *nothing, unsigned long frames, const void
     __atomic_store_n(&ears->busy, 1, __ATOMIC_SEQ_CST);
     if (block && !__atomic_load_n(&ears->closed, __ATOMIC_SEQ_CST)) {
         const double begun = now();
-        for (const Ear *e = ears->ears; e < ears->ears + ears->count; e++) {
+        const int64_t count = __atomic_load_n(&ears->count, __ATOMIC_ACQUIRE);
+        for (const Ear *e = ears->ears; e < ears->ears + count; e++) {
             if (flags & OVERFLOWED) overflow(e);
             append(e, block, (int64_t)frames * e->frame);
         }
@@ -79,5 +80,5 @@ int32_t ears_close(Ears *ears) {
     return __atomic_load_n(&ears->busy, __ATOMIC_SEQ_CST);
 }
 
-/* Loads before are done before those after: for who reads what a callback writes. */
-void ears_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+/* What Python reads and writes before is done before what it does after: the callback knows no interpreter lock. */
+void ears_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kwsd.compiled import NUMBER, POINTER, library
+from kwsd.compiled import NUMBER, POINTER, fence, library
 from kwsd.inlet import Inlet
+from kwsd.ring import RingBuffer
 
 TIMES = 512  # as in ears.c
 
@@ -19,7 +20,11 @@ class Ears:
     given = 0  # what that is to be given, an address
 
     def __init__(self, inlets: Sequence[Inlet]) -> None:
-        self._inlets, self._closed = inlets, False
+        self._inlets, self._closed = list(inlets), False
+
+    def add(self, inlet: Inlet) -> None:
+        """One more, which gets what is delivered from now on."""
+        self._inlets.append(inlet)
 
     def close(self) -> None:
         """Nothing counts any more that is delivered from now on."""
@@ -67,15 +72,25 @@ INTERFACE = 65536 * ctypes.sizeof(_Ear) + ctypes.sizeof(_Ears)
 class CompiledEars(Ears):
     """The callback is C. Whoever opens a stream with it must hold this until PortAudio has closed it."""
 
-    def __init__(self, inlets: Sequence[Inlet], compiled: ctypes.CDLL) -> None:
-        super().__init__(inlets)
-        places = [inlet.place for inlet in inlets]
-        self._rings = [place.ring for place in places]  # held, as C writes into them
-        self._ear = (_Ear * len(places))(*(_Ear(**place.addresses) for place in places))
-        self._ears = _Ears(ears=ctypes.addressof(self._ear), count=len(places))
+    def __init__(self, inlets: Sequence[Inlet], most: int, compiled: ctypes.CDLL) -> None:
+        """`most`: how many inlets there will be."""
+        super().__init__([])
+        self._rings: list[RingBuffer] = []  # held, as C writes into them
+        self._each = (_Ear * most)()
+        self._ears = _Ears(ears=ctypes.addressof(self._each))
+        for inlet in inlets:
+            self.add(inlet)
         self._close = compiled.ears_close
         self._close.restype, self._close.argtypes = ctypes.c_int32, [POINTER]
         self.address, self.given = ctypes.cast(compiled.ears_hear, POINTER).value, ctypes.addressof(self._ears)
+
+    def add(self, inlet: Inlet) -> None:
+        """One more, which gets what is delivered from now on."""
+        place, count = inlet.place, self._ears.count
+        self._rings.append(place.ring)
+        self._each[count] = _Ear(**place.addresses)
+        fence()  # before C looks at it
+        self._ears.count = count + 1
 
     def close(self) -> None:
         """Nothing counts any more that is delivered from now on. A block that is being taken is waited for."""
@@ -89,7 +104,7 @@ class CompiledEars(Ears):
         return times[:heard] if heard <= TIMES else times[heard % TIMES :] + times[: heard % TIMES]
 
 
-def make_ears(inlets: Sequence[Inlet]) -> Ears:
-    """Compiled, where that was."""
+def make_ears(inlets: Sequence[Inlet], most: int) -> Ears:
+    """Of these inlets, and of others that are added, `most` together. Compiled, where that was."""
     compiled = library("ears", INTERFACE)
-    return Ears(inlets) if compiled is None else CompiledEars(inlets, compiled)
+    return Ears(inlets) if compiled is None else CompiledEars(inlets, most, compiled)

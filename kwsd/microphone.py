@@ -88,6 +88,8 @@ class Microphone:
     def deliver_to(self, inlet: Inlet) -> None:
         """Every block from now on goes to this inlet, too."""
         self._inlets.append(inlet)
+        if self._ears is not None:
+            self._ears.add(inlet)
 
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Open the device. Raises AudioError if it refuses."""
@@ -155,7 +157,7 @@ class Microphone:
     def _open(self) -> None:
         """Raises AudioError if it refuses."""
         assert self._device is not None
-        ears = self._ears = make_ears(self._inlets)
+        ears = self._ears = make_ears(self._inlets, len(self._listened_to))
 
         def finished() -> None:
             if self._ears is ears:

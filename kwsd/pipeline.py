@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kwsd.artefact import UNKNOWN, ArtefactInfo
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
 from kwsd.compiled_debouncer import make_debouncer
+from kwsd.compiled_window import make_schedule
 from kwsd.config import Config, KeywordConfig
 from kwsd.debouncer import Detection, NearMiss, NearMisses, Rules
 from kwsd.errors import ConfigError
@@ -25,7 +26,6 @@ from kwsd.ring import Indices, RingBuffer
 from kwsd.scoring import Scored, make_scorer
 from kwsd.span import level_dbfs, word_span
 from kwsd.spotter import Spotter
-from kwsd.window import WindowSchedule
 
 FALLBACK_THRESHOLD = 0.8  # for a label the artefact recommends nothing for
 NO_LIMIT = -1
@@ -84,7 +84,7 @@ class Pipeline:
         self._wrote_at = wrote_at or (lambda stream: inlets[stream].wrote_at)
         hop = samples(config.window.hop_ms / 1000)
         live = np.array([stream.live for stream in streams])
-        self.schedule = WindowSchedule(len(streams), hop, config.window.max_batch, live)
+        self.schedule = make_schedule(len(streams), hop, config.window.max_batch, live)
         self.scorer = make_scorer(spotter, len(streams), hop)
         self.rules = make_rules(config, spotter.info)
         self.near_misses = NearMisses(self.rules, len(streams)) if config.wants_rejected else None

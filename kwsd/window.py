@@ -36,7 +36,7 @@ class WindowSchedule:
 
     def start_at(self, samples: Indices) -> None:
         """No window that ends before these sample indices (streams,) is due."""
-        self.next_end = np.maximum(self.next_end, samples)
+        np.maximum(self.next_end, samples, out=self.next_end)
         self._gaps = -1
 
     def take(self, ring: RingBuffer) -> Due:
@@ -71,7 +71,7 @@ class WindowSchedule:
         if self._gaps != ring.gaps:
             self._gaps = ring.gaps  # before the gaps themselves: one that comes now is looked at next
             earliest = np.maximum(self.next_end, ring.unbroken_from + WINDOW)  # (streams,)
-            self.next_end = -(-earliest // self.hop) * self.hop
+            self.next_end[:] = -(-earliest // self.hop) * self.hop
         return self.next_end
 
     @staticmethod

@@ -5,12 +5,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kwsd import compiled, compiled_window, window
 from kwsd.audio_format import WINDOW
+from kwsd.compiled_window import CompiledSchedule, make_schedule
 from kwsd.ring import RingBuffer
 from kwsd.window import WindowSchedule
 
+FORMS = {"numpy": window.WindowSchedule, "compiled": make_schedule}
 HOP = 1600
 CAPACITY = 3 * WINDOW
+
+
+@pytest.fixture(scope="module", autouse=True, params=FORMS)
+def form(request):
+    """Every test asks numpy and C."""
+    if request.param == "compiled" and compiled.library("window", compiled_window.INTERFACE) is None:
+        pytest.skip("no C compiler: kwsd was installed without what it compiles")
+    globals()["WindowSchedule"] = FORMS[request.param]
+    yield
+    globals()["WindowSchedule"] = window.WindowSchedule
 
 
 class Room:
@@ -280,3 +293,25 @@ def test_many_streams_at_once_get_the_windows_each_gets_alone(writes, max_batch)
         taken, skipped = together.take()
         for i, room in enumerate(alone):
             assert ([end for s, end in taken if s == i], skipped[i]) == room.ends()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    live=st.lists(st.booleans(), min_size=1, max_size=5),
+    max_batch=st.integers(1, 6),
+    steps=st.lists(st.tuples(st.integers(0, 4), st.integers(-9000, 30_000)), max_size=25),
+)
+def test_compiled_it_takes_what_numpy_takes_in_the_same_order(live, max_batch, steps):
+    ring = RingBuffer(len(live), 20 * WINDOW)
+    forms = window.WindowSchedule, make_schedule
+    one, other = (make(len(live), HOP, max_batch, np.array(live)) for make in forms)
+    assert isinstance(other, CompiledSchedule) or compiled.library("window", compiled_window.INTERFACE) is None
+    for stream, samples in steps:
+        if samples < 0:
+            ring.skip(stream % len(live), -samples)
+        else:
+            ring.write(stream % len(live), np.zeros(samples, np.float32))
+        dues = [schedule.take(ring) for schedule in (one, other)]
+        for name in ("streams", "ends", "skipped", "distinct"):
+            np.testing.assert_array_equal(*(getattr(due, name) for due in dues), name)
+        np.testing.assert_array_equal(one.next_end, other.next_end)

@@ -30,7 +30,7 @@ if __name__ == "__main__":
         with scene.talking():
             for turn in range(given.times):
                 offset.write_text(STEPS[turn % len(STEPS)])
-                time.sleep(scene.draw.uniform(1.0, 5.0))
+                time.sleep(scene.draw.uniform(4.0, 7.0))  # in which a word is said
         scene.daemon.stop()
         years = {event["time"][:4] for event in scene.daemon.events}
         latencies = [event["latency_ms"] for event in scene.daemon.detections]
