@@ -38,6 +38,7 @@ WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without bein
 LOST_LOOK_S = 0.1  # the same, while a microphone is lost
 LOOK_EVERY_S = 1.0  # how often load is looked at
 REST_S = 0.2  # of audio beyond the next window that waits for no look while the model finds nothing in what it hears
+GRACE_S = 0.1  # more than until the next look, a source that wakes us may take
 FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
@@ -135,6 +136,8 @@ class Listening:
         self._left: set[int] = set()  # sources that ended, and were told
         self._quiet = Quiet(self._inlets)
         self._dozed_until = self._ring.written  # (streams,) windows up to here were made to wait
+        # A source with a beat wakes nobody, and one that does wakes us a little later than it might.
+        self._look_s = LOOK_S if all(source.block_s for source in self.sources) else LOOK_S + GRACE_S
         self._doze_s = 0.0  # of audio that may wait, less what may come until the next look
         self._pause = 0  # samples that may wait while nothing stirs, though something is to be heard
         try:
@@ -422,20 +425,21 @@ class Listening:
         """Whether all sources deliver, and nothing that is to be heard."""
         now = time.monotonic()
         for inlet in self._inlets:
-            if now - inlet.wrote_at >= LOOK_S or inlet.ended or inlet.is_anew:
+            if now - inlet.wrote_at >= self._look_s or inlet.ended or inlet.is_anew:
                 return False
         return self._quiet.look(self._doze_s)
 
-    def _doze_off(self) -> None:
-        """Until windows may wait no longer, or there is something else to see to."""
-        dozing = True
-        while dozing:
+    def _doze_off(self) -> bool:
+        """Until windows may wait no longer, or there is something else to see to: whether there is."""
+        while True:
             for inlet in self._inlets:
                 self._dozed_until[inlet.stream] = inlet.came
                 inlet.want_more(LOOK_S)
-            self._sleep(LOOK_S)
-            disturbed = self._stopping or self._successor is not None or self.watched or self.listener is not None
-            dozing = not disturbed and self._is_quiet()
+            self._sleep(self._look_s)
+            if self._stopping or self._successor is not None or self.watched or self.listener is not None:
+                return True
+            if not self._is_quiet():
+                return False
 
     def _let_pile_up(self, next_ends: Indices) -> None:
         """A batch closes when it is full, or `max_wait_ms` after its first window: many windows at once cost less."""
@@ -482,8 +486,8 @@ class Listening:
             self._meet_satellites()
             if self._may_doze():
                 self._look_round()
-                self._doze_off()
-                continue
+                if self._doze_off():
+                    continue
             begun = time.monotonic()
             progress = self._pipeline.advance()
             self._weigh(progress.scored, begun, time.monotonic())

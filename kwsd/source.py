@@ -23,8 +23,9 @@ from kwsd.inlet import Inlet
 from kwsd.pcm import Frames, PcmDecoder
 
 BLOCK_S = 0.02  # of audio a file delivers at once
-READ_S = 0.25  # of audio read from a pipe at once, if so much is there
-MOST_S = 0.25  # waited for at once: for so long nobody sees that the writer is gone
+READ_S = 0.5  # of audio read from a pipe at once, if so much is there
+MOST_S = 0.4  # waited for at once; more than inference ever waits for
+SOON_S = 0.003  # until the inference thread says what it waits for next
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 PART_S = 0.02  # until the rest of a sample is looked for
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
@@ -247,6 +248,8 @@ class RawPcm(_Reader):
         self._decoder = PcmDecoder(self._format, self.channels)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
+        self._writers = select.poll()  # which it says when they are gone, and nothing else
+        self._writers.register(self._fd, 0)
 
     def _open(self) -> int:
         path = self._path
@@ -395,10 +398,12 @@ class RawPcm(_Reader):
 
     def _read(self, size: int) -> bytes | None:
         """Bytes, b'' at the end, None if nothing came for a while."""
-        ready = self._poll.poll(100)
-        if not ready and not (self._reopens and self._came):
-            return None  # but a writer that was gone before we opened hangs up unseen
         try:
+            if self._came and not self._orphaned:
+                self._let_the_rest_come()
+            ready = self._poll.poll(100)
+            if not ready and not (self._reopens and self._came):
+                return None  # but a writer that was gone before we opened hangs up unseen
             if self._orphaned:
                 return self._read_orphans(size)
             whole = self._let_the_rest_come()
@@ -426,8 +431,8 @@ class RawPcm(_Reader):
         return chunk if whole else None
 
     def _let_the_rest_come(self) -> int | None:
-        """Something came: wait until as much did as somebody waits for, since to read twice costs twice as much. No
-        writer is made to wait: before half the pipe is full, it is read. Returns the bytes of whole frames that came;
+        """Something came, or did before: wait until as much did as somebody waits for, since to read twice costs twice
+        as much, and so does to look. No writer is made to wait: before half the pipe is full, it is read. Returns the bytes of whole frames that came;
         a part of one stays in the pipe, for whoever reads it next after a reload must not begin inside a sample. None:
         it is no pipe."""
         fd, frame = self._fd, self._decoder.frame
@@ -435,9 +440,11 @@ class RawPcm(_Reader):
         if self._inlet is None or not room:
             return None
         there = _waiting(fd) // frame
+        if not there and self._inlet.missing <= 0:  # what was read last is not looked at yet
+            time.sleep(SOON_S)
         missing = min(self._inlet.missing, room // 2, there + MOST_S * self.rate) - there
-        if there and missing > 0:
-            time.sleep(missing / self.rate + BEHIND_S)  # short, and cheaper than to wait for a signal to stop
+        if missing > 0 and (there or self._came):
+            self._writers.poll(1000 * (missing / self.rate + BEHIND_S))  # short: no signal to stop is waited for
             there = _waiting(fd) // frame
         return there * frame
 
