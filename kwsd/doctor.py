@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from kwsd import compiled_debouncer, compiled_window, ears, powers
 from kwsd.artefact import read_artefact
 from kwsd.audio_format import WINDOW
 from kwsd.check import broker_is_to_come, hooks_to_check, looks
+from kwsd.compiled import library
 from kwsd.config import Config, MicrophoneConfig
 from kwsd.door import answers
 from kwsd.engines import make_spotter
@@ -80,6 +82,7 @@ def examine(load: Callable[[], Config], seconds: float) -> Findings:
         yield Finding(FAIL, f"configuration: {error}", "kwsd check says the same until it is right")
         return
     yield from _model(config)
+    yield compiled_parts()
     yield from _named(config)
     yield from _microphones(config, seconds)
     yield from _socket(config)
@@ -115,6 +118,24 @@ def _model(config: Config) -> Findings:
         FAIL if share > 1.0 and artefact.info.step is None else WARN if slow else OK,
         what,
         "take commands-fast, an ONNX file instead of TorchScript, or a longer window.hop_ms" if slow else "",
+    )
+
+
+def compiled_parts() -> Finding:
+    """What of kwsd is compiled, besides the engine."""
+    parts = {
+        "audio callback": ("ears", ears.INTERFACE),
+        "loudness": ("quiet", powers.INTERFACE),
+        "windows": ("window", compiled_window.INTERFACE),
+        "debouncer": ("debouncer", compiled_debouncer.INTERFACE),
+    }
+    missing = [name for name, part in parts.items() if library(*part) is None]
+    if not missing:
+        return Finding(OK, f"compiled: {', '.join(parts)}")
+    return Finding(
+        WARN,
+        f"compiled: not {', '.join(missing)}: Python does it, at a greater cost, and waits for other threads",
+        "install a C compiler, then kwsd again",
     )
 
 

@@ -432,9 +432,9 @@ class RawPcm(_Reader):
 
     def _let_the_rest_come(self) -> int | None:
         """Something came, or did before: wait until as much did as somebody waits for, since to read twice costs twice
-        as much, and so does to look. No writer is made to wait: before half the pipe is full, it is read. Returns the bytes of whole frames that came;
-        a part of one stays in the pipe, for whoever reads it next after a reload must not begin inside a sample. None:
-        it is no pipe."""
+        as much, and so does to look. No writer is made to wait: before half the pipe is full, it is read; and none that
+        goes is waited for. Returns the bytes of whole frames that came; a part of one stays in the pipe, for whoever
+        reads it next after a reload must not begin inside a sample. None: it is no pipe."""
         fd, frame = self._fd, self._decoder.frame
         room = _pipe_size(fd) // frame if fd >= 0 else 0  # else it was closed meanwhile
         if self._inlet is None or not room:

@@ -12,7 +12,8 @@ from broker import Broker, needs_mosquitto
 from running import KWSD, free_port
 from sound_server import SoundServer, missing
 
-from kwsd.doctor import FAIL, OK, WARN, judge
+from kwsd import compiled
+from kwsd.doctor import FAIL, OK, WARN, compiled_parts, judge
 from kwsd.errors import UNAVAILABLE, USAGE
 from kwsd.recording import DEMO, read_recording
 
@@ -188,3 +189,17 @@ def test_a_hook_for_a_word_that_nobody_listens_for_is_found(kwsd):
     result = kwsd("doctor", "--set", FROM_FILE, "--set", "hooks=[{keywords: [banana], shell: 'true'}]")
     assert result.code == UNAVAILABLE
     assert "FAIL  hook: hooks.0.keywords: " in result.out and "banana" in result.out
+
+
+def test_what_was_not_compiled_is_named(monkeypatch):
+    parts = "audio callback, loudness, windows, debouncer"
+    if shutil.which("cc"):
+        assert compiled_parts().what == f"compiled: {parts}"
+    monkeypatch.setattr(compiled, "LIBRARY", "kwsd._nowhere")
+    compiled.library.cache_clear()
+    try:
+        finding = compiled_parts()
+    finally:
+        compiled.library.cache_clear()
+    assert finding.state == WARN and f"not {parts}: Python does it" in finding.what
+    assert "install a C compiler" in finding.remedy

@@ -176,8 +176,10 @@ WAITS_FOR_NOBODY = """
     while inlet.blocks < 5:
         time.sleep(0.01)
     before = inlet.blocks
-    ctypes.PyDLL(None).usleep(1_000_000)  # and keeps the interpreter lock
+    sys.setswitchinterval(10.0)  # who waits for the interpreter lock is not given it before we have looked
+    ctypes.PyDLL(None).usleep(1_000_000)  # and keeps the lock
     meanwhile = inlet.blocks - before
+    sys.setswitchinterval(0.0005)
     time.sleep(0.5)
     inlet.pump()
     print(meanwhile, inlet.blocks - before, inlet.overflows, len(microphone.took_us()))

@@ -19,7 +19,7 @@ def broken(*given, **more):
 setattr(owner, sound.__name__, broken)
 """
 PARTS = {
-    "inference": ("kwsd.pipeline", "Pipeline.take_in", 20),
+    "inference": ("kwsd.pipeline", "Pipeline.advance", 10),
     "what comes of it": ("kwsd.daemon", "Daemon._on_progress", 0),
     "the thread of a recording": ("kwsd.inlet", "Inlet.write", 30),
     "standard output": ("kwsd.sinks.stdout", "Stdout._next", 1),
