@@ -136,8 +136,8 @@ class Listening:
         self._left: set[int] = set()  # sources that ended, and were told
         self._quiet = Quiet(self._inlets)
         self._dozed_until = self._ring.written  # (streams,) windows up to here were made to wait
-        # A source with a beat wakes nobody, and one that does wakes us a little later than it might.
-        self._look_s = LOOK_S if all(source.block_s for source in self.sources) else LOOK_S + GRACE_S
+        # Where any source has a beat and so wakes nobody, on time; else when the sources have what we look for.
+        self._look_s = LOOK_S if any(source.block_s for source in self.sources) else LOOK_S + GRACE_S
         self._doze_s = 0.0  # of audio that may wait, less what may come until the next look
         self._pause = 0  # samples that may wait while nothing stirs, though something is to be heard
         try:
@@ -424,8 +424,9 @@ class Listening:
     def _is_quiet(self) -> bool:
         """Whether all sources deliver, and nothing that is to be heard."""
         now = time.monotonic()
-        for inlet in self._inlets:
-            if now - inlet.wrote_at >= self._look_s or inlet.ended or inlet.is_anew:
+        for source, inlet in self._supplies():
+            late = now - inlet.wrote_at >= (LOOK_S if source.block_s else LOOK_S + GRACE_S)
+            if late or inlet.ended or inlet.is_anew:
                 return False
         return self._quiet.look(self._doze_s)
 
@@ -436,6 +437,7 @@ class Listening:
                 self._dozed_until[inlet.stream] = inlet.came
                 inlet.want_more(LOOK_S)
             self._sleep(self._look_s)
+            self._look_round()
             if self._stopping or self._successor is not None or self.watched or self.listener is not None:
                 return True
             if not self._is_quiet():

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from live_systemd import REPOSITORY, Machine, why_not
@@ -12,7 +13,7 @@ from running import clean_environment
 
 from kwsd.recording import DEMO
 
-DEB = os.environ.get("KWSD_DEB", "")
+DEB = os.environ.get("KWSD_DEB", "") and str(Path(os.environ["KWSD_DEB"]).resolve())
 built = pytest.mark.skipif(not DEB, reason="make deb takes minutes: name what it built in KWSD_DEB")
 on_a_machine = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
