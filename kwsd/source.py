@@ -26,6 +26,8 @@ BLOCK_S = 0.02  # of audio a file delivers at once
 READ_S = 0.5  # of audio read from a pipe at once, if so much is there
 MOST_S = 0.4  # waited for at once; more than inference ever waits for
 SOON_S = 0.003  # until the inference thread says what it waits for next
+PAUSED_S = 0.25  # what comes so much later than it should was not kept from us, but written later
+DRIFT = 0.02  # of what it comes later, this counts for a slower clock
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 PART_S = 0.02  # until the rest of a sample is looked for
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
@@ -246,6 +248,7 @@ class RawPcm(_Reader):
         """With what is open now."""
         self._came = False  # anything, from whoever writes now
         self._decoder = PcmDecoder(self._format, self.channels)
+        self._read_frames, self._pace = 0, Pace(self.rate)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         self._writers = select.poll()  # which it says when they are gone, and nothing else
@@ -412,6 +415,7 @@ class RawPcm(_Reader):
                 return None
             chunk = os.read(self._fd, min(size, whole or size))
             self._came = bool(chunk)
+            self._read_frames += len(chunk) // self._decoder.frame
             return chunk
         except BlockingIOError:
             return None
@@ -443,10 +447,35 @@ class RawPcm(_Reader):
         if not there and self._inlet.missing <= 0:  # what was read last is not looked at yet
             time.sleep(SOON_S)
         missing = min(self._inlet.missing, room // 2, there + MOST_S * self.rate) - there
+        if there:
+            self._pace.note(self._read_frames + there)
         if missing > 0 and (there or self._came):
-            self._writers.poll(1000 * (missing / self.rate + BEHIND_S))  # short: no signal to stop is waited for
+            due_s = self._pace.due_in(self._read_frames + there + missing) + BEHIND_S
+            if due_s > 0.0:
+                self._writers.poll(1000 * min(due_s, MOST_S))  # short: no signal to stop is waited for
             there = _waiting(fd) // frame
         return there * frame
+
+
+class Pace:
+    """How a writer keeps time, by when its samples were seen: as soon as they were written, or later."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._begun_at: float | None = None  # when its first sample must have been written, monotonic s
+
+    def note(self, frames: int) -> None:
+        """So many have come by now, since the first."""
+        begun_at = time.monotonic() - frames / self._rate
+        if self._begun_at is None or begun_at < self._begun_at or begun_at > self._begun_at + PAUSED_S:
+            self._begun_at = begun_at
+        else:  # we look a little late ourselves, and that must not add up; but its clock may be slower than ours
+            self._begun_at += DRIFT * max(0.0, begun_at - self._begun_at - 2 * BEHIND_S)
+
+    def due_in(self, frames: int) -> float:
+        """Seconds until so many have come, if it goes on so; negative where they should have."""
+        begun_at = self._begun_at if self._begun_at is not None else time.monotonic()
+        return begun_at + frames / self._rate - time.monotonic()
 
 
 def _waiting(fd: int) -> int:

@@ -18,7 +18,7 @@ from kwsd.audio_format import SAMPLE_RATE
 from kwsd.inlet import Inlet
 from kwsd.recording import DEMO, read_recording
 from kwsd.ring import RingBuffer
-from kwsd.source import BLOCK_S, TAIL_S, RawPcm
+from kwsd.source import BEHIND_S, BLOCK_S, TAIL_S, Pace, RawPcm
 
 PIECE = SAMPLE_RATE // 100  # samples that the writer writes at once
 
@@ -322,3 +322,56 @@ def test_a_fifo_as_the_source_of_one_run_ends_with_its_writer(environment, fifo,
     with Running("--source", str(fifo), environment=environment) as daemon:
         write(fifo, spoken[:64_000])
         assert daemon.finish() == 0
+
+
+# --- how a writer keeps time ---
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("kwsd.source.time.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def seen(clock, pace, written_s, *late_s):
+    """Pieces of 50 ms, each seen so much later than it was written. What was seen of the last, in frames."""
+    for n, late in enumerate(late_s, 1):
+        clock.now = written_s + 0.05 * n + late
+        pace.note(800 * n)
+    return 800 * len(late_s)
+
+
+def test_when_more_will_have_come_is_told_by_what_was_seen_soonest(clock):
+    pace = Pace(SAMPLE_RATE)
+    frames = seen(clock, pace, 50.0, 0.03, 0.0, 0.02, 0.04)
+    assert pace.due_in(frames + 1600) == pytest.approx(0.1 - 0.04, abs=2e-3), "it was read 40 ms late"
+    clock.now += 1.0
+    assert pace.due_in(frames + 1600) < 0.0
+
+
+def test_a_writer_that_paused_begins_anew(clock):
+    pace = Pace(SAMPLE_RATE)
+    seen(clock, pace, 50.0, 0.0, 0.0)
+    clock.now = 60.0
+    pace.note(2400)
+    assert pace.due_in(3200) == pytest.approx(0.05)
+
+
+def test_a_writer_with_a_slower_clock_is_followed(clock):
+    pace = Pace(SAMPLE_RATE)
+    slower = [n * 0.05 * 1e-3 for n in range(4000)]  # a thousandth
+    frames = seen(clock, pace, 50.0, *slower)
+    assert pace.due_in(frames + 800) == pytest.approx(0.05, abs=0.008)
+
+
+def test_to_look_a_little_late_every_time_does_not_add_up(clock):
+    pace, at = Pace(SAMPLE_RATE), 50.0
+    for n in range(1, 5000):
+        clock.now = at + 0.05 * n + 2 * BEHIND_S * (n > 1)
+        pace.note(800 * n)
+    assert pace.due_in(800 * 5000) == pytest.approx(0.05 - 2 * BEHIND_S, abs=1e-6)
