@@ -446,7 +446,7 @@ class RawPcm(_Reader):
         there = _waiting(fd) // frame
         if not there and self._inlet.missing <= 0:  # what was read last is not looked at yet
             time.sleep(SOON_S)
-        missing = min(self._inlet.missing, room // 2, there + MOST_S * self.rate) - there
+        missing = min(self._inlet.missing, room // 2, there + int(MOST_S * self.rate)) - there
         if there:
             self._pace.note(self._read_frames + there)
         if missing > 0 and (there or self._came):
