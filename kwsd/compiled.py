@@ -31,19 +31,21 @@ def _make_fence() -> Callable[[], None]:
 
 
 @cache
-def library(part: str, sizes: int) -> ctypes.CDLL | None:
-    """The functions of one of its parts; None where it was not compiled, or of another version: `sizes` is what the
-    part's `…_interface` must say."""
+def library(part: str, interface: int, *functions: str) -> ctypes.CDLL | None:
+    """The functions of one of its parts; None where it was not compiled, or of another version: where one of the
+    functions is missing, or the part's `…_interface` says something else."""
     where = _where()
     if where is None:
         return None
     try:
         found = ctypes.PyDLL(where)  # which keeps the interpreter lock: what is called is over before it could be had
-        interface = found[f"{part}_interface"]
+        says = found[f"{part}_interface"]
+        for function in functions:
+            found[f"{part}_{function}"]
     except (OSError, AttributeError):
         return None
-    interface.restype, interface.argtypes = NUMBER, []
-    return found if interface() == sizes else None
+    says.restype, says.argtypes = NUMBER, []
+    return found if says() == interface else None
 
 
 def _where() -> str | None:

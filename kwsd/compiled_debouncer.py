@@ -29,7 +29,7 @@ class _State(ctypes.Structure):
     )
 
 
-INTERFACE = 65536 * FIRED.itemsize + ctypes.sizeof(_State)
+PART = "debouncer", 65536 * FIRED.itemsize + ctypes.sizeof(_State), "step", "stirs"
 
 
 class CompiledDebouncer(Debouncer):
@@ -117,7 +117,7 @@ class CompiledDebouncer(Debouncer):
 
 def make_debouncer(rules: Rules, labels: Sequence[str], streams: int, near: NearMisses | None = None) -> Debouncer:
     """Compiled, unless near misses are wanted or it was not. Raises ValueError as Debouncer does."""
-    compiled = library("debouncer", INTERFACE)
+    compiled = library(*PART)
     if compiled is None or near is not None:
         return Debouncer(rules, labels, streams, near)
     return CompiledDebouncer(rules, labels, streams, compiled)

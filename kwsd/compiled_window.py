@@ -20,7 +20,7 @@ class _Schedule(ctypes.Structure):
     )
 
 
-INTERFACE = ctypes.sizeof(_Schedule)
+PART = "window", ctypes.sizeof(_Schedule), "take"
 
 
 class CompiledSchedule(WindowSchedule):
@@ -61,7 +61,7 @@ class CompiledSchedule(WindowSchedule):
 
 def make_schedule(streams: int, hop: int, max_batch: int, live: NDArray[np.bool_]) -> WindowSchedule:
     """Compiled, where that was."""
-    compiled = library("window", INTERFACE)
+    compiled = library(*PART)
     if compiled is None:
         return WindowSchedule(streams, hop, max_batch, live)
     return CompiledSchedule(streams, hop, max_batch, live, compiled)

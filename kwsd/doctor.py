@@ -124,10 +124,10 @@ def _model(config: Config) -> Findings:
 def compiled_parts() -> Finding:
     """What of kwsd is compiled, besides the engine."""
     parts = {
-        "audio callback": ("ears", ears.INTERFACE),
-        "loudness": ("quiet", powers.INTERFACE),
-        "windows": ("window", compiled_window.INTERFACE),
-        "debouncer": ("debouncer", compiled_debouncer.INTERFACE),
+        "audio callback": ears.PART,
+        "loudness": powers.PART,
+        "windows": compiled_window.PART,
+        "debouncer": compiled_debouncer.PART,
     }
     missing = [name for name, part in parts.items() if library(*part) is None]
     if not missing:

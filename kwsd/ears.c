@@ -1,5 +1,5 @@
-/* The audio callback, without Python: it never waits for the interpreter lock, whatever other threads are busy with, and
-   costs half. It does what Inlet.append and RingBuffer.appender do, and keeps ring.py's invariant: the index that is
+/* The audio callback, without Python: it never waits for the interpreter lock, whatever other threads are busy with,
+   and costs half. It does what Inlet.append and RingBuffer.appender do, and keeps ring.py's invariant: the index that is
    about to be reached is claimed before a sample is touched, and the end is moved after the last is in place. */
 
 #include <stdint.h>
@@ -45,9 +45,9 @@ static void append(const Ear *e, const char *block, int64_t bytes) {
     const int64_t stop = end * e->frame % e->size, tail = bytes < stop ? bytes : stop; /* up to `stop` */
     memcpy(e->ring + stop - tail, block + bytes - tail, (size_t)tail);
     memcpy(e->ring + e->size - (bytes - tail), block, (size_t)(bytes - tail)); /* over the ring's edge */
-    __atomic_store_n(e->end, end, __ATOMIC_RELEASE);
     ++*e->blocks;
-    *e->wrote_at = now();
+    *e->wrote_at = now(); /* before the end: who sees that sees when it came */
+    __atomic_store_n(e->end, end, __ATOMIC_RELEASE);
 }
 
 /* A gap, before the block that is appended next. */
@@ -57,7 +57,8 @@ static void overflow(const Ear *e) {
 }
 
 /* PortAudio calls it with every block of float32. */
-int ears_hear(const void *block, void *nothing, unsigned long frames, const void *time, unsigned long flags, void *given) {
+int ears_hear(const void *block, void *nothing, unsigned long frames, const void *time, unsigned long flags,
+              void *given) {
     (void)nothing, (void)time;
     Ears *ears = given;
     __atomic_store_n(&ears->busy, 1, __ATOMIC_SEQ_CST);

@@ -66,7 +66,7 @@ class _Ears(ctypes.Structure):
     )
 
 
-INTERFACE = 65536 * ctypes.sizeof(_Ear) + ctypes.sizeof(_Ears)
+PART = "ears", 65536 * ctypes.sizeof(_Ear) + ctypes.sizeof(_Ears), "hear", "close", "fence"
 
 
 class CompiledEars(Ears):
@@ -106,5 +106,5 @@ class CompiledEars(Ears):
 
 def make_ears(inlets: Sequence[Inlet], most: int) -> Ears:
     """Of these inlets, and of others that are added, `most` together. Compiled, where that was."""
-    compiled = library("ears", INTERFACE)
+    compiled = library(*PART)
     return Ears(inlets) if compiled is None else CompiledEars(inlets, most, compiled)

@@ -11,8 +11,7 @@ CLIPPED = 0.99  # of full scale
 CLIPPED_SHARE = 0.01  # of the samples
 PATTERN = 64  # samples that must agree before a longer look is worth it
 MOST_PERIODS = 32  # looked at longer
-
-LEAST = 1e-12  # mean square that is told from none
+NEXT_TO_NOTHING = 1e-12  # mean square, -120 dBFS
 
 SILENCE = "digital silence"
 CONSTANT = "constant"
@@ -42,14 +41,15 @@ def fault_in(samples: NDArray[np.float32], floor_dbfs: float) -> str | None:
         return STUCK
     if max(-low, high) >= CLIPPED and np.count_nonzero(np.abs(samples) >= CLIPPED) > CLIPPED_SHARE * samples.size:
         return CLIPPING
-    if 10.0 * math.log10(max(power(samples), LEAST)) < floor_dbfs:
+    if 10.0 * math.log10(max(power(samples), NEXT_TO_NOTHING)) < floor_dbfs:
         return QUIET
     return None
 
 
 def power(samples: NDArray[np.float32]) -> float:
-    """Mean square of audio (n,) without what a constant has, with no copy of it, as every second is looked at."""
-    return float(np.einsum("i,i->", samples, samples)) / samples.size - float(samples.mean()) ** 2
+    """Mean square of audio (n,) without what a constant has, which may be far more."""
+    changing = samples - np.float32(samples.mean())
+    return float(np.einsum("i,i->", changing, changing)) / samples.size
 
 
 def repeats(samples: NDArray[np.float32]) -> bool:

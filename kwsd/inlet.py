@@ -148,10 +148,10 @@ class Inlet:
             self.append(memoryview(frames).cast("B"))  # type: ignore[arg-type]
 
     def append(self, block: bytes) -> None:
-        """The same as bytes: what the audio callback calls."""
-        self._append(block)
+        """The same as bytes: what an audio callback calls that is not compiled."""
         self._counts[0] += 1
-        self._clock[0] = time.monotonic()
+        self._clock[0] = time.monotonic()  # before the samples: who sees those sees when they came
+        self._append(block)
 
     def overflow(self) -> None:
         """The sound system dropped audio before the block that is written next."""

@@ -31,7 +31,7 @@ from kwsd.span import frame_levels_dbfs, level_dbfs, noise_level
 from kwsd.spotter import Spotter
 from kwsd.supervisor import Supervisor
 
-SWITCH_S = 0.0005  # the audio callback waits at most this long for the interpreter lock; Python has 5 ms
+SWITCH_S = 0.0005  # threads, and a callback that is not compiled, wait so long for the interpreter lock; else 5 ms
 SLACK_S = 0.001  # a block that comes this much after its time still finds nobody waiting in vain
 LATE_S = 0.003  # how soon to look again for a block that is late, at least
 WAKE_AT_LEAST_S = 0.5  # how often the inference thread looks round without being woken
@@ -542,7 +542,7 @@ class Listening:
     def _go_on_with(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         hop, most = pipeline.schedule.hop, pipeline.schedule.max_batch
-        self._doze_s = min(DOZE_S, (most - 2) * hop / SAMPLE_RATE) - LOOK_S
+        self._doze_s = min(DOZE_S, (most - 2) * hop / SAMPLE_RATE) - self._look_s
         self._pause = min(max(samples(REST_S) // hop, 1), max(most - 2, 0), pipeline.rules.smoothing - 1) * hop
 
     def _meet_satellites(self) -> None:

@@ -25,7 +25,7 @@ class _Sound(ctypes.Structure):
     )
 
 
-INTERFACE = ctypes.sizeof(_Sound)
+PART = "quiet", ctypes.sizeof(_Sound), "powers"
 
 
 def piece_of(rate: int) -> int:
@@ -42,7 +42,7 @@ def _at_once(rate: int) -> int:
 def make_powers(ring: RingBuffer, rate: int, channel: int | None) -> Powers:
     """Of the one stream in a ring, and of a channel, from 0, or the mean of all. A piece's power is its mean square
     without what a constant has."""
-    compiled = library("quiet", INTERFACE)
+    compiled = library(*PART)
     powers = _by_numpy(ring, rate, channel) if compiled is None else _compiled(compiled, ring, rate, channel)
 
     def if_there(start: int, pieces: int) -> list[float] | None:
@@ -90,7 +90,8 @@ def _by_numpy(ring: RingBuffer, rate: int, channel: int | None) -> Callable[[int
         frames = room[: pieces * piece]
         ring.read(0, start, frames)
         means = mono(frames, channel).reshape(pieces, -1, at_once).mean(2)  # (pieces, means)
-        power = np.einsum("ij,ij->i", means, means) / means.shape[1] - means.mean(1) ** 2
+        means = means - means.mean(1, keepdims=True)
+        power = np.einsum("ij,ij->i", means, means) / means.shape[1]
         return power.tolist()  # type: ignore[no-any-return]
 
     return powers

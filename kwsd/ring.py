@@ -61,7 +61,7 @@ class RingBuffer:
             self._append[stream](memoryview(samples).cast("B"))  # type: ignore[arg-type]
 
     def appender(self, stream: int) -> Callable[[bytes], None]:
-        """`write` for the audio callback: takes float32 samples as bytes, and has all it needs at hand, since after
+        """`write` for an audio callback: takes float32 samples as bytes, and has all it needs at hand, since after
         50 ms of sleep whatever must be looked up comes from main memory."""
         memory, size, ends, claimed = self._bytes[stream], self._sample, self.ends, self._claimed
 

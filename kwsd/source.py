@@ -28,6 +28,7 @@ MOST_S = 0.4  # waited for at once; more than inference ever waits for
 SOON_S = 0.003  # until the inference thread says what it waits for next
 PAUSED_S = 0.25  # what comes so much later than it should was not kept from us, but written later
 DRIFT = 0.02  # of what it comes later, this counts for a slower clock
+ROOMY_S = 0.1  # of audio that fits a pipe of which one need not see the first byte at once
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 PART_S = 0.02  # until the rest of a sample is looked for
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
@@ -237,6 +238,7 @@ class RawPcm(_Reader):
         self._path, self._name = path, "stdin" if path == "-" else path
         self._format = sample_format
         self._fd, self._closing = self._open(), threading.Lock()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # rung to stop
         self._reopens = reopen and path != "-" and _is_fifo(self._fd)
         self._waits, self._noticed = False, threading.Event()  # for another writer, and whether that was seen
         self._broke: KwsdError | None = None  # what the last writer did wrong
@@ -251,8 +253,9 @@ class RawPcm(_Reader):
         self._read_frames, self._pace = 0, Pace(self.rate)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        self._writers = select.poll()  # which it says when they are gone, and nothing else
+        self._writers = select.poll()  # which it says when they are gone, or we are to stop, and nothing else
         self._writers.register(self._fd, 0)
+        self._writers.register(self._bell, select.POLLIN)
 
     def _open(self) -> int:
         path = self._path
@@ -386,6 +389,9 @@ class RawPcm(_Reader):
         """Deliver no more, and let the writer know."""
         self._stop.set()
         self._noticed.set()
+        with self._closing:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
         super().stop()
         self._close()
 
@@ -395,9 +401,11 @@ class RawPcm(_Reader):
 
     def _close(self) -> None:
         with self._closing:
-            fd, self._fd = self._fd, -1
+            fd, bell, self._fd, self._bell = self._fd, self._bell, -1, -1
         if fd > 0:  # stdin stays
             os.close(fd)
+        if bell >= 0:
+            os.close(bell)
 
     def _read(self, size: int) -> bytes | None:
         """Bytes, b'' at the end, None if nothing came for a while."""
@@ -410,8 +418,10 @@ class RawPcm(_Reader):
             if self._orphaned:
                 return self._read_orphans(size)
             whole = self._let_the_rest_come()
-            if whole == 0 and ready and ready[0][1] == select.POLLIN:
+            part = whole == 0 and ready and ready[0][1] == select.POLLIN  # of a sample
+            if part:
                 self._stop.wait(PART_S)
+            if part or self._stop.is_set():  # then what is there is for whoever reads it next
                 return None
             chunk = os.read(self._fd, min(size, whole or size))
             self._came = bool(chunk)
@@ -443,16 +453,17 @@ class RawPcm(_Reader):
         room = _pipe_size(fd) // frame if fd >= 0 else 0  # else it was closed meanwhile
         if self._inlet is None or not room:
             return None
-        there = _waiting(fd) // frame
-        if not there and self._inlet.missing <= 0:  # what was read last is not looked at yet
+        there, roomy = _waiting(fd) // frame, room > ROOMY_S * self.rate
+        if not there and roomy and self._inlet.missing <= 0:  # what was read last is not looked at yet
             time.sleep(SOON_S)
+            there = _waiting(fd) // frame
         missing = min(self._inlet.missing, room // 2, there + int(MOST_S * self.rate)) - there
         if there:
             self._pace.note(self._read_frames + there)
-        if missing > 0 and (there or self._came):
+        if missing > 0 and (there or (self._came and roomy)):
             due_s = self._pace.due_in(self._read_frames + there + missing) + BEHIND_S
             if due_s > 0.0:
-                self._writers.poll(1000 * min(due_s, MOST_S))  # short: no signal to stop is waited for
+                self._writers.poll(1000 * min(due_s, MOST_S))
             there = _waiting(fd) // frame
         return there * frame
 

@@ -32,7 +32,7 @@ SILENCE, UNKNOWN = 0, 1
 @pytest.fixture(scope="module", autouse=True, params=FORMS)
 def form(request):
     """Every test asks numpy and C."""
-    if request.param == "compiled" and compiled.library("debouncer", compiled_debouncer.INTERFACE) is None:
+    if request.param == "compiled" and compiled.library(*compiled_debouncer.PART) is None:
         pytest.skip("no C compiler: kwsd was installed without what it compiles")
     globals()["Debouncer"] = FORMS[request.param]
     yield
@@ -558,7 +558,7 @@ def test_compiled_it_decides_the_same_to_the_last_bit_and_remembers_the_same(win
     streams, ends, rows = laid_out(windows)
     noise = np.random.default_rng(seed).uniform(0, 0.2, rows.shape).astype(np.float32)
     rows, one, other = rows + noise, debouncer.Debouncer(rules, LABELS, 4), make_debouncer(rules, LABELS, 4)
-    assert isinstance(other, CompiledDebouncer) or compiled.library("debouncer", compiled_debouncer.INTERFACE) is None
+    assert isinstance(other, CompiledDebouncer) or compiled.library(*compiled_debouncer.PART) is None
     for at in range(0, len(ends), batch):
         some = slice(at, at + batch)
         said, again = (list(form.step(streams[some], ends[some], rows[some])) for form in (one, other))
@@ -589,8 +589,10 @@ def test_where_nothing_was_compiled_numpy_decides(monkeypatch, library):
         compiled.library.cache_clear()
 
 
-def test_what_was_compiled_of_another_version_is_not_called(monkeypatch):
-    monkeypatch.setattr(compiled_debouncer, "INTERFACE", compiled_debouncer.INTERFACE + 8)
+@pytest.mark.parametrize(("more", "function"), [(8, "step"), (0, "dances")])
+def test_what_was_compiled_of_another_version_is_not_called(monkeypatch, more, function):
+    name, interface, *functions = compiled_debouncer.PART
+    monkeypatch.setattr(compiled_debouncer, "PART", (name, interface + more, *functions, function))
     assert type(make_debouncer(rules(), LABELS, 1)) is debouncer.Debouncer
 
 

@@ -21,7 +21,7 @@ from kwsd.ring import RingBuffer
 OVERFLOWED = 2  # PortAudio's flag
 RATE = 4000  # so that a ring is small
 
-LIBRARY = compiled.library("ears", ears.INTERFACE)
+LIBRARY = compiled.library(*ears.PART)
 needs_c = pytest.mark.skipif(LIBRARY is None, reason="no C compiler: kwsd was installed without what it compiles")
 
 

@@ -67,6 +67,12 @@ def test_one_that_hears_is_left_alone(name):
     assert fault_in(WELL[name], FLOOR) is None
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_an_offset_neither_hides_a_fault_nor_makes_one(seed):
+    assert fault_in(np.float32(0.2) + noise(-95, seed), FLOOR) == QUIET
+    assert fault_in(np.float32(0.3) + noise(-80, seed), FLOOR) is None
+
+
 @given(st.integers(1, 400), st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 100]))
 def test_whatever_is_repeated_is_found(period, seed, values):
     piece = np.random.default_rng(seed).integers(0, values, period).astype(np.float32)

@@ -324,6 +324,21 @@ def test_a_fifo_as_the_source_of_one_run_ends_with_its_writer(environment, fifo,
         assert daemon.finish() == 0
 
 
+@pytest.mark.parametrize("stalled_s", np.arange(0.0, 0.6, 0.1).round(1))
+def test_a_writer_that_stalls_holds_up_nobody_who_stops(fifo, stalled_s):
+    pipe = RawPcm(str(fifo), SAMPLE_RATE, 1, "s16le", None)
+    inlet = Inlet(RingBuffer(1, 6 * SAMPLE_RATE), 0, SAMPLE_RATE, 1, None)
+    inlet.want_more(10.0)
+    with fifo.open("wb", buffering=0) as writer:
+        pipe.start(inlet, lambda: None)
+        writer.write(bytes(2 * 1600))
+        time.sleep(stalled_s)
+        begun = time.monotonic()
+        pipe.stop()
+        took = time.monotonic() - begun
+    assert took < 0.2 and not pipe._thread.is_alive()
+
+
 # --- how a writer keeps time ---
 
 

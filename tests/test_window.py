@@ -19,7 +19,7 @@ CAPACITY = 3 * WINDOW
 @pytest.fixture(scope="module", autouse=True, params=FORMS)
 def form(request):
     """Every test asks numpy and C."""
-    if request.param == "compiled" and compiled.library("window", compiled_window.INTERFACE) is None:
+    if request.param == "compiled" and compiled.library(*compiled_window.PART) is None:
         pytest.skip("no C compiler: kwsd was installed without what it compiles")
     globals()["WindowSchedule"] = FORMS[request.param]
     yield
@@ -305,7 +305,7 @@ def test_compiled_it_takes_what_numpy_takes_in_the_same_order(live, max_batch, s
     ring = RingBuffer(len(live), 20 * WINDOW)
     forms = window.WindowSchedule, make_schedule
     one, other = (make(len(live), HOP, max_batch, np.array(live)) for make in forms)
-    assert isinstance(other, CompiledSchedule) or compiled.library("window", compiled_window.INTERFACE) is None
+    assert isinstance(other, CompiledSchedule) or compiled.library(*compiled_window.PART) is None
     for stream, samples in steps:
         if samples < 0:
             ring.skip(stream % len(live), -samples)
