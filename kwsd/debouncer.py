@@ -136,34 +136,8 @@ class Debouncer:
 
     def step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
         """Windows (n,) with posteriors (n, labels), in time order within a stream; any number per stream."""
-        if len(streams) > 1 and (streams == streams[0]).all() and self._pass_over(int(streams[0]), ends, posteriors):
-            return
         for rows in _turns(streams):
             yield from self._step(streams[rows], ends[rows], posteriors[rows])
-
-    def _pass_over(self, stream: int, ends: Indices, posteriors: Scores) -> bool:
-        """Several windows of one stream (n,) at once, if nothing can become of any, as in a quiet room: whether that is
-        so. If not, nothing is changed."""
-        window, before, hop = self.rules.smoothing, int(self._count[stream]), self.rules.hop
-        if self._unsettled[stream] or before < window or (np.diff(ends, prepend=self._last_end[stream]) != hop).any():
-            return False
-        count = np.arange(before + 1, before + 1 + len(ends))  # (n,) windows since the last gap
-        slots = np.arange(window)
-        past = self._recent[stream, (before + slots) % window]  # (window, labels) in time order
-        back = (count[:, None] - 1 - slots) % window  # (n, window): how long ago was what is in each slot by then
-        of_each = np.concatenate([past, posteriors])[count[:, None] - back + window - 1 - before]
-        smoothed = np.add.reduce(of_each, 1) / np.float32(window)  # (n, labels), added in the order of `_smooth`
-        if (smoothed[:, self._columns] >= self._low).any():
-            return False
-        self._recent[stream] = of_each[-1]
-        if self._unknown >= 0:
-            latest = slice(-self._speech.shape[1], None)
-            self._speech[stream, count[latest] % self._speech.shape[1]] = (
-                posteriors[latest, self._unknown] > OTHER_SPEECH
-            )
-        self._count[stream], self._last_end[stream] = count[-1], ends[-1]
-        self._stirring[stream] = (posteriors[-1, self._columns] >= STIRRING).any()  # all are armed
-        return True
 
     def _step(self, streams: Indices, ends: Indices, posteriors: Scores) -> Iterator[Detection]:
         """One window each of distinct streams."""

@@ -72,11 +72,10 @@ def _compiled(
     found = (ctypes.c_double * AT_MOST)()
     call = compiled.quiet_powers
     call.restype, call.argtypes = None, [POINTER, NUMBER, NUMBER, POINTER]
-    where, into = ctypes.addressof(sound), ctypes.addressof(found)
+    where = ctypes.byref(sound)  # which is held by it, as the ring is by who calls this
 
     def powers(start: int, pieces: int) -> list[float]:
-        assert sound.ring and ring.capacity == sound.capacity  # both are held as long as this is
-        call(where, start, pieces, into)
+        call(where, start, pieces, found)
         return found[:pieces]
 
     return powers

@@ -50,10 +50,6 @@ class WindowSchedule:
         streams = np.flatnonzero(ahead >= 0)
         if not len(streams):
             return Due(NOTHING, NOTHING, self._none_skipped, 0)
-        if (ahead[streams] < self.hop).all():  # one window each, as nearly always
-            ends = first[streams]
-            first[streams] += self.hop
-            return Due(streams, ends, self._none_skipped, len(streams))
         due = np.maximum(ahead // self.hop + 1, 0)  # (streams,)
         taken = np.minimum(due, self.max_batch)  # (streams,)
         skipped = np.where(self.live, due - taken, 0)  # (streams,)

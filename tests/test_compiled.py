@@ -4,19 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from c_parts import TOP, WITHOUT, build, walk_with_guards
 
-from kwsd import compiled
 from kwsd.recording import DEMO
 
-PACKAGE = Path(compiled.__file__).parent
 PARTS = ["debouncer", "ears", "quiet", "window"]
+SOURCES = [TOP / "kwsd" / f"{part}.c" for part in PARTS]
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("cc"), reason="no C compiler: kwsd was installed without what it compiles"
-)
+pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason=WITHOUT)
 
 WALK = """
 import ctypes
@@ -75,41 +72,17 @@ print("walked")
 """
 
 
-def built(folder, name, *options):
-    """All parts in a folder, as a library of this name. What the compiler says."""
-    sources = [str(PACKAGE / f"{part}.c") for part in PARTS]
-    done = subprocess.run(
-        ["cc", "-O1", "-shared", "-fPIC", *options, *sources, "-o", str(folder / f"{name}.so")],
-        capture_output=True, check=False, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
 def test_all_parts_are_looked_at():
-    assert sorted(path.stem for path in PACKAGE.glob("*.c")) == PARTS
-    assert all(f"kwsd/{part}.c" in (PACKAGE.parent / "setup.py").read_text(encoding="utf-8") for part in PARTS)
+    assert sorted(path.stem for path in (TOP / "kwsd").glob("*.c")) == PARTS
+    assert all(f"kwsd/{part}.c" in (TOP / "setup.py").read_text(encoding="utf-8") for part in PARTS)
 
 
 def test_the_compiler_has_nothing_to_say(tmp_path):
-    assert built(tmp_path, "parts", "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion") == ""
+    assert build(tmp_path, "parts", SOURCES, "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion") == ""
 
 
 def test_no_byte_is_touched_that_is_nobodys(tmp_path):
-    guard = subprocess.run(
-        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not Path(guard).is_absolute():
-        pytest.skip("the C compiler has no libasan")
-    built(tmp_path, "with_guards", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    environment = {
-        "LD_PRELOAD": guard, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc", "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", WALK], capture_output=True, check=False, text=True, env=environment, timeout=100
-    )
-    assert (done.returncode, done.stdout) == (0, "walked\n"), done.stderr
+    walk_with_guards(tmp_path, SOURCES, WALK)
 
 
 def untimed(lines):

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from c_parts import both_forms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from kwsd import compiled, compiled_debouncer, debouncer
 from kwsd.compiled_debouncer import CompiledDebouncer, make_debouncer
 from kwsd.debouncer import Debouncer, NearMisses, Rules
 
-FORMS = {"numpy": debouncer.Debouncer, "compiled": make_debouncer}
 HOP = 1600  # samples: 100 ms
 SECOND = 10  # hops
 GAP = 16_000  # samples that `|` stands for
@@ -29,14 +29,7 @@ KEYWORDS = ("stop", "up")
 SILENCE, UNKNOWN = 0, 1
 
 
-@pytest.fixture(scope="module", autouse=True, params=FORMS)
-def form(request):
-    """Every test asks numpy and C."""
-    if request.param == "compiled" and compiled.library(*compiled_debouncer.PART) is None:
-        pytest.skip("no C compiler: kwsd was installed without what it compiles")
-    globals()["Debouncer"] = FORMS[request.param]
-    yield
-    globals()["Debouncer"] = debouncer.Debouncer
+form = both_forms(globals(), "Debouncer", make_debouncer, compiled_debouncer.PART)
 
 
 def rules(keywords=KEYWORDS, **changed):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from c_parts import build, walk_with_guards
 from test_export import CLIPS, trained
 
 from kwsd import onnx_file
@@ -147,7 +148,7 @@ WALK = """
 import itertools, pathlib, sys
 import numpy as np
 from kwsd.engines import load_spotter, tcn
-tcn.LIBRARY = "tcn_with_guards"
+tcn.LIBRARY = "with_guards"
 for path, tcn.MOST_LANES in itertools.product(sys.argv[1:], (4, 8, 16)):
     tcn.functions.cache_clear()
     spotter = load_spotter(pathlib.Path(path), "cpu", engine="native")
@@ -162,39 +163,12 @@ print("walked")
 """
 
 
-def compiled(folder, name, *options):
-    """tcn.c in a folder, as a library of this name."""
-    done = subprocess.run(
-        ["cc", "-O1", "-shared", "-fPIC", *options, str(SOURCE), "-o", str(folder / f"{name}.so"), "-lm"],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
 def test_the_compiler_has_nothing_to_say(tmp_path):
-    assert compiled(tmp_path, "tcn", "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wno-psabi") == ""
+    assert build(tmp_path, "tcn", [SOURCE], "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wno-psabi") == ""
 
 
 def test_no_byte_is_touched_that_is_nobodys(tmp_path, path_of):
-    guard = subprocess.run(
-        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not Path(guard).is_absolute():
-        pytest.skip("the C compiler has no libasan")
-    compiled(tmp_path, "tcn_with_guards", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    paths = [str(path_of(name)) for name in [*SHIPPED, *UNTRAINED]]
-    environment = {
-        "LD_PRELOAD": guard, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc", "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": f"{tmp_path}:{SOURCE.parent.parent.parent}",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", WALK, *paths], capture_output=True, check=False, text=True, env=environment, timeout=100
-    )
-    assert (done.returncode, done.stdout) == (0, "walked\n"), done.stderr
+    walk_with_guards(tmp_path, [SOURCE], WALK, *(str(path_of(name)) for name in [*SHIPPED, *UNTRAINED]))
 
 
 # --- what is not for it ---

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from c_parts import both_forms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,19 +12,11 @@ from kwsd.compiled_window import CompiledSchedule, make_schedule
 from kwsd.ring import RingBuffer
 from kwsd.window import WindowSchedule
 
-FORMS = {"numpy": window.WindowSchedule, "compiled": make_schedule}
 HOP = 1600
 CAPACITY = 3 * WINDOW
 
 
-@pytest.fixture(scope="module", autouse=True, params=FORMS)
-def form(request):
-    """Every test asks numpy and C."""
-    if request.param == "compiled" and compiled.library(*compiled_window.PART) is None:
-        pytest.skip("no C compiler: kwsd was installed without what it compiles")
-    globals()["WindowSchedule"] = FORMS[request.param]
-    yield
-    globals()["WindowSchedule"] = window.WindowSchedule
+form = both_forms(globals(), "WindowSchedule", make_schedule, compiled_window.PART)
 
 
 class Room:
