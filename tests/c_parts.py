@@ -13,7 +13,7 @@ WITHOUT = "no C compiler: kwsd was installed without what it compiles"
 
 
 def both_forms(place, name, make, part):
-    """A fixture for all tests of a module with the globals `place`: `name` is what was imported, then what is compiled."""
+    """A fixture for a module with the globals `place`: all its tests have `name` as imported, then as compiled."""
 
     @pytest.fixture(scope="module", autouse=True, params=["numpy", "compiled"])
     def form(request):
