@@ -40,6 +40,7 @@ MOST = 20_000  # streams
 JOIN_PER_S = 100  # streams: their first windows are whole ones
 SETTLE_S = 2.0  # until the daemon is measured
 SPREAD = 977  # samples from one stream's place in the recording to the next one's
+END_S = 30.0  # that a daemon may take to end
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,7 @@ def through_listener(config: Config, cores: list[int], streams: int, seconds: fl
             daemon.terminate()
             for client in clients:
                 client.join(timeout=10)
-            daemon.wait(timeout=30)
-            for pipe in (daemon.stdout, daemon.stderr):
-                if pipe is not None:
-                    pipe.close()
+            _end(daemon)
 
 
 def _write_config(config: Config, folder: Path, streams: int) -> Path:
@@ -204,6 +202,19 @@ def _wait_until_listening(daemon: "subprocess.Popen[bytes]") -> None:
             threading.Thread(target=_throw_away, args=(daemon.stderr,), daemon=True).start()
             return
     raise KwsdError("bench: the daemon did not start; try kwsd run by hand", exit_code=UNAVAILABLE)
+
+
+def _end(daemon: "subprocess.Popen[bytes]") -> None:
+    """One that has far too much to do is not waited for."""
+    threading.Thread(target=_throw_away, args=(daemon.stdout,), daemon=True).start()  # it has much to say in the end
+    try:
+        daemon.wait(timeout=END_S)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+    for pipe in (daemon.stdout, daemon.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _throw_away(lines: Any) -> None:

@@ -6,8 +6,21 @@ import pytest
 import torch
 
 from kwsd.features import LogMel
+from kwsd.mel import FLOOR
 from kwsd.training import augment
-from kwsd.training.augment import Ranges, at_level, colour, degrade, mix, place, reverberate, rms, spec_augment, warp
+from kwsd.training.augment import (
+    Ranges,
+    at_level,
+    band_limit,
+    colour,
+    degrade,
+    mix,
+    place,
+    reverberate,
+    rms,
+    spec_augment,
+    warp,
+)
 
 WINDOW = 16_000
 
@@ -213,6 +226,24 @@ def test_colour_tilts_the_spectrum_evenly_over_the_bands_and_time():
     low, high = augment.RANGES.tilt_db
     assert low <= float(across.min()) < 0.9 * low
     assert 0.9 * high < float(across.max()) <= high + 1e-3
+
+
+def test_some_windows_lose_what_is_above_a_frequency_and_nothing_below_it():
+    frames = torch.full((400, 40, 5), 2.0)
+    limited = band_limit(frames, seeded(), Ranges(limited=0.5, lost_db=(40.0, 40.0)))
+    changed = (limited != frames)[:, :, 0]  # (windows, bands)
+    some = changed.any(1)
+    assert 0.4 < some.float().mean() < 0.6
+    assert not changed[:, :20].any()  # under 2 kHz
+    assert changed[some][:, -1].float().mean() > 0.9
+    assert (changed.int().diff(dim=1) >= 0).all()  # from some band on, all
+    torch.testing.assert_close(limited[some][:, -1].min(), torch.tensor(2.0 - 4 * math.log(10)), rtol=0, atol=0.01)
+
+
+def test_no_band_falls_below_what_an_empty_one_is():
+    silence = torch.full((100, 40, 3), math.log(FLOOR))
+    limited = band_limit(silence, seeded(), Ranges(limited=1.0))
+    assert (limited - silence).abs().max() < 0.02
 
 
 def test_colour_bends_the_spectrum_between_a_few_bands_on_top_of_that():

@@ -29,7 +29,7 @@ def sound(n=5 * WINDOW, level=3_000, seed=0):
     return (np.random.default_rng(seed).standard_normal(n) * level).clip(-32768, 32767).astype(np.int16)
 
 
-def augmented(data=None, labels=LABELS, batch=100, seed=0, talk="yes", noise=None):
+def augmented(data=None, labels=LABELS, batch=100, seed=0, talk="yes", noise=None, hard_talk=0.0):
     return AugmentedBatches(
         data or clips(yes=30, no=30, bed=20),
         labels,
@@ -38,6 +38,7 @@ def augmented(data=None, labels=LABELS, batch=100, seed=0, talk="yes", noise=Non
         noise=sound() if noise is None else noise,
         talk=sound(seed=1) if isinstance(talk, str) else talk,
         device=torch.device("cpu"),
+        hard_talk=hard_talk,
     )
 
 
@@ -243,6 +244,57 @@ def test_a_word_too_long_for_the_window_keeps_its_place():
         begin, last = visible(window)
         assert begin <= 100 + 1_600 + 16_000 * 0.15
         assert last - begin > 10_000
+
+
+# --- augmented: talk that is taken for a keyword ---
+
+
+def loudness(windows):
+    """As if a network took loud talk for a keyword."""
+    return windows.square().mean(1)
+
+
+def talk_with_a_loud_stretch():
+    """A hundred seconds, of which twenty are loud; the rest hardly more than a pause is."""
+    talk = sound(100 * WINDOW, level=200)
+    talk[40 * WINDOW : 60 * WINDOW] = sound(20 * WINDOW, level=8_000, seed=3)
+    return talk
+
+
+def loud_share(batches, epoch=0):
+    rng = np.random.default_rng(5)
+    return np.mean([(loudness(batches._draw_talk(20, rng)) > 0.005).float().mean() for _ in range(20)])
+
+
+def test_half_of_the_talk_is_what_the_network_takes_for_a_keyword():
+    batches = augmented(clips(yes=400, no=400), talk=talk_with_a_loud_stretch(), hard_talk=0.5)
+    assert loud_share(batches) < 0.35  # nothing was sought yet
+    batches.seek(loudness, 0)
+    assert 0.5 < loud_share(batches) < 0.75
+
+
+def test_what_is_hard_is_sought_anew_and_depends_on_the_epoch_alone():
+    batches, again = (augmented(batch=32, talk=talk_with_a_loud_stretch(), hard_talk=0.5) for _ in range(2))
+    batches.seek(loudness, 0)
+    batches.seek(loudness, 3)
+    again.seek(loudness, 3)
+    assert torch.equal(first(batches, 3)[0], first(again, 3)[0])
+    again.seek(lambda windows: -loudness(windows), 3)
+    assert not torch.equal(first(batches, 3)[0], first(again, 3)[0])
+
+
+def test_seeking_takes_no_longer_than_learning():
+    seen = []
+    batches = augmented(clips(yes=5, no=5), batch=8, talk=sound(1000 * WINDOW, level=200), hard_talk=0.5)
+    batches.seek(lambda windows: seen.append(len(windows)) or loudness(windows), 0)
+    assert 0 < sum(seen) <= len(batches) * batches.batch
+
+
+@pytest.mark.parametrize("talk", [None, sound(WINDOW // 2), sound(WINDOW + 1), sound(2 * WINDOW)])
+def test_with_hardly_any_talk_or_none_nothing_is_sought_in_vain(talk):
+    batches = augmented(talk=talk, hard_talk=0.5)
+    batches.seek(loudness, 0)
+    assert first(batches)[0].shape == (100, WINDOW)
 
 
 # --- augmented: repeatable ---

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.features import hertz, mel_scale
-from kwsd.mel import HIGHEST_HZ, LOWEST_HZ, MELS
+from kwsd.mel import FLOOR, HIGHEST_HZ, LOWEST_HZ, MELS
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Ranges:
     tilt_db: tuple[float, float] = (-8.0, 8.0)  # from the lowest mel band to the highest
     bumps_db: tuple[float, float] = (-5.0, 5.0)  # on top of that, at BUMPS bands and in a straight line between them
     vocal_tract: tuple[float, float] = (0.88, 1.14)  # formants of another speaker, as a factor of frequency
+    limited: float = 0.25  # share of windows without what is above a frequency
+    band_hz: tuple[float, float] = (3300.0, 7600.0)  # this one
+    lost_db: tuple[float, float] = (20.0, 70.0)  # by how much it is fainter
     reverberant: float = 0.25  # share of windows in a room
     decay_s: tuple[float, float] = (0.1, 0.7)  # until its echo is 60 dB down (RT60)
     direct_db: tuple[float, float] = (-3.0, 12.0)  # direct sound over all of the echo
@@ -135,6 +138,18 @@ def colour(frames: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Ten
     bumps = torch.rand(len(frames), 1, BUMPS, generator=generator).to(frames.device) * (high - low) + low
     gain_db = tilt_db + F.interpolate(bumps, mels, mode="linear", align_corners=True)[:, 0]  # (batch, mels)
     return frames + gain_db[:, :, None] * 0.2303  # natural logarithm of power per dB  # (batch, mels, frames)
+
+
+def band_limit(frames: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:
+    """A telephone, a cheap headset or a low sample rate: some of the log-mel frames (batch, mels, frames) lose what is
+    above a frequency. How wide a recording is must not tell a keyword from talk."""
+    low, high = mel_scale(torch.tensor([LOWEST_HZ, HIGHEST_HZ])).tolist()
+    centres = hertz(torch.linspace(low, high, MELS + 2)[1:-1]).to(frames.device)  # (mels,)
+    highest = uniform(len(frames), ranges.band_hz, frames, generator)  # (batch, 1)
+    limited = torch.rand(len(frames), 1, generator=generator).to(frames.device) < ranges.limited
+    lost_db = uniform(len(frames), ranges.lost_db, frames, generator)  # (batch, 1)
+    faint = torch.log(frames.exp() * 10.0 ** (-lost_db / 10.0)[:, :, None] + FLOOR)
+    return torch.where((limited & (centres > highest))[:, :, None], faint, frames)
 
 
 def warp(frames: Tensor, generator: Generator, ranges: Ranges = RANGES) -> Tensor:

@@ -1,7 +1,7 @@
 """From clips, talk and noise to batches of windows and targets."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ LONGEST_TO_CUT = 12_800  # samples: where the span is longer, the clip is too no
 PAUSE = 0.003  # root-mean-square amplitude (-50 dBFS) under which a piece of talk is a pause, not speech
 SILENCE_DBFS = (-75.0, -20.0)
 CPU = torch.device("cpu")
+HARD = 0.1  # of the windows of talk that are looked through: these are drawn from
+NEARBY = 1600  # samples by which a hard window is shifted, at most
 KEYWORD_BALANCE = 0.8  # 0: by how many clips there are, 1: every keyword as often as any other
 
 
@@ -37,6 +39,11 @@ def crops(recording: NDArray[np.int16], n: int, rng: np.random.Generator) -> Ten
     if recording.size <= WINDOW:
         recording = np.resize(recording, WINDOW)
     starts = rng.integers(0, recording.size - WINDOW + 1, n)
+    return windows_at(recording, starts)
+
+
+def windows_at(recording: NDArray[np.int16], starts: NDArray[np.int64]) -> Tensor:
+    """The second that begins at each of these samples: (starts, 16000)."""
     return to_float(np.lib.stride_tricks.sliding_window_view(recording, WINDOW)[starts])
 
 
@@ -81,7 +88,9 @@ class AugmentedBatches:
         noise: NDArray[np.int16],
         talk: NDArray[np.int16] | None,
         device: torch.device,
+        hard_talk: float = 0.0,
     ) -> None:
+        """Of the windows of talk the share `hard_talk` are such as `seek` found."""
         self.clips, self.labels, self.batch, self.seed = clips, labels, batch, seed
         self.noise, self.device = noise, device
         self.unknown = labels.index(UNKNOWN) if UNKNOWN in labels else -1
@@ -96,6 +105,7 @@ class AugmentedBatches:
         self.cuttable = self.keywords[short]
         self.talk = talk if self.unknown >= 0 else None
         self.babble = noise if talk is None else talk
+        self.hard_talk, self._hard = hard_talk, np.zeros(0, np.int64)  # where such windows begin, in samples
         self.shares = self._shares()
 
     def _shares(self) -> dict[str, int]:
@@ -112,8 +122,20 @@ class AugmentedBatches:
     def __len__(self) -> int:
         return max(1, round(self.keywords.size / self.shares["keyword"]))
 
+    def seek(self, surest: Callable[[Tensor], Tensor], number: int) -> None:
+        """Before an epoch, look through talk for what is taken for keywords first: drawn by chance, it hardly comes up
+        (hard negatives: Sung & Poggio 1998). `surest` says of windows (n, 16000) how likely each is a keyword (n,)."""
+        if not self.hard_talk or self.talk is None or self.talk.size < 2 * WINDOW:
+            return
+        n = min(len(self) * self.batch, self.talk.size // WINDOW)  # else it would take longer than to learn
+        starts = np.random.default_rng([self.seed, number, 1]).integers(0, self.talk.size - WINDOW + 1, n)
+        parts = np.array_split(starts, math.ceil(n / self.batch))
+        likely = np.concatenate([surest(windows_at(self.talk, part)).cpu().numpy() for part in parts])
+        self._hard = starts[np.argsort(-likely, kind="stable")[: max(1, round(HARD * n))]]
+
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows (batch, 16000) and targets (batch,). The same number gives the same batches."""
+        """Windows (batch, 16000) and targets (batch,). The same number and what was found hard
+        give the same batches."""
         rng = np.random.default_rng([self.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         for _ in range(len(self)):
@@ -130,7 +152,7 @@ class AugmentedBatches:
         parts = [place(self.clips, rows, hidden, rng, self.device)]
         talk_target = np.full(n["talk"], self.unknown)
         if self.talk is not None:
-            parts.append(crops(self.talk, n["talk"], rng).to(self.device))
+            parts.append(self._draw_talk(n["talk"], rng).to(self.device))
             pauses = augment.rms(parts[-1])[:, 0].cpu().numpy() < PAUSE
             talk_target[pauses] = self.silence if self.silence >= 0 else self.unknown
         windows = augment.reverberate(torch.cat(parts), generator)
@@ -156,6 +178,16 @@ class AugmentedBatches:
             ]
         )
         return windows, torch.from_numpy(targets).to(self.device)
+
+    def _draw_talk(self, n: int, rng: np.random.Generator) -> Tensor:
+        """Windows of talk (n, 16000), some of them hard."""
+        assert self.talk is not None
+        hard = round(self.hard_talk * n) if self._hard.size else 0
+        easy = crops(self.talk, n - hard, rng)
+        if not hard:
+            return easy
+        starts = rng.choice(self._hard, hard) + rng.integers(-NEARBY, NEARBY + 1, hard)
+        return torch.cat([easy, windows_at(self.talk, starts.clip(0, self.talk.size - WINDOW))])
 
 
 def place(

@@ -57,6 +57,7 @@ def train_epoch(run: Run) -> tuple[float, float]:
     """
     torch.manual_seed(run.seed * 100_003 + run.epoch)  # dropout
     generator = torch.Generator().manual_seed(run.seed * 100_003 + run.epoch)
+    _seek(run)
     run.network.train()
     steps = len(run.batches)
     total, right, seen = 0.0, 0.0, 0
@@ -75,6 +76,20 @@ def train_epoch(run: Run) -> tuple[float, float]:
             progress.set_postfix(loss=f"{total / seen:.3f}", acc=f"{right / seen:.1%}", refresh=False)
             progress.update(len(windows))
     return total / seen, right / seen
+
+
+def _seek(run: Run) -> None:
+    """Let the batches know what the network, as it is judged, takes for keywords."""
+    if isinstance(run.batches, PlainBatches):
+        return
+    keywords = [i for i, label in enumerate(run.labels) if not label.startswith("_")]
+    run.judged.eval()
+
+    def surest(windows: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.as_tensor(run.judged(windows.to(run.device))[:, keywords].amax(1))
+
+    run.batches.seek(surest, run.epoch)
 
 
 def _step(run: Run, windows: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[float, float]:
@@ -106,6 +121,7 @@ def _frames(run: Run, windows: Tensor, generator: torch.Generator) -> Tensor:
     """Augmented log-mel frames (batch, mels, frames) of windows (batch, 16000)."""
     frames = run.network.features(windows)
     frames = augment.colour(augment.warp(frames, generator), generator)
+    frames = augment.band_limit(frames, generator)
     return augment.spec_augment(frames, generator, time=run.recipe.mask_frames, mels=run.recipe.mask_mels)
 
 

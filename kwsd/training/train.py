@@ -238,7 +238,14 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     if recipe.augment:
         talk, quiet_talk = _load_negatives(options, labels, plan.say)
         batches = AugmentedBatches(
-            clips, labels, recipe.batch, options.seed, noise=noise.part("training"), talk=talk, device=device
+            clips,
+            labels,
+            recipe.batch,
+            options.seed,
+            noise=noise.part("training"),
+            talk=talk,
+            device=device,
+            hard_talk=recipe.hard_talk,
         )
     else:
         if options.negatives:
