@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes a shipped model anew: models/make.sh NAME DATA, where NAME.yaml beside this file is its recipe.
-# DATA holds SpeechCommands/, speech/train (talk with its transcripts) and music. An hour or two on two cores.
+# DATA holds SpeechCommands/, speech/train (talk with its transcripts) and music. An hour or two on two cores. Needs the
+# packages that synthesise.py and game_voices.py name.
 # models/README.md says where the thresholds in the recipes come from.
 set -eu
 name=${1:?usage: models/make.sh NAME DATA} data=${2:?usage: models/make.sh NAME DATA}
@@ -11,9 +12,10 @@ trap 'rm -rf "$work"' EXIT
 train() {
     out=$1; shift
     kwsd train --recipe "$here/$name.yaml" --data "$data" --words "$work/voices" --negatives "$data/speech/train" \
-        --noise "$data/music" --out "$work/$out.ckpt" "$@"
+        --negatives "$work/talk" --noise "$data/music" --out "$work/$out.ckpt" "$@"
 }
 python3 "$here/synthesise.py" "$work/voices"
+python3 "$here/game_voices.py" queen "$work/talk"
 case $name in
 commands)
     train first

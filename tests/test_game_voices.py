@@ -91,6 +91,17 @@ def test_the_clips_of_a_conversation_have_the_parts_of_its_sentences(voices, que
     assert (written.samplerate, written.channels, written.frames) == (16_000, 1, 16_000)
 
 
+def test_above_what_was_recorded_comes_its_mirror_image_fainter(voices):
+    rate, hz = 11_025, 4_000
+    tone = np.sin(2 * np.pi * hz / rate * np.arange(rate)).astype(np.float32)
+    wide = voices.mirrored(tone)
+    spectrum = np.abs(np.fft.rfft(wide[1000:-1000] * np.hanning(len(wide) - 2000)))
+    hertz = np.fft.rfftfreq(len(wide) - 2000, 1 / (2 * rate))
+    low, high = (spectrum[np.abs(hertz - at) < 20].max() for at in (hz, rate - hz))
+    assert 20 * np.log10(high / low) == pytest.approx(-12, abs=0.2)
+    assert spectrum[(np.abs(hertz - hz) > 50) & (np.abs(hertz - (rate - hz)) > 50)].max() < low / 100
+
+
 def test_a_sentence_without_words_does_not_put_the_next_out_of_step(voices, queen, tmp_path, monkeypatch):
     talk = conversation(7, {1: "", 2: "Hello"}, {})
     queen.write_bytes(archive(BOB_DOG=talk, **{"070001J1_SB": sound(0.5), "070002J1_SB": sound(0.5)}))

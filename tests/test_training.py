@@ -27,7 +27,7 @@ from kwsd.errors import AudioError, ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training import dataset, run
 from kwsd.training import train as training
-from kwsd.training.batches import PlainBatches
+from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import begin_with
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import Noise, load_clips
@@ -234,6 +234,25 @@ def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data,
     assert (resumed.average_state is not None) == (small["model"] == "dstcn-tiny")
     recipe = msgspec.structs.replace(RECIPES[small["model"]], epochs=2)
     assert load_checkpoint(tmp_path / "b.ckpt").recipe == msgspec.structs.asdict(recipe)
+
+
+def test_before_every_epoch_talk_is_sought_that_the_network_takes_for_keywords(data, small, tmp_path, monkeypatch):
+    windows = torch.rand(5, 16_000, generator=torch.Generator().manual_seed(0)) - 0.5
+    sought = []
+
+    def seek(_, surest, epoch):
+        likely = surest(windows)
+        sought.append(epoch)
+        if epoch:
+            so_far = load_checkpoint(tmp_path / "a.ckpt")
+            network = so_far.network().eval()
+            network.load_state_dict(so_far.average_state)
+            keywords = [i for i, label in enumerate(so_far.labels) if not label.startswith("_")]
+            torch.testing.assert_close(likely, network(windows).detach()[:, keywords].amax(1), rtol=0, atol=1e-5)
+
+    monkeypatch.setattr(AugmentedBatches, "seek", seek)
+    train(options(data, tmp_path / "a.ckpt", **small, epochs=2), quietly)
+    assert sought == [0, 1]
 
 
 # --- validation takes no longer than training ---

@@ -58,6 +58,7 @@ DSTCN = Recipe(
     augment=True,
     mask_frames=15,
     mask_mels=4,
+    hard_talk=0.5,
 )
 
 BCRESNET = Recipe(
