@@ -4,8 +4,8 @@
 usage: game_voices.py queen|masters OUT
 
 queen: the conversations of Flight of the Amazon Queen, from the package flight-of-the-amazon-queen, to train on: nearly
-three hours, most of it one short sentence a clip. Its licence lets everybody use, change and give away what is in it. It
-was recorded up to 5.5 kHz; what is above is made up, else the width alone would tell talk from words.
+three hours, most of it one short sentence a clip. Its licence lets everybody use, change and give away what is in it.
+It was recorded up to 5.5 kHz; what is above is made up, else the width alone would tell talk from words.
 masters: the voices of The Ur-Quan Masters, from uqm-voice and uqm-content in Debian's section non-free, to count false
 accepts on: eleven hours by 27 roles, half of them in OUT/test and half in OUT/validation. Its licence, CC BY-NC-SA 2.5,
 forbids trade, so train nothing on it that others are to have. Some are of aliens and altered, as far as one understands
@@ -65,8 +65,8 @@ def unpack(sound: bytes, path: Path, *, widen: bool) -> float:
 
 
 def mirrored(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Samples (n,) at twice the rate (about 2 n,): above the old highest frequency comes what was below it, mirrored and
-    fainter. Where something hissed it hisses there, too."""
+    """Samples (n,) at twice the rate (about 2 n,): above the old highest frequency comes what was below it, mirrored
+    and fainter. Where something hissed it hisses there, too."""
     below = soxr.resample(samples, 1, 2)
     both = np.zeros(2 * len(samples), np.float32)
     both[::2] = 2.0 * samples
