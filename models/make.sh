@@ -19,7 +19,7 @@ python3 "$here/game_voices.py" queen "$work/talk"
 case $name in
 commands)
     train first
-    train commands --init "$work/first.ckpt" --epochs 12 --learning-rate 0.0006 ;;
+    train commands --init "$work/first.ckpt" --epochs 20 --learning-rate 0.001 ;;
 *)
     train "$name" --teacher "$here/commands.onnx" ;;
 esac

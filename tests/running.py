@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 from typing import IO
 
+from kwsd.artefact import read_info
+
 HEED_CTRL_C = ("env", "--default-signal=INT")  # which what is started in the background is told to ignore
 KWSD = Path(sys.executable).with_name("kwsd")
 MOST_ERRORS = 10_000
+RECOMMENDED = read_info(Path(__file__).parents[1] / "models/commands.onnx").thresholds  # by keyword, by default
 PATIENCE_S = 40.0  # importing torch on a busy machine
 
 

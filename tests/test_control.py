@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from running import Running
+from running import RECOMMENDED, Running
 
 from kwsd import client
 from kwsd.config import Config, KeywordConfig
@@ -117,18 +117,18 @@ def test_a_threshold_holds_until_the_configuration_is_read_again(kwsd, environme
     with Running(*KITCHEN, environment=environment) as daemon:
         say(daemon, spoken[:64_000])
         daemon.wait_for("ready")
-        asked(kwsd, "threshold", "stop", "0.75")
+        asked(kwsd, "threshold", "stop", "0.9")
         event = daemon.wait_for("threshold")
-        assert (event["keyword"], event["threshold"]) == ("stop", 0.75)
+        assert (event["keyword"], event["threshold"]) == ("stop", 0.9)
         status = json.loads(asked(kwsd, "--json", "status").out)["status"]
-        assert status["keywords"]["stop"] == {"threshold": 0.75, "configured": 0.65, "release": 0.4}
-        assert "keyword stop: from 0.75 on (configured: 0.65)" in asked(kwsd, "status").out
+        assert status["keywords"]["stop"] == {"threshold": 0.9, "configured": RECOMMENDED["stop"], "release": 0.4}
+        assert f"keyword stop: from 0.9 on (configured: {RECOMMENDED['stop']})" in asked(kwsd, "status").out
         asked(kwsd, "threshold", "stop", "default")
-        assert daemon.wait_for("threshold")["threshold"] == 0.65
+        assert daemon.wait_for("threshold")["threshold"] == RECOMMENDED["stop"]
         asked(kwsd, "threshold", "go", "1")
         asked(kwsd, "reload")
         daemon.wait_for("reload")
-        assert daemon.wait_for("threshold")["threshold"] == 0.65
+        assert daemon.wait_for("threshold")["threshold"] == RECOMMENDED["go"]
 
 
 def test_a_word_below_the_new_threshold_is_not_heard_any_more(kwsd, environment, spoken):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiomqtt import Client
 from broker import Broker, needs_mosquitto
-from running import Running, free_port
+from running import RECOMMENDED, Running, free_port
 from test_home_assistant import valid
 
 from kwsd.client import ask
@@ -102,7 +102,7 @@ def test_home_assistant_is_told_of_all_there_is_and_again_when_it_starts(broker,
         assert len(told) == 6 + 10 + 10
         state = json.loads(everything.wait_for(f"{BASE}/kitchen/state").payload)
         assert state["stream"] == "kitchen" and "level_dbfs" in state and "lag_ms" in state
-        everything.has(f"{BASE}/threshold/go", "0.65")
+        everything.has(f"{BASE}/threshold/go", str(RECOMMENDED["go"]))
         everything.publish("homeassistant/status", "online")
         everything.wait_for("homeassistant/status")
         everything.wait_for("homeassistant/event/kwsd_home/kitchen__command/config")
@@ -123,7 +123,7 @@ def test_a_switch_mutes_and_a_number_sets_a_threshold(broker, environment, spoke
             "v": 1, "type": "threshold", "id": "", "seq": 0, "time": "", "keyword": "stop", "threshold": 0.72,
         }  # fmt: skip
         daemon.process.send_signal(signal.SIGHUP)
-        everything.wait_for(f"{BASE}/threshold/stop", "0.65")
+        everything.wait_for(f"{BASE}/threshold/stop", str(RECOMMENDED["stop"]))
         assert everything.on(f"{BASE}/kitchen/mute")[-1].payload == b"ON", "a mute survives a reload"
 
 
@@ -131,9 +131,9 @@ def test_a_switch_mutes_and_a_number_sets_a_threshold(broker, environment, spoke
     ("topic", "payload", "answer", "said"),
     [
         ("kitchen/mute", "WOMBAT", "OFF", "send ON or OFF"),
-        ("threshold/stop", "high", "0.65", "is no threshold"),
-        ("threshold/stop", "nan", "0.65", "is no threshold"),
-        ("threshold/stop", "0.1", "0.65", "its release 0.4 is above"),
+        ("threshold/stop", "high", str(RECOMMENDED["stop"]), "is no threshold"),
+        ("threshold/stop", "nan", str(RECOMMENDED["stop"]), "is no threshold"),
+        ("threshold/stop", "0.1", str(RECOMMENDED["stop"]), "its release 0.4 is above"),
     ],
 )
 def test_what_cannot_be_done_is_logged_and_the_truth_is_told_again(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import Running, free_port
+from running import RECOMMENDED, Running, free_port
 from sound_server import SoundServer, missing
 from test_endpoint import address_of, serving
 
@@ -102,21 +102,22 @@ def test_a_slider_changes_the_threshold_and_the_suggestion_can_be_used(page, dae
     page.goto(f"http://{daemon.address}/")
     slider = page.get_by_label("Threshold of stop")
     slider.wait_for()
-    assert slider.input_value() == "0.65"
+    assert slider.input_value() == str(RECOMMENDED["stop"])
+    higher = round(RECOMMENDED["stop"] + 0.02, 3)
     slider.focus()
     for _ in range(4):
         slider.press("ArrowRight")
-    while (event := daemon.wait_for("threshold"))["threshold"] != 0.67:
+    while (event := daemon.wait_for("threshold"))["threshold"] != higher:
         pass
     assert event["keyword"] == "stop"
     page.get_by_text("Keep them").click()
-    page.locator("#yaml", has_text="0.67").wait_for()
+    page.locator("#yaml", has_text=str(higher)).wait_for()
     config = tmp_path / "suggested.yaml"
     config.write_text(page.locator("#yaml").inner_text())
     keywords = load_config(config, environment={}).keywords
-    assert keywords["stop"].threshold == 0.67 and keywords["on"].threshold is None and len(keywords) == 10
+    assert keywords["stop"].threshold == higher and keywords["on"].threshold is None and len(keywords) == 10
     page.locator("[data-word=stop] .back").click()
-    assert daemon.wait_for("threshold")["threshold"] == 0.65
+    assert daemon.wait_for("threshold")["threshold"] == RECOMMENDED["stop"]
     page.locator("#yaml", has_text="all").wait_for()
     assert yaml.safe_load(page.locator("#yaml").inner_text()) == {"keywords": "all"}
 
