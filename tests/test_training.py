@@ -216,7 +216,9 @@ class Interrupting:
 @pytest.fixture(params=["dstcn-tiny"])
 def small(request, monkeypatch, talk):
     """Options for an augmented run of a few steps an epoch."""
-    monkeypatch.setitem(RECIPES, request.param, msgspec.structs.replace(RECIPES[request.param], batch=24))
+    monkeypatch.setitem(
+        RECIPES, request.param, msgspec.structs.replace(RECIPES[request.param], batch=24, hard_talk=0.5)
+    )
     return {"model": request.param, "labels": AUGMENTED, "negatives": (talk,)}
 
 

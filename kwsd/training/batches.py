@@ -134,8 +134,8 @@ class AugmentedBatches:
         self._hard = starts[np.argsort(-likely, kind="stable")[: max(1, round(HARD * n))]]
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows (batch, 16000) and targets (batch,). The same number and what was found hard
-        give the same batches."""
+        """Windows (batch, 16000) and targets (batch,). The same number gives the same batches, if
+        the same talk was found hard."""
         rng = np.random.default_rng([self.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         for _ in range(len(self)):
