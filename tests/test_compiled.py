@@ -97,4 +97,4 @@ def test_without_it_kwsd_hears_the_same(kwsd, environment, tmp_path):
     )  # fmt: skip
     told = untimed(without.stdout.splitlines())
     assert told == untimed(kwsd("replay", DEMO).out.splitlines())
-    assert [event["type"] for event in told].count("detection") == 9
+    assert [event["type"] for event in told].count("detection") == 10

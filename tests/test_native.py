@@ -274,7 +274,7 @@ def test_with_it_kwsd_hears_where_onnx_runtime_cannot_be_had(kwsd, tmp_path):
     (tmp_path / "onnxruntime.py").write_text("raise ModuleNotFoundError('no wheel for this machine')")
     without = {"PYTHONPATH": str(tmp_path)}
     heard = kwsd("replay", str(DEMO), more=without)
-    assert heard.code == 0 and heard.out.count('"type":"detection"') == 9
+    assert heard.code == 0 and heard.out.count('"type":"detection"') == 10
     kwsd("replay", str(DEMO), "--set", "engine=onnxruntime", more=without).refused(
         UNAVAILABLE, "commands.onnx: ONNX Runtime, which would run it, cannot be loaded (no wheel for this machine)"
     )

@@ -89,7 +89,7 @@ def test_words_said_into_the_microphone_appear(page, tmp_path, three_words):
             assert number(page.locator("[data-stream=mic] .dbfs")) > -90
             assert page.locator("[data-stream=mic] [data-word]").count() == 10
             mark = page.locator("[data-stream=mic] [data-word=down] .mark").get_attribute("style")
-            assert "82.5%" in mark, "the threshold is where it should be"
+            assert f"{100 * RECOMMENDED['down']:g}%" in mark, "the threshold is where it should be"
             daemon.stop()
             page.get_by_text("stopped: SIGTERM").or_(page.get_by_text("connection lost")).wait_for()
             speaking.join()

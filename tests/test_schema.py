@@ -102,7 +102,7 @@ def test_the_schema_refuses_what_kwsd_refuses(config, right, kwsd, tmp_path):
 @pytest.fixture(scope="module")
 def lines():
     """The lines of a replay and of a daemon."""
-    replay = [KWSD, "replay", DEMO, "--set", "events.rejected=true", "--set", "debouncer.threshold=0.8"]
+    replay = [KWSD, "replay", DEMO, "--set", "events.rejected=true", "--set", "debouncer.threshold=0.9"]
     replayed = subprocess.run(replay, capture_output=True, env=clean_environment(), timeout=60, check=True).stdout
     settings = ("events.heartbeat_s=0.5", "sinks.socket.enabled=false")
     with Running("--source", str(DEMO), *(part for one in settings for part in ("--set", one))) as daemon:
