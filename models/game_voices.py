@@ -42,14 +42,14 @@ def main() -> None:
     if len(sys.argv) != 3 or sys.argv[1] not in GAMES:
         raise SystemExit(__doc__)
     out = Path(sys.argv[2])
-    packages, files, clips = GAMES[sys.argv[1]]
+    packages, files, clips, widen = GAMES[sys.argv[1]]
     if missing := [str(path) for path in files if not path.exists()]:
         raise SystemExit(f"{', '.join(missing)}: not there; apt-get install {packages}")
     n, seconds = 0, 0.0
     out.mkdir(parents=True, exist_ok=True)
     with (out / "transcripts.tsv").open("w", encoding="utf-8") as transcripts:
         for place, text, sound in clips():
-            n, seconds = n + 1, seconds + unpack(sound, out / place, widen=sys.argv[1] == "queen")
+            n, seconds = n + 1, seconds + unpack(sound, out / place, widen=widen)
             transcripts.write(f"{place}\t{text}\n")
     print(f"{n} clips, {seconds / 3600:.1f} h")
 
@@ -137,9 +137,9 @@ def _lines(archive: ZipFile) -> Iterator[tuple[str, str]]:
                 yield clip, " ".join(text.split())
 
 
-GAMES = {  # packages, files and clips
-    "queen": ("flight-of-the-amazon-queen", [QUEEN], queen),
-    "masters": ("uqm-voice uqm-content, from non-free", [VOICES, TEXTS], masters),
+GAMES = {  # packages, files, clips, and whether highs are made up for them
+    "queen": ("flight-of-the-amazon-queen", [QUEEN], queen, True),
+    "masters": ("uqm-voice uqm-content, from non-free", [VOICES, TEXTS], masters, False),
 }
 
 

@@ -261,7 +261,7 @@ def talk_with_a_loud_stretch():
     return talk
 
 
-def loud_share(batches, epoch=0):
+def loud_share(batches):
     rng = np.random.default_rng(5)
     return np.mean([(loudness(batches._draw_talk(20, rng)) > 0.005).float().mean() for _ in range(20)])
 
@@ -269,31 +269,31 @@ def loud_share(batches, epoch=0):
 def test_half_of_the_talk_is_what_the_network_takes_for_a_keyword():
     batches = augmented(clips(yes=400, no=400), talk=talk_with_a_loud_stretch(), hard_talk=0.5)
     assert loud_share(batches) < 0.35  # nothing was sought yet
-    batches.seek(loudness, 0)
+    batches.mine(loudness, 0)
     assert 0.5 < loud_share(batches) < 0.75
 
 
 def test_what_is_hard_is_sought_anew_and_depends_on_the_epoch_alone():
     batches, again = (augmented(batch=32, talk=talk_with_a_loud_stretch(), hard_talk=0.5) for _ in range(2))
-    batches.seek(loudness, 0)
-    batches.seek(loudness, 3)
-    again.seek(loudness, 3)
+    batches.mine(loudness, 0)
+    batches.mine(loudness, 3)
+    again.mine(loudness, 3)
     assert torch.equal(first(batches, 3)[0], first(again, 3)[0])
-    again.seek(lambda windows: -loudness(windows), 3)
+    again.mine(lambda windows: -loudness(windows), 3)
     assert not torch.equal(first(batches, 3)[0], first(again, 3)[0])
 
 
-def test_seeking_takes_no_longer_than_learning():
+def test_mining_takes_no_longer_than_learning():
     seen = []
     batches = augmented(clips(yes=5, no=5), batch=8, talk=sound(1000 * WINDOW, level=200), hard_talk=0.5)
-    batches.seek(lambda windows: seen.append(len(windows)) or loudness(windows), 0)
+    batches.mine(lambda windows: seen.append(len(windows)) or loudness(windows), 0)
     assert 0 < sum(seen) <= len(batches) * batches.batch
 
 
 @pytest.mark.parametrize("talk", [None, sound(WINDOW // 2), sound(WINDOW + 1), sound(2 * WINDOW)])
 def test_with_hardly_any_talk_or_none_nothing_is_sought_in_vain(talk):
     batches = augmented(talk=talk, hard_talk=0.5)
-    batches.seek(loudness, 0)
+    batches.mine(loudness, 0)
     assert first(batches)[0].shape == (100, WINDOW)
 
 

@@ -68,7 +68,7 @@ def archive(**files):
 @pytest.fixture
 def queen(voices, tmp_path, monkeypatch):
     file = tmp_path / "queen.1c"
-    monkeypatch.setitem(voices.GAMES, "queen", ("a-package", [file], voices.queen))
+    monkeypatch.setitem(voices.GAMES, "queen", ("a-package", [file], voices.queen, True))
     monkeypatch.setattr(voices, "QUEEN", file)
     return file
 
@@ -122,7 +122,7 @@ def test_every_other_role_is_to_test_on_and_what_nobody_wrote_down_is_left_out(v
         file.writestr("base/comm/orz/orz.txt", "#(ONE) \tORZ-001.ogg\nHello  *extremely*.\n#(TWO)\torz-002.ogg\nYes.\n")
     monkeypatch.setattr(voices, "VOICES", addon)
     monkeypatch.setattr(voices, "TEXTS", content)
-    monkeypatch.setitem(voices.GAMES, "masters", ("a-package", [addon, content], voices.masters))
+    monkeypatch.setitem(voices.GAMES, "masters", ("a-package", [addon, content], voices.masters, False))
     run(voices, monkeypatch, "masters", tmp_path / "out")
     assert transcripts(tmp_path / "out") == {
         "validation/orz-001.wav": "Hello *extremely*.",

@@ -242,7 +242,7 @@ def test_before_every_epoch_talk_is_sought_that_the_network_takes_for_keywords(d
     windows = torch.rand(5, 16_000, generator=torch.Generator().manual_seed(0)) - 0.5
     sought = []
 
-    def seek(_, surest, epoch):
+    def mine(_, surest, epoch):
         likely = surest(windows)
         sought.append(epoch)
         if epoch:
@@ -252,7 +252,7 @@ def test_before_every_epoch_talk_is_sought_that_the_network_takes_for_keywords(d
             keywords = [i for i, label in enumerate(so_far.labels) if not label.startswith("_")]
             torch.testing.assert_close(likely, network(windows).detach()[:, keywords].amax(1), rtol=0, atol=1e-5)
 
-    monkeypatch.setattr(AugmentedBatches, "seek", seek)
+    monkeypatch.setattr(AugmentedBatches, "mine", mine)
     train(options(data, tmp_path / "a.ckpt", **small, epochs=2), quietly)
     assert sought == [0, 1]
 

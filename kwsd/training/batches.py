@@ -90,7 +90,7 @@ class AugmentedBatches:
         device: torch.device,
         hard_talk: float = 0.0,
     ) -> None:
-        """Of the windows of talk the share `hard_talk` are such as `seek` found."""
+        """Of the windows of talk the share `hard_talk` are such as `mine` found."""
         self.clips, self.labels, self.batch, self.seed = clips, labels, batch, seed
         self.noise, self.device = noise, device
         self.unknown = labels.index(UNKNOWN) if UNKNOWN in labels else -1
@@ -122,9 +122,9 @@ class AugmentedBatches:
     def __len__(self) -> int:
         return max(1, round(self.keywords.size / self.shares["keyword"]))
 
-    def seek(self, surest: Callable[[Tensor], Tensor], number: int) -> None:
-        """Before an epoch, look through talk for what is taken for keywords first: drawn by chance, it hardly comes up
-        (hard negatives: Sung & Poggio 1998). `surest` says of windows (n, 16000) how likely each is a keyword (n,)."""
+    def mine(self, surest: Callable[[Tensor], Tensor], number: int) -> None:
+        """Hard negative mining (Sung & Poggio 1998): before an epoch, look through talk for what is taken for keywords
+        first; drawn by chance, it hardly comes up. `surest` says of windows (n, 16000) how likely each is one (n,)."""
         if not self.hard_talk or self.talk is None or self.talk.size < 2 * WINDOW:
             return
         n = min(len(self) * self.batch, self.talk.size // WINDOW)  # else it would take longer than to learn

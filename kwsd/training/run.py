@@ -57,7 +57,7 @@ def train_epoch(run: Run) -> tuple[float, float]:
     """
     torch.manual_seed(run.seed * 100_003 + run.epoch)  # dropout
     generator = torch.Generator().manual_seed(run.seed * 100_003 + run.epoch)
-    _seek(run)
+    _mine(run)
     run.network.train()
     steps = len(run.batches)
     total, right, seen = 0.0, 0.0, 0
@@ -78,7 +78,7 @@ def train_epoch(run: Run) -> tuple[float, float]:
     return total / seen, right / seen
 
 
-def _seek(run: Run) -> None:
+def _mine(run: Run) -> None:
     """Let the batches know what the network, as it is judged, takes for keywords."""
     if isinstance(run.batches, PlainBatches):
         return
@@ -89,7 +89,7 @@ def _seek(run: Run) -> None:
         with torch.inference_mode():
             return torch.as_tensor(run.judged(windows.to(run.device))[:, keywords].amax(1))
 
-    run.batches.seek(surest, run.epoch)
+    run.batches.mine(surest, run.epoch)
 
 
 def _step(run: Run, windows: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[float, float]:
