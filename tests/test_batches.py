@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from kwsd.training.batches import HIDDEN, AugmentedBatches, PlainBatches, crops, targets_of, to_float
+from kwsd.training.batches import HIDDEN, AugmentedBatches, PlainBatches, targets_of
 from kwsd.training.batches import place as place_clips
 from kwsd.training.dataset import Clips
+from kwsd.training.negatives import Negatives
 
 WINDOW = 16_000
 LABELS = ("yes", "no", "_unknown_", "_silence_")
@@ -29,16 +30,15 @@ def sound(n=5 * WINDOW, level=3_000, seed=0):
     return (np.random.default_rng(seed).standard_normal(n) * level).clip(-32768, 32767).astype(np.int16)
 
 
-def augmented(data=None, labels=LABELS, batch=100, seed=0, talk="yes", noise=None, hard_talk=0.0):
+def augmented(data=None, labels=LABELS, batch=100, seed=0, talk="yes", noise=None, hard=0.0):
     return AugmentedBatches(
         data or clips(yes=30, no=30, bed=20),
         labels,
         batch,
         seed,
-        noise=sound() if noise is None else noise,
-        talk=sound(seed=1) if isinstance(talk, str) else talk,
+        noise=Negatives([sound() if noise is None else noise], hard=hard),
+        talk=None if talk is None else Negatives([sound(seed=1) if isinstance(talk, str) else talk], hard=hard),
         device=torch.device("cpu"),
-        hard_talk=hard_talk,
     )
 
 
@@ -53,26 +53,6 @@ def composition(batches):
 
 
 # --- samples and targets ---
-
-
-def test_sixteen_bits_become_plus_minus_one():
-    assert to_float(np.array([-32768, 0, 16384], np.int16)).tolist() == [-1.0, 0.0, 0.5]
-
-
-@pytest.mark.parametrize("length", [10 * WINDOW, WINDOW + 1, WINDOW])
-def test_crops_are_pieces_of_the_recording_from_anywhere(length):
-    recording = (np.arange(length) % 30_000).astype(np.int16)
-    pieces = (crops(recording, 20, np.random.default_rng(0)) * 32768).long()
-    assert pieces.shape == (20, WINDOW)
-    assert ((pieces[:, 1:] - pieces[:, :-1] - 1) % 30_000 == 0).all()
-    starts = set(pieces[:, 0].tolist())
-    assert starts <= set(range(length - WINDOW + 1)) or length > 30_000
-    assert len(starts) == {10 * WINDOW: 20, WINDOW + 1: 2, WINDOW: 1}[length]
-
-
-def test_a_recording_under_a_second_is_repeated():
-    pieces = crops(np.arange(1, 5, dtype=np.int16), 2, np.random.default_rng(0)) * 32768
-    assert torch.equal(pieces, torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(2, 4_000))
 
 
 @pytest.mark.parametrize(
@@ -246,35 +226,16 @@ def test_a_word_too_long_for_the_window_keeps_its_place():
         assert last - begin > 10_000
 
 
-# --- augmented: talk that is taken for a keyword ---
+# --- augmented: what is taken for a keyword ---
 
 
 def loudness(windows):
-    """As if a network took loud talk for a keyword."""
+    """As if a network took what is loud for a keyword."""
     return windows.square().mean(1)
 
 
-def talk_with_a_loud_stretch():
-    """A hundred seconds, of which twenty are loud; the rest hardly more than a pause is."""
-    talk = sound(100 * WINDOW, level=200)
-    talk[40 * WINDOW : 60 * WINDOW] = sound(20 * WINDOW, level=8_000, seed=3)
-    return talk
-
-
-def loud_share(batches):
-    rng = np.random.default_rng(5)
-    return np.mean([(loudness(batches._draw_talk(20, rng)) > 0.005).float().mean() for _ in range(20)])
-
-
-def test_half_of_the_talk_is_what_the_network_takes_for_a_keyword():
-    batches = augmented(clips(yes=400, no=400), talk=talk_with_a_loud_stretch(), hard_talk=0.5)
-    assert loud_share(batches) < 0.35  # nothing was sought yet
-    batches.mine(loudness, 0)
-    assert 0.5 < loud_share(batches) < 0.75
-
-
 def test_what_is_hard_is_sought_anew_and_depends_on_the_epoch_alone():
-    batches, again = (augmented(batch=32, talk=talk_with_a_loud_stretch(), hard_talk=0.5) for _ in range(2))
+    batches, again = (augmented(batch=32, talk=sound(100 * WINDOW), hard=0.5) for _ in range(2))
     batches.mine(loudness, 0)
     batches.mine(loudness, 3)
     again.mine(loudness, 3)
@@ -285,14 +246,32 @@ def test_what_is_hard_is_sought_anew_and_depends_on_the_epoch_alone():
 
 def test_mining_takes_no_longer_than_learning():
     seen = []
-    batches = augmented(clips(yes=5, no=5), batch=8, talk=sound(1000 * WINDOW, level=200), hard_talk=0.5)
+    batches = augmented(clips(yes=5, no=5), batch=8, talk=sound(1000 * WINDOW), noise=sound(1000 * WINDOW), hard=0.5)
     batches.mine(lambda windows: seen.append(len(windows)) or loudness(windows), 0)
-    assert 0 < sum(seen) <= len(batches) * batches.batch
+    assert sum(seen) == len(batches) * batches.batch
 
 
-@pytest.mark.parametrize("talk", [None, sound(WINDOW // 2), sound(WINDOW + 1), sound(2 * WINDOW)])
+def test_noise_that_is_taken_for_a_keyword_is_silence_as_other_noise_is():
+    noise = sound(100 * WINDOW, level=200)
+    noise[: 20 * WINDOW] = np.resize(np.array([8_000, -8_000], np.int16), 20 * WINDOW)  # as high as a sound can be
+    batches = augmented(clips(yes=400, no=400), noise=noise, talk=None, hard=1.0)
+
+    def shrillness(windows):
+        return windows.diff(dim=1).square().mean(1) / windows.square().mean(1)
+
+    def shrill():
+        """Of the first windows of silence of eight epochs; two are digital silence and hiss."""
+        firsts = [first(batches, number) for number in range(8)]
+        return sum(int((shrillness(windows[targets == 3]) > 3.0).sum()) for windows, targets in firsts)
+
+    before = shrill()
+    batches.mine(shrillness, 0)
+    assert before < 24 and shrill() == 8 * 6
+
+
+@pytest.mark.parametrize("talk", [None, sound(WINDOW // 2), sound(2 * WINDOW)])
 def test_with_hardly_any_talk_or_none_nothing_is_sought_in_vain(talk):
-    batches = augmented(talk=talk, hard_talk=0.5)
+    batches = augmented(talk=talk, hard=0.5)
     batches.mine(loudness, 0)
     assert first(batches)[0].shape == (100, WINDOW)
 

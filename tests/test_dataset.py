@@ -21,6 +21,7 @@ from kwsd.training.dataset import (
     load_words,
     part_talk,
     to_int16,
+    transcribed,
     transcribed_talk,
 )
 
@@ -359,6 +360,14 @@ def test_times_that_make_no_sense_are_named_with_their_line(talk):
     told(talk / "a/keyword.wav", "1.0\t1.5\tstop", "oops")
     with pytest.raises(AudioError, match=r"keyword\.tsv:3: not start_s, end_s, keyword"):
         load_talk(talk, ("stop",))
+
+
+def test_which_recordings_somebody_wrote_down_is_known(talk):
+    told(talk / "b/untold.wav", "1.0\t1.5\tplease stop here")
+    pieces, _ = load_talk(talk, ())
+    assert transcribed(talk, pieces) == set(pieces)
+    (talk / "transcripts.tsv").write_text("a/plain.wav\tgood evening\n")
+    assert {path.name for path in transcribed(talk, pieces)} == {"plain.wav", "untold.wav"}
 
 
 def test_talk_to_evaluate_on_is_kept_with_the_keywords_in_it_and_left_out_without_transcript(talk):

@@ -37,8 +37,8 @@ from kwsd.training.processes import join_process_group
 from kwsd.training.recipe import RECIPES
 from kwsd.training.run import learning_rate, moving_average
 from kwsd.training.teacher import load_teacher, load_teachers
-from kwsd.training.train import Plan, TrainOptions, _prepare, train
-from kwsd.training.validation import HeldOut, labelled_windows, predictions, share_right
+from kwsd.training.train import Plan, TrainOptions, _load_negatives, _prepare, train
+from kwsd.training.validation import HeldOut, Validated, labelled_windows, predictions, share_right
 
 LABELS = "yes,no"
 AUGMENTED = "yes,no,_unknown_,_silence_"
@@ -217,7 +217,7 @@ class Interrupting:
 def small(request, monkeypatch, talk):
     """Options for an augmented run of a few steps an epoch."""
     monkeypatch.setitem(
-        RECIPES, request.param, msgspec.structs.replace(RECIPES[request.param], batch=24, hard_talk=0.5)
+        RECIPES, request.param, msgspec.structs.replace(RECIPES[request.param], batch=24, hard_negatives=0.5)
     )
     return {"model": request.param, "labels": AUGMENTED, "negatives": (talk,)}
 
@@ -299,6 +299,34 @@ def test_ctrl_c_before_anything_was_validated_leaves_what_was_learnt(
         train(options(data, tmp_path / "a.ckpt", **small, epochs=7), quietly)
     left = load_checkpoint(tmp_path / "a.ckpt")
     assert left.epoch == 1 and same(left.best_state, left.average_state)
+
+
+# --- which weights are kept ---
+
+
+@pytest.mark.parametrize(
+    ("model", "scores", "kept"),
+    [
+        ("dstcn-tiny", [0.5, 0.6, 0.52], 2),
+        ("dstcn-tiny", [0.5, 0.6, 0.58], 3),  # by less than a standard error worse
+        ("dstcn-tiny", [0.6, 0.56, 0.52], 2),  # the third is worse by more, though hardly worse than the second
+        ("dstcn-tiny", [0.0, 0.0, 0.0], 3),
+        ("simplenet", [0.5, 0.6, 0.58], 2),  # its learning rate does not fall
+    ],
+)
+def test_later_weights_are_kept_unless_worse_by_more_than_chance(data, tmp_path, monkeypatch, model, scores, kept):
+    seen = []
+
+    def validate(_, network, device):
+        seen.append(training._copy(network))
+        return Validated(scores[len(seen) - 1], None, windows=100)  # a standard error of about 0.05
+
+    monkeypatch.setattr(HeldOut, "validate", validate)
+    monkeypatch.setattr(training, "_is_time_to_validate", lambda _: True)
+    made = train(options(data, tmp_path / "a.ckpt", model=model, epochs=3), quietly)
+    assert not same(seen[kept - 1], seen[kept - 2])
+    assert same(made.best_state, seen[kept - 1])
+    assert made.best_score == max(scores)
 
 
 # --- the moving average ---
@@ -509,9 +537,27 @@ def test_more_noise_is_added_and_none_at_all_is_an_error(data, talk, tmp_path):
     assert Noise(data, (talk,)).part("training").size == 0.8 * (160_000 + 40_000)
     assert Noise(None, (talk, data)).part("training").size == 0.8 * (160_000 + 40_000)
     assert Noise(tmp_path, (talk,)).part("training").size == 0.8 * 40_000
+    assert [part.size for part in Noise(data, (talk,)).parts("validation")] == [16_000, 4_000]
     for nowhere in (tmp_path, None):
         with pytest.raises(AudioError, match="--noise"):
             Noise(nowhere).part("training")
+
+
+def test_keywords_are_sought_only_in_talk_whose_words_are_known(data, small, tmp_path, talk):
+    told = tmp_path / "told"
+    tiny.write(told / "a.wav", np.random.default_rng(2).normal(0, 0.1, 50_000))
+    (told / "transcripts.tsv").write_text("a.wav\tgood evening\n")
+    said, sought = [], []
+    for negatives in ((talk, told), (talk,)):
+        plan = options(data, tmp_path / "a.ckpt", **{**small, "negatives": negatives})
+        talk_to_learn, held_out = _load_negatives(plan, ("yes", "no"), 0.5, said.append)
+        sought.append((talk_to_learn.checked, talk_to_learn.samples.size, held_out.size))
+    assert sought == [(45_000, 81_000, 9_000), (0, 36_000, 4_000)]
+    assert [line.split(", ")[1] for line in said[:2]] == [
+        "0.0 min of it with transcripts",
+        "0.1 min of it with transcripts",
+    ]
+    assert "in noise alone" in said[3] and len(said) == 4
 
 
 def test_silence_is_tested_with_one_piece_of_noise_per_eleven_clips(data):

@@ -1,4 +1,4 @@
-"""What a network is judged by while it trains: clips it has not seen, and how well it tells keywords from talk."""
+"""What a network is judged by while it trains: clips it has not seen, and keywords told from talk and noise."""
 
 import numpy as np
 import pytest
@@ -29,9 +29,11 @@ def held(data):
     return hold_out(load_clips(data, "validation"), LABELS, Noise(data), talk)
 
 
-def test_talk_is_cut_into_windows_every_half_second(held):
-    assert held.talk.shape == (1 + (40_000 - 16_000) // 8_000, 16_000)
-    assert held.talk.dtype == torch.int16
+def test_talk_and_noise_are_cut_into_windows_every_half_second(data, held):
+    talk, noise = held.negatives
+    assert talk.shape == (1 + (40_000 - 16_000) // 8_000, 16_000)
+    assert torch.equal(noise.flatten(), torch.from_numpy(Noise(data).part("validation")))
+    assert talk.dtype == noise.dtype == torch.int16
 
 
 def test_every_keyword_clip_is_spoken_once_and_other_words_are_not(held):
@@ -48,7 +50,7 @@ def test_every_other_spoken_keyword_lies_over_noise(held):
 
 
 def test_the_same_clips_give_the_same_windows(data, held):
-    talk = held.talk[0].numpy()
+    talk = held.negatives[0][0].numpy()
     again, once_more = (hold_out(load_clips(data, "validation"), LABELS, Noise(data), talk) for _ in range(2))
     assert torch.equal(again.spoken, once_more.spoken)
     assert torch.equal(again.spoken, held.spoken)
@@ -56,13 +58,13 @@ def test_the_same_clips_give_the_same_windows(data, held):
 
 def test_talk_shorter_than_a_window_is_one_window(data):
     held = hold_out(load_clips(data, "validation"), LABELS, Noise(data), np.ones(100, np.int16))
-    assert held.talk.shape == (1, 16_000)
-    assert held.talk.sum() == 100
+    assert held.negatives[0].shape == (1, 16_000)
+    assert held.negatives[0].sum() == 100
 
 
 def test_a_keyword_heard_in_talk_counts_even_if_nobody_says_it_in_the_clips(data, held):
     labels = ("yes", "no", "never", "_unknown_", "_silence_")
-    talk = held.talk[0].numpy()
+    talk = held.negatives[0][0].numpy()
     with_never = hold_out(load_clips(data, "validation"), labels, Noise(data), talk)
 
     class HearsNever(nn.Module):
@@ -93,17 +95,25 @@ def loud(*levels):
     return torch.tensor(levels, dtype=torch.float32)[:, None].mul(32768).expand(-1, 16_000).short()
 
 
-def test_spotting_is_the_share_of_keywords_surer_than_almost_all_talk():
-    talk = loud(
-        *np.linspace(0.1, 0.5, 1000)
-    )  # the ten surest of a thousand lie above 0.496, the three surest above 0.499
-    spoken = loud(0.9, 0.51, 0.4982, 0.49, 0.1)  # one lies between the two bars
-    held = HeldOut(spoken[:1], torch.tensor([0]), spoken, torch.zeros(5, dtype=torch.int64), talk, torch.tensor([0]))
-    assert FALSE_SHARES == (0.01, 0.003)
-    assert held.validate(Loudness(), CPU).spotting == pytest.approx((3 / 5 + 2 / 5) / 2)
+def test_spotting_is_the_share_of_keywords_surer_than_almost_all_talk_and_almost_all_noise():
+    talk = loud(*np.linspace(0.1, 0.5, 1000))  # thirty lie above 0.488, ten above 0.496, three above 0.499
+    noise = loud(*np.linspace(0.5, 0.9, 1000))  # ten lie above 0.896
+    spoken = loud(0.898, 0.51, 0.4982, 0.49, 0.1)
+    targets, keywords = torch.zeros(5, dtype=torch.int64), torch.tensor([0])
+    held = HeldOut(spoken[:1], torch.tensor([0]), spoken, targets, (talk, noise), keywords)
+    assert FALSE_SHARES == (0.03, 0.01, 0.003)
+    validated = held.validate(Loudness(), CPU)
+    assert validated.spotting == pytest.approx((4 / 5 + 3 / 5 + 2 / 5 + 1 / 5 + 1 / 5 + 0) / 6)
+    assert validated.windows == 5
 
 
 def test_where_there_is_talk_spotting_is_what_counts():
-    assert Validated(accuracy=0.9, spotting=0.5).score == 0.5
-    assert str(Validated(0.9, 0.5)) == "validation accuracy 90.0%, 50.0% told from talk"
-    assert str(Validated(0.9, None)) == "validation accuracy 90.0%"
+    assert Validated(accuracy=0.9, spotting=0.5, windows=9).score == 0.5
+    assert str(Validated(0.9, 0.5, 9)) == "validation accuracy 90.0%, 50.0% told from talk and noise"
+    assert str(Validated(0.9, None, 9)) == "validation accuracy 90.0%"
+
+
+def test_the_standard_error_is_that_of_a_share_of_so_many_windows():
+    assert Validated(accuracy=0.9, spotting=None, windows=900).standard_error == pytest.approx(0.01)
+    assert Validated(accuracy=0.9, spotting=0.5, windows=100).standard_error == pytest.approx(0.05)
+    assert Validated(accuracy=1.0, spotting=None, windows=1).standard_error == 0.0

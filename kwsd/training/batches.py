@@ -13,6 +13,7 @@ from kwsd.artefact import SILENCE, UNKNOWN
 from kwsd.audio_format import WINDOW
 from kwsd.training import augment
 from kwsd.training.dataset import Clips
+from kwsd.training.negatives import Negatives, to_float
 
 CUT_SHARE = 0.08  # of an augmented batch: keywords cut off by the window's edge, to be heard as unknown
 TALK_SHARE = 0.22  # connected speech, unknown as well
@@ -22,29 +23,10 @@ SPEED = (0.85, 1.15)
 HIDDEN = (0.4, 0.8)  # share of a cut word that lies outside the window
 LONGEST_TO_CUT = 12_800  # samples: where the span is longer, the clip is too noisy to tell where the word is
 PAUSE = 0.003  # root-mean-square amplitude (-50 dBFS) under which a piece of talk is a pause, not speech
-SILENCE_DBFS = (-75.0, -20.0)
+SILENCE_DBFS = (-75.0, -8.0)  # from a quiet room to loud music
+HISS_DBFS = (-90.0, -40.0)
 CPU = torch.device("cpu")
-HARD = 0.1  # of the windows of talk that are looked through: these are drawn from
-NEARBY = 1600  # samples by which a hard window is shifted, at most
 KEYWORD_BALANCE = 0.8  # 0: by how many clips there are, 1: every keyword as often as any other
-
-
-def to_float(samples: NDArray[np.int16]) -> Tensor:
-    """16-bit samples to float32 in ±1."""
-    return torch.from_numpy(np.ascontiguousarray(samples)).float().mul_(1.0 / 32768.0)
-
-
-def crops(recording: NDArray[np.int16], n: int, rng: np.random.Generator) -> Tensor:
-    """n one-second pieces of a long recording from anywhere: (n, 16000)."""
-    if recording.size <= WINDOW:
-        recording = np.resize(recording, WINDOW)
-    starts = rng.integers(0, recording.size - WINDOW + 1, n)
-    return windows_at(recording, starts)
-
-
-def windows_at(recording: NDArray[np.int16], starts: NDArray[np.int64]) -> Tensor:
-    """The second that begins at each of these samples: (starts, 16000)."""
-    return to_float(np.lib.stride_tricks.sliding_window_view(recording, WINDOW)[starts])
 
 
 def targets_of(words: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.int64]:
@@ -85,12 +67,10 @@ class AugmentedBatches:
         batch: int,
         seed: int,
         *,
-        noise: NDArray[np.int16],
-        talk: NDArray[np.int16] | None,
+        noise: Negatives,
+        talk: Negatives | None,
         device: torch.device,
-        hard_talk: float = 0.0,
     ) -> None:
-        """Of the windows of talk the share `hard_talk` are such as `mine` found."""
         self.clips, self.labels, self.batch, self.seed = clips, labels, batch, seed
         self.noise, self.device = noise, device
         self.unknown = labels.index(UNKNOWN) if UNKNOWN in labels else -1
@@ -105,7 +85,6 @@ class AugmentedBatches:
         self.cuttable = self.keywords[short]
         self.talk = talk if self.unknown >= 0 else None
         self.babble = noise if talk is None else talk
-        self.hard_talk, self._hard = hard_talk, np.zeros(0, np.int64)  # where such windows begin, in samples
         self.shares = self._shares()
 
     def _shares(self) -> dict[str, int]:
@@ -123,15 +102,13 @@ class AugmentedBatches:
         return max(1, round(self.keywords.size / self.shares["keyword"]))
 
     def mine(self, surest: Callable[[Tensor], Tensor], number: int) -> None:
-        """Hard negative mining (Sung & Poggio 1998): before an epoch, look through talk for what is taken for keywords
-        first; drawn by chance, it hardly comes up. `surest` says of windows (n, 16000) how likely each is one (n,)."""
-        if not self.hard_talk or self.talk is None or self.talk.size < 2 * WINDOW:
-            return
-        n = min(len(self) * self.batch, self.talk.size // WINDOW)  # else it would take longer than to learn
-        starts = np.random.default_rng([self.seed, number, 1]).integers(0, self.talk.size - WINDOW + 1, n)
-        parts = np.array_split(starts, math.ceil(n / self.batch))
-        likely = np.concatenate([surest(windows_at(self.talk, part)).cpu().numpy() for part in parts])
-        self._hard = starts[np.argsort(-likely, kind="stable")[: max(1, round(HARD * n))]]
+        """Before an epoch, look through talk and noise for what is taken for keywords, in no more windows than are
+        learnt from: else it would take longer. `surest` says of windows (n, 16000) how likely each is one (n,)."""
+        rng = np.random.default_rng([self.seed, number, 1])
+        most = len(self) * self.batch // 2
+        for negatives, kind in ((self.talk, "talk"), (self.noise, "silence")):
+            if negatives is not None and self.shares[kind]:
+                negatives.mine(surest, most, self.batch, rng)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows (batch, 16000) and targets (batch,). The same number gives the same batches, if
@@ -152,21 +129,21 @@ class AugmentedBatches:
         parts = [place(self.clips, rows, hidden, rng, self.device)]
         talk_target = np.full(n["talk"], self.unknown)
         if self.talk is not None:
-            parts.append(self._draw_talk(n["talk"], rng).to(self.device))
+            parts.append(self.talk.draw(n["talk"], rng).to(self.device))
             pauses = augment.rms(parts[-1])[:, 0].cpu().numpy() < PAUSE
             talk_target[pauses] = self.silence if self.silence >= 0 else self.unknown
         windows = augment.reverberate(torch.cat(parts), generator)
         windows = augment.degrade(
             windows,
-            lambda count: crops(self.noise, count, rng).to(self.device),
-            lambda count: crops(self.babble, count, rng).to(self.device),
+            lambda count: self.noise.by_chance(count, rng).to(self.device),
+            lambda count: self.babble.by_chance(count, rng).to(self.device),
             generator,
         )
         if n["silence"]:
-            quiet = augment.at_level(crops(self.noise, n["silence"], rng).to(self.device), SILENCE_DBFS, generator)
-            quiet[::4] = 0.0  # digital silence
-            quiet[1::4] = augment.at_level(
-                torch.randn(quiet[1::4].shape, generator=generator).to(self.device), (-90.0, -40.0), generator
+            quiet = augment.at_level(self.noise.draw(n["silence"], rng).to(self.device), SILENCE_DBFS, generator)
+            quiet[::8] = 0.0  # digital silence
+            quiet[1::8] = augment.at_level(
+                torch.randn(quiet[1::8].shape, generator=generator).to(self.device), HISS_DBFS, generator
             )
             windows = torch.cat([windows, quiet.clamp(-1.0, 1.0)])
         targets = np.concatenate(
@@ -178,16 +155,6 @@ class AugmentedBatches:
             ]
         )
         return windows, torch.from_numpy(targets).to(self.device)
-
-    def _draw_talk(self, n: int, rng: np.random.Generator) -> Tensor:
-        """Windows of talk (n, 16000), some of them hard."""
-        assert self.talk is not None
-        hard = round(self.hard_talk * n) if self._hard.size else 0
-        easy = crops(self.talk, n - hard, rng)
-        if not hard:
-            return easy
-        starts = rng.choice(self._hard, hard) + rng.integers(-NEARBY, NEARBY + 1, hard)
-        return torch.cat([easy, windows_at(self.talk, starts.clip(0, self.talk.size - WINDOW))])
 
 
 def place(

@@ -28,7 +28,7 @@ class Checkpoint:
     state: dict[str, Tensor]  # weights now
     average_state: dict[str, Tensor] | None  # their moving average, where the recipe keeps one
     best_state: dict[str, Tensor]  # weights with the best score, for evaluation and export
-    best_score: float  # of best_state in validation, 0 to 1
+    best_score: float  # in validation, 0 to 1: of best_state, or of what seemed better by less than is chance
     optimiser: dict[str, Any]
     recipe: dict[str, Any]
     seed: int

@@ -6,9 +6,10 @@ import shutil
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +338,12 @@ def load_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, NDArray
     return pieces, len(recordings) - len(paths)
 
 
+def transcribed(folder: Path, recordings: Iterable[Path]) -> set[Path]:
+    """Those recordings under a folder of which somebody wrote down what is said."""
+    spoken = transcripts(folder)
+    return {path for path in recordings if path in spoken or truth_beside(path).exists()}
+
+
 def part_talk(pieces: dict[Path, NDArray[np.int16]], held_out: float) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     """Talk to train on and talk to validate on, end to end, each (samples,): that share is held out. Where there are
     many folders side by side, each is taken for a speaker's, and the last of them are held out; elsewhere what comes
@@ -377,14 +384,21 @@ class Noise:
 
     def part(self, subset: str) -> NDArray[np.int16]:
         """The part of every recording that belongs to a subset, end to end. Raises AudioError if there are none."""
+        return np.concatenate(self.parts(subset))
+
+    def parts(self, subset: str) -> list[NDArray[np.int16]]:
+        """The same by the folder it is from."""
+        first, last = SILENCE_PART[subset]
+        return [np.concatenate([n[int(first * n.size) : int(last * n.size)] for n in place]) for place in self._places]
+
+    @cached_property
+    def _places(self) -> list[list[NDArray[np.int16]]]:
         places = [background for root in (self.data, *self.folders) if root and (background := _background(root))]
         places += [folder for folder in self.folders if not _background(folder)]
-        first, last = SILENCE_PART[subset]
-        recordings = [noise for place in places for noise in load_talk(place, ())[0].values()]
-        if not recordings:
+        if not places:
             place = f"{self.data}: no _background_noise_ in the data set; " if self.data else ""
             raise AudioError(f"{place}name recordings of noise with --noise")
-        return np.concatenate([noise[int(first * noise.size) : int(last * noise.size)] for noise in recordings])
+        return [list(load_talk(place, ())[0].values()) for place in places]
 
 
 def _background(root: Path) -> Path | None:

@@ -20,7 +20,7 @@ class EpochFigures:
     loss: float  # mean over its batches
     training_accuracy: float  # share of its augmented windows told right, 0 to 1
     validation_accuracy: float | None  # share of the validation clips told right; None: not looked at after this one
-    spotting: float | None  # share of validation keywords told from talk, where there is talk
+    spotting: float | None  # share of validation keywords told from talk and noise, where there is talk
     seconds: float  # that it took
 
 
@@ -76,7 +76,7 @@ class History:
         names = {
             "training_accuracy": "training, augmented",
             "validation_accuracy": "validation clips",
-            "spotting": "keywords told from talk",
+            "spotting": "keywords told from talk and noise",
         }
         for name, label in names.items():
             epochs, values = self._curve(name)

@@ -29,9 +29,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     augment: bool  # place, stretch, mix, reverberate and mask the windows; else the clips as they are
     mask_frames: Annotated[int, Meta(ge=0, le=98)] = 0  # SpecAugment: the widest mask over time
     mask_mels: Annotated[int, Meta(ge=0, le=40)] = 0  # and over frequency
-    # Of the windows of talk: those of which the network is surest that they are keywords. Only for talk with
-    # transcripts: of a keyword that is really said it is surest.
-    hard_talk: Share = 0.0
+    # Of the windows of noise, and of talk with transcripts: those that the network is surest are keywords.
+    hard_negatives: Share = 0.0
     mixup: Annotated[float, Meta(ge=0.0)] = 0.0  # windows are mixed in shares from Beta(mixup, mixup); 0: not
     # How what is between the layers lies in memory: 1-D convolutions train nearly twice as fast so, 2-D ones slower.
     channels_last: bool = True

@@ -2,7 +2,7 @@
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,15 +24,16 @@ from kwsd.networks import NETWORKS
 from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import architecture, begin_with
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint
-from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, part_talk
+from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, part_talk, transcribed
 from kwsd.training.history import EpochFigures, History
 from kwsd.training.labels import parse_labels
+from kwsd.training.negatives import Negatives
 from kwsd.training.precision import FromFrames
 from kwsd.training.processes import ProcessGroup, join_process_group, shared
 from kwsd.training.recipe import RECIPES, Recipe, read_recipe
 from kwsd.training.run import Run, learning_rate, moving_average, train_epoch
 from kwsd.training.teacher import load_teachers
-from kwsd.training.validation import hold_out, labelled_windows
+from kwsd.training.validation import Validated, hold_out, labelled_windows
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -164,8 +165,9 @@ def _one_epoch(run: Run, say: Callable[[str], None]) -> EpochFigures:
     run.epoch += 1
     validated = run.held_out.validate(run.judged, run.device) if _is_time_to_validate(run) else None
     if validated is not None:
-        if validated.score >= run.best_score:
-            run.best_score, run.best_state = validated.score, _copy(run.judged)
+        if validated.score >= run.best_score - _tolerance(run, validated):
+            run.best_state = _copy(run.judged)
+        run.best_score = max(run.best_score, validated.score)
         say(f"epoch {run.epoch}/{run.recipe.epochs}: loss {loss:.3f}, {validated} (best {run.best_score:.1%})")
     elif not run.best_score:  # none is known to be better
         run.best_state = _copy(run.judged)
@@ -178,6 +180,12 @@ def _one_epoch(run: Run, say: Callable[[str], None]) -> EpochFigures:
         spotting=validated.spotting if validated else None,
         seconds=time.monotonic() - began,
     )
+
+
+def _tolerance(run: Run, validated: Validated) -> float:
+    """By how much weights may seem worse than the best so far, and be kept. While the learning rate falls they get
+    better, in more than is validated; which of two epochs scores higher within a standard error is chance."""
+    return validated.standard_error if run.recipe.schedule == "cosine" else 0.0
 
 
 def _is_time_to_validate(run: Run) -> bool:
@@ -236,16 +244,15 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     batches: PlainBatches | AugmentedBatches
     quiet_talk = None
     if recipe.augment:
-        talk, quiet_talk = _load_negatives(options, labels, plan.say)
+        talk, quiet_talk = _load_negatives(options, labels, recipe.hard_negatives, plan.say)
         batches = AugmentedBatches(
             clips,
             labels,
             recipe.batch,
             options.seed,
-            noise=noise.part("training"),
+            noise=Negatives(noise.parts("training"), hard=recipe.hard_negatives),
             talk=talk,
             device=device,
-            hard_talk=recipe.hard_talk,
         )
     else:
         if options.negatives:
@@ -311,19 +318,33 @@ def _check_labels(clips: Clips, labels: tuple[str, ...], say: Callable[[str], No
 
 
 def _load_negatives(
-    options: TrainOptions, labels: tuple[str, ...], say: Callable[[str], None]
-) -> tuple[NDArray[np.int16] | None, NDArray[np.int16] | None]:
-    """Talk to train and talk to validate on, each (samples,), if there is any."""
-    parts = []
+    options: TrainOptions, labels: tuple[str, ...], hard: float, say: Callable[[str], None]
+) -> tuple[Negatives | None, NDArray[np.int16] | None]:
+    """Talk to train and talk to validate on (samples,), if there is any."""
+    Parts = list[tuple[NDArray[np.int16], NDArray[np.int16]]]  # to train and to validate on
+    checked: Parts = []
+    unchecked: Parts = []
     for folder in options.negatives:
         pieces, left_out = load_talk(folder, labels)
-        minutes = sum(piece.size for piece in pieces.values()) / SAMPLE_RATE / 60
-        say(f"negatives: {minutes:.1f} min from {folder}, {left_out} recordings left out for a keyword")
-        parts.append(part_talk(pieces, TALK_HELD_OUT))
-    if not parts:
+        known = transcribed(folder, pieces)
+        minutes, of_them = _minutes(pieces, pieces), _minutes(pieces, known)
+        say(
+            f"negatives: {minutes:.1f} min from {folder}, {of_them:.1f} min of it with transcripts, "
+            f"{left_out} recordings left out for a keyword"
+        )
+        for parts, some in ((checked, known), (unchecked, pieces.keys() - known)):
+            if some:
+                parts.append(part_talk({path: pieces[path] for path in pieces if path in some}, TALK_HELD_OUT))
+    if not options.negatives:
         return None, None
-    to_train, to_validate = zip(*parts, strict=True)
-    return np.concatenate(to_train), np.concatenate(to_validate)
+    if hard and not checked:
+        say("hard negatives are sought in noise alone: nobody wrote down what is said in the talk (transcripts.tsv)")
+    to_train, to_validate = (np.concatenate(part) for part in zip(*checked, *unchecked, strict=True))
+    return Negatives([to_train], hard=hard, checked=sum(part.size for part, _ in checked)), to_validate
+
+
+def _minutes(pieces: dict[Path, NDArray[np.int16]], some: Iterable[Path]) -> float:
+    return sum(pieces[path].size for path in some) / SAMPLE_RATE / 60
 
 
 def _resume(run: Run, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""How good a network is while it is trained: on clips it has not seen, and on talk."""
+"""How good a network is while it is trained: on clips it has not seen, and on talk and noise."""
 
 import math
 from collections.abc import Iterator
@@ -13,13 +13,14 @@ from kwsd.artefact import SILENCE
 from kwsd.audio_format import WINDOW
 from kwsd.errors import AudioError
 from kwsd.training import augment
-from kwsd.training.batches import crops, place, targets_of, to_float
+from kwsd.training.batches import place, targets_of
 from kwsd.training.dataset import Clips, Noise, to_int16
+from kwsd.training.negatives import crops, to_float
 
 BATCH = 256  # windows
 CLIPS_PER_SILENCE = 11
-TALK_EVERY = 8000  # samples between windows of talk
-FALSE_SHARES = (0.01, 0.003)  # of the windows of talk that may be taken for a keyword
+NEGATIVE_EVERY = 8000  # samples between windows of talk, and of noise
+FALSE_SHARES = (0.03, 0.01, 0.003)  # of the windows of talk, and of noise, that may be taken for a keyword
 NOISY_DB = (0.0, 20.0)  # signal-to-noise ratio of every other spoken keyword
 
 
@@ -28,15 +29,21 @@ class Validated:
     """What a network did."""
 
     accuracy: float  # share of the clips as they are that it told right
-    spotting: float | None  # share of spoken keywords told from talk; None: there was no talk
+    spotting: float | None  # share of spoken keywords told from talk and noise; None: there was no talk
+    windows: int  # that the score is a share of
 
     @property
     def score(self) -> float:
         """What a better network has more of: a daemon lives from few false alarms first."""
         return self.accuracy if self.spotting is None else self.spotting
 
+    @property
+    def standard_error(self) -> float:
+        """By how much scores of equally good networks differ."""
+        return math.sqrt(self.score * (1.0 - self.score) / self.windows)
+
     def __str__(self) -> str:
-        told = "" if self.spotting is None else f", {self.spotting:.1%} told from talk"
+        told = "" if self.spotting is None else f", {self.spotting:.1%} told from talk and noise"
         return f"validation accuracy {self.accuracy:.1%}{told}"
 
 
@@ -48,24 +55,28 @@ class HeldOut:
     targets: Tensor  # (clips,)
     spoken: Tensor  # keywords anywhere in the window, every other over noise
     spoken_targets: Tensor  # (spoken,)
-    talk: Tensor | None  # in which no keyword should be heard
+    negatives: tuple[Tensor, ...]  # talk, and noise, in which no keyword should be heard; none where there is no talk
     keywords: Tensor  # (keywords,) their labels
 
     def __len__(self) -> int:
-        return sum(len(windows) for windows in (self.clips, self.spoken, self.talk) if windows is not None)
+        return sum(len(windows) for windows in (self.clips, self.spoken, *self.negatives))
 
     def validate(self, network: nn.Module, device: torch.device) -> Validated:
         """Score all of it with a network."""
         accuracy = share_right(network, self.clips, self.targets, device)
-        if self.talk is None:
-            return Validated(accuracy, None)
+        if not self.negatives:
+            return Validated(accuracy, None, len(self.clips))
         log_probs = torch.cat(list(predictions(network, self.spoken, device)))  # (spoken, labels)
         wanted = log_probs.gather(1, self.spoken_targets[:, None])[:, 0]  # (spoken,)
-        heard = [batch[:, self.keywords].amax(1) for batch in predictions(network, self.talk, device)]
-        false = torch.cat(heard)  # (talk,)
-        false = false.sort(descending=True).values
-        bars = [false[math.ceil(share * len(false)) - 1] for share in FALSE_SHARES]
-        return Validated(accuracy, sum(float((wanted > bar).float().mean()) for bar in bars) / len(bars))
+        bars = [bar for windows in self.negatives for bar in self._bars(network, windows, device)]
+        told = sum(float((wanted > bar).float().mean()) for bar in bars) / len(bars)
+        return Validated(accuracy, told, len(self.spoken))
+
+    def _bars(self, network: nn.Module, negatives: Tensor, device: torch.device) -> list[Tensor]:
+        """Log-probabilities that so many windows (negatives, 16000) reach for some keyword as may be taken for one."""
+        heard = [batch[:, self.keywords].amax(1) for batch in predictions(network, negatives, device)]
+        false = torch.cat(heard).sort(descending=True).values  # (negatives,)
+        return [false[math.ceil(share * len(false)) - 1] for share in FALSE_SHARES]
 
 
 def hold_out(clips: Clips, labels: tuple[str, ...], noise: Noise, talk: NDArray[np.int16] | None) -> HeldOut:
@@ -75,22 +86,27 @@ def hold_out(clips: Clips, labels: tuple[str, ...], noise: Noise, talk: NDArray[
     rows, columns = clips.said_whole(keywords), torch.from_numpy(targets_of(tuple(keywords), labels))
     if talk is None or not rows.size:
         nothing = torch.zeros(0, WINDOW, dtype=torch.int16)
-        return HeldOut(windows, targets, nothing, torch.zeros(0, dtype=torch.int64), None, columns)
+        return HeldOut(windows, targets, nothing, torch.zeros(0, dtype=torch.int64), (), columns)
     rng = np.random.default_rng(0)
     spoken = place(clips, rows, np.zeros(rows.size), rng)  # (rows, 16000)
     background = crops(noise.part("validation"), rows.size, rng)
     noisy = augment.mix(spoken, background, to_float32(rng.uniform(*NOISY_DB, (rows.size, 1))))
     spoken[1::2] = noisy[1::2].clamp(-1.0, 1.0)
-    starts = np.arange(0, max(talk.size - WINDOW, 0) + 1, TALK_EVERY)
-    pieces = np.lib.stride_tricks.sliding_window_view(np.pad(talk, (0, max(WINDOW - talk.size, 0))), WINDOW)[starts]
     return HeldOut(
         windows,
         targets,
         torch.from_numpy(to_int16(spoken.numpy())),
         torch.from_numpy(targets_of(tuple(clips.words[row] for row in rows), labels)),
-        torch.from_numpy(pieces.copy()),
+        (_pieces(talk), _pieces(noise.part("validation"))),
         columns,
     )
+
+
+def _pieces(recording: NDArray[np.int16]) -> Tensor:
+    """Overlapping windows (n, 16000) of all of a recording (samples,), which is filled up to one."""
+    long_enough = np.pad(recording, (0, max(WINDOW - recording.size, 0)))
+    pieces = np.lib.stride_tricks.sliding_window_view(long_enough, WINDOW)[::NEGATIVE_EVERY]
+    return torch.from_numpy(pieces.copy())
 
 
 def to_float32(values: NDArray[np.float64]) -> Tensor:
