@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import signal
@@ -64,6 +65,8 @@ STOPPING = KwsdError("kwsd is stopping", exit_code=UNAVAILABLE)
 TWICE_S = 0.1  # timeout(1) sends its signal to the process and then to the group: to us that is one
 LIBRARIES = ("aiomqtt", "paho", "aiohttp", "zeroconf")
 SOUND_S = 5.0  # the sound system has so long to open the devices of a new configuration
+MOST_REPORTS = 20  # of the inference thread, not dealt with yet: more, and it waits
+STATUS_EVERY_S = 1.0  # for systemd
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
 
 
@@ -108,6 +111,9 @@ class Daemon:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._asked_at = 0.0  # to stop, monotonic s
         self._next_beat: asyncio.TimerHandle | None = None
+        self._next_status: asyncio.TimerHandle | None = None
+        self._status_at = 0.0  # when it was told last, monotonic s
+        self._reported = self._dealt_with = 0  # reports of the inference thread
 
     async def main(self) -> int:
         """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
@@ -173,32 +179,34 @@ class Daemon:
             if len(progress.scored):
                 alive()
             if progress.heard or progress.overruns or not self._state.ready:
-                self._loop.call_soon_threadsafe(self._on_progress, progress)
-
-        def audio(event: AudioEvent, failure: KwsdError | None) -> None:
-            self._loop.call_soon_threadsafe(self._on_audio, event, failure)
-
-        def over(failure: KwsdError | None) -> None:
-            self._loop.call_soon_threadsafe(self._on_over, failure)
-
-        def satellite(event: StreamJoined | StreamLeft) -> None:
-            self._loop.call_soon_threadsafe(self._on_satellite, event)
-
-        def overload(event: Overload) -> None:
-            self._loop.call_soon_threadsafe(self._on_overload, event)
-
-        def scores(scores: tuple[Scores, ...]) -> None:
-            self._loop.call_soon_threadsafe(self._on_scores, scores)
+                self._report(self._on_progress, progress)
 
         def idle() -> None:
             alive()
             if not self._state.ready:
-                self._loop.call_soon_threadsafe(self._now_ready)
+                self._report(self._now_ready)
 
-        def then(call: Callable[[], None]) -> None:
-            self._loop.call_soon_threadsafe(call)
+        return Reports(
+            progress=progress,
+            audio=functools.partial(self._report, self._on_audio),
+            over=functools.partial(self._report, self._on_over),
+            satellite=functools.partial(self._report, self._on_satellite),
+            overload=functools.partial(self._report, self._on_overload),
+            scores=functools.partial(self._report, self._on_scores),
+            idle=idle,
+            then=self._report,
+            behind=lambda: self._reported - self._dealt_with > MOST_REPORTS,
+        )
 
-        return Reports(progress, audio, over, satellite, overload, scores, idle, then)
+    def _report(self, deal: Callable[..., None], *what: Any) -> None:
+        """From the inference thread, to be dealt with in the main thread."""
+
+        def deal_with() -> None:
+            self._dealt_with += 1
+            deal(*what)
+
+        self._reported += 1
+        self._loop.call_soon_threadsafe(deal_with)
 
     async def _in_thread(
         self, work: Callable[[], T], within_s: float | None = None, late: Callable[[T], None] = lambda _: None
@@ -259,7 +267,7 @@ class Daemon:
             if isinstance(heard, Heard):
                 self._state.detections += 1
                 self._state.last_heard = f"; last heard: {heard.keyword}"
-                self._notifier.status(self._state.summary())
+                self._tell_status()
             if isinstance(heard, Heard) or self._state.config.events.rejected:
                 self._emit(heard)
             else:
@@ -278,6 +286,16 @@ class Daemon:
         self._notifier.ready(self._state.summary())
         log.info("ready")
         self._beat()
+
+    def _tell_status(self) -> None:
+        """To systemd, about all streams: of thousands it takes a while, and so it is told once a second at most."""
+        if self._notifier.is_heard and self._next_status is None and not self._stop.is_set():
+            wait = max(0.0, self._status_at + STATUS_EVERY_S - time.monotonic())
+            self._next_status = self._loop.call_later(wait, self._status_now)
+
+    def _status_now(self) -> None:
+        self._next_status, self._status_at = None, time.monotonic()
+        self._notifier.status(self._state.summary())
 
     def _beat(self) -> None:
         """Tell how things are, now and every `heartbeat_s`; called again when a reload changes that."""
@@ -313,7 +331,7 @@ class Daemon:
             case AudioHealed():
                 log.info("%s hears again; %s for %.0f s", event.stream, event.fault, event.lasted_s)
         self._emit(event)
-        self._notifier.status(self._state.summary())
+        self._tell_status()
 
     def _on_satellite(self, event: StreamJoined | StreamLeft) -> None:
         if isinstance(event, StreamJoined):
@@ -323,7 +341,7 @@ class Daemon:
         self._emit(event)
         if isinstance(event, StreamJoined) and event.stream in self._state.adjustments.muting:
             self._emit(Muted(stream=event.stream, muted=True))
-        self._notifier.status(self._state.summary())
+        self._tell_status()
 
     def _on_overload(self, event: Overload) -> None:
         log.warning("a window every %g ms now; the last second's were up to %s ms late", event.hop_ms, event.lag_ms)
@@ -583,7 +601,7 @@ class Daemon:
                 log.info("%s is %s", name, "muted" if muted else "not muted any more")
                 self._emit(Muted(stream=name, muted=muted))
         if self._state.listening is not None:
-            self._notifier.status(self._state.summary())
+            self._tell_status()
 
     async def _set_threshold(self, keyword: str, value: float | None) -> None:
         """Raises ConfigError for a keyword that is not listened for, or a threshold below its release."""
@@ -610,8 +628,9 @@ class Daemon:
     async def _shut_down(self) -> None:
         """Sources first, then the last event, then the sinks."""
         self._notifier.stopping()
-        if self._next_beat is not None:
-            self._next_beat.cancel()
+        for coming in (self._next_beat, self._next_status):
+            if coming is not None:
+                coming.cancel()
         if self._state.listening is not None:
             await asyncio.to_thread(self._state.listening.stop)
             await asyncio.sleep(0)  # what the inference thread reported last

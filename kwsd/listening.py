@@ -39,6 +39,7 @@ LOST_LOOK_S = 0.1  # the same, while a microphone is lost
 LOOK_EVERY_S = 1.0  # how often load is looked at
 REST_S = 0.2  # of audio beyond the next window that waits for no look while the model finds nothing in what it hears
 GRACE_S = 0.1  # more than until the next look, a source that wakes us may take
+FOLLOW_S = 0.002  # how soon to look again whether the main thread follows
 FULL = 32  # windows: more at once are hardly cheaper
 FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
@@ -97,6 +98,7 @@ class Reports:
     scores: Callable[[tuple[Scores, ...]], None] = lambda _: None  # what the model says now, if somebody watches
     idle: Callable[[], None] = lambda: None  # all that came is scored; with satellites only, there may be none
     then: Callable[[Callable[[], None]], None] = lambda call: call()  # call it when all this is dealt with
+    behind: Callable[[], bool] = lambda: False  # whether much of this is not dealt with yet
 
 
 class Listening:
@@ -491,6 +493,7 @@ class Listening:
                 if self._doze_off():
                     continue
             begun = time.monotonic()
+            self._let_them_follow()
             progress = self._pipeline.advance()
             self._weigh(progress.scored, begun, time.monotonic())
             if len(progress.scored) or progress.overruns:
@@ -506,6 +509,12 @@ class Listening:
                 return
             self._part_with_sources()
             self._wait()
+
+    def _let_them_follow(self) -> None:
+        """Where more is heard than can be told, scoring waits: else what is untold would pile up, and whoever wants the
+        daemon to stop, or anything else of it, would wait behind that."""
+        while self._reports.behind() and not self._stopping:
+            time.sleep(FOLLOW_S)
 
     def _weigh(self, scored: Scored, begun: float, now: float) -> None:
         """Note how late these windows are, and once a second whether there is more to do than time."""

@@ -26,6 +26,11 @@ class Notifier:
         self._send(f"STATUS={status}")
 
     @property
+    def is_heard(self) -> bool:
+        """Whether there is somebody to tell."""
+        return bool(self._address)
+
+    @property
     def is_due(self) -> bool:
         """Whether `alive` would tell anything. Cheap to ask often, from any thread."""
         return self._alive_every > 0.0 and time.monotonic() - self._alive_at >= self._alive_every

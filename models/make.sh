@@ -24,11 +24,8 @@ train() {
 python3 "$here/synthesise.py" "$work/voices"
 python3 "$here/game_voices.py" queen "$work/talk"
 case $name in
-commands)
-    train first
-    train commands --init "$work/first.ckpt" --epochs 20 --learning-rate 0.001 ;;
-*)
-    train "$name" --teacher "$here/commands.onnx" ;;
+commands) train "$name" ;;
+*) train "$name" --teacher "$here/commands.onnx" ;;
 esac
 kwsd export "$work/$name.ckpt" -o "$here/$name.onnx" --data "$data"
 [ ! -f "$here/$name.pt" ] || kwsd export "$work/$name.ckpt" -o "$here/$name.pt" --data "$data"

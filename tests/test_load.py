@@ -179,3 +179,43 @@ def test_a_daemon_that_cannot_keep_up_looks_less_often_says_so_and_comes_back(tm
         listening.stop()
     assert [event.hop_ms for event in overloads] in ([200.0, 100.0], [200.0, 400.0, 200.0, 100.0])
     assert not lost
+
+
+def test_scoring_waits_where_more_is_heard_than_is_dealt_with(tmp_path):
+    tape = tmp_path / "tape.wav"
+    soundfile.write(tape, np.tile(read_recording(DEMO), 10), 16_000)
+    config = load_config(None, environment={})
+    config = msgspec.structs.replace(config, streams=(FileConfig(path=str(tape), realtime=False),))
+    heard, over, untold = [], [], []
+
+    def progress(progress):
+        heard.extend(progress.heard)
+        untold.append(progress)
+
+    listening = Listening(
+        config, Reports(progress, lambda *_: None, over.append, behind=lambda: len(untold) > 3 and not over)
+    )
+    listening.start(load_spotter(config.model_path, "cpu"))
+    try:
+        wait_for(lambda: len(untold) > 3)
+        time.sleep(0.3)
+        assert len(untold) == 4, "and so much of the tape is left as it is"
+        while not over:
+            untold.clear()
+            time.sleep(0.001)
+    finally:
+        listening.stop()
+    assert len(heard) == 100, "nothing is lost by waiting"
+
+
+def test_who_waits_for_others_can_be_stopped(tmp_path):
+    tape = tmp_path / "tape.wav"
+    soundfile.write(tape, read_recording(DEMO), 16_000)
+    config = load_config(None, environment={})
+    config = msgspec.structs.replace(config, streams=(FileConfig(path=str(tape), realtime=False),))
+    listening = Listening(config, Reports(lambda _: None, lambda *_: None, lambda _: None, behind=lambda: True))
+    listening.start(load_spotter(config.model_path, "cpu"))
+    time.sleep(0.1)
+    began = time.monotonic()
+    listening.stop()
+    assert time.monotonic() - began < 0.4 and not listening._thread.is_alive()

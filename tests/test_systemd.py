@@ -1,5 +1,6 @@
 """The service manager's side: a real process, a real `$NOTIFY_SOCKET`, real units."""
 
+import itertools
 import json
 import os
 import re
@@ -269,6 +270,21 @@ def test_the_status_names_the_last_word(service: Service) -> None:
         lambda: [e["keyword"] for e in service.daemon.events() if e["type"] == "detection"][int(told[1]) - 1 :],
     )
     assert words[0] == told[2]
+
+
+def test_the_status_is_told_once_a_second_at_most_and_in_the_end(service: Service) -> None:
+    begun = time.monotonic()
+    with socket.socket(socket.AF_UNIX) as control:
+        control.connect(str(service.config.with_name("events.sock")))
+        for command in ["mute", "unmute"] * 10 + ["mute"]:
+            control.sendall(json.dumps({"command": command}).encode() + b"\n")
+        wait_for("the last of it", lambda: "room: muted" in service.manager.all("STATUS")[-1])
+        time.sleep(1.2)
+        control.sendall(b'{"command": "unmute"}\n')
+        wait_for("no more of it", lambda: "muted" not in service.manager.all("STATUS")[-1])
+    told = [at for at, message in service.manager.heard if at > begun and set(message) == {"STATUS"}]
+    assert all(after - before > 0.9 for before, after in itertools.pairwise(told))
+    assert 2 <= len(told) <= 4
 
 
 def test_sigterm_ends_it_within_a_second_with_everything_said(tmp_path: Path) -> None:
