@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import msgspec
@@ -321,9 +322,7 @@ def _load_negatives(
     options: TrainOptions, labels: tuple[str, ...], hard: float, say: Callable[[str], None]
 ) -> tuple[Negatives | None, NDArray[np.int16] | None]:
     """Talk to train and talk to validate on (samples,), if there is any."""
-    Parts = list[tuple[NDArray[np.int16], NDArray[np.int16]]]  # to train and to validate on
-    checked: Parts = []
-    unchecked: Parts = []
+    parts = []  # whether somebody wrote down what is said, samples to train on, samples to validate on
     for folder in options.negatives:
         pieces, left_out = load_talk(folder, labels)
         known = transcribed(folder, pieces)
@@ -332,15 +331,18 @@ def _load_negatives(
             f"negatives: {minutes:.1f} min from {folder}, {of_them:.1f} min of it with transcripts, "
             f"{left_out} recordings left out for a keyword"
         )
-        for parts, some in ((checked, known), (unchecked, pieces.keys() - known)):
+        for is_known in (True, False):
+            some = {path: samples for path, samples in pieces.items() if (path in known) == is_known}
             if some:
-                parts.append(part_talk({path: pieces[path] for path in pieces if path in some}, TALK_HELD_OUT))
-    if not options.negatives:
+                parts.append((is_known, *part_talk(some, TALK_HELD_OUT)))
+    if not parts:
         return None, None
+    parts.sort(key=itemgetter(0), reverse=True)
+    checked = sum(to_train.size for is_known, to_train, _ in parts if is_known)
     if hard and not checked:
         say("hard negatives are sought in noise alone: nobody wrote down what is said in the talk (transcripts.tsv)")
-    to_train, to_validate = (np.concatenate(part) for part in zip(*checked, *unchecked, strict=True))
-    return Negatives([to_train], hard=hard, checked=sum(part.size for part, _ in checked)), to_validate
+    _, to_train, to_validate = zip(*parts, strict=True)
+    return Negatives([np.concatenate(to_train)], hard=hard, checked=checked), np.concatenate(to_validate)
 
 
 def _minutes(pieces: dict[Path, NDArray[np.int16]], some: Iterable[Path]) -> float:
