@@ -269,9 +269,8 @@ def test_noise_that_is_taken_for_a_keyword_is_silence_as_other_noise_is():
     assert before < 24 and shrill() == 8 * 6
 
 
-@pytest.mark.parametrize("talk", [None, sound(WINDOW // 2), sound(2 * WINDOW)])
-def test_with_hardly_any_talk_or_none_nothing_is_sought_in_vain(talk):
-    batches = augmented(talk=talk, hard=0.5)
+def test_without_talk_nothing_is_sought_in_it():
+    batches = augmented(talk=None, hard=0.5)
     batches.mine(loudness, 0)
     assert first(batches)[0].shape == (100, WINDOW)
 

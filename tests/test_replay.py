@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,18 @@ def words(lines):
 @pytest.fixture(scope="module")
 def replayed():
     return replay(DEMO)
+
+
+def test_the_first_word_is_the_line_that_the_readme_shows(replayed):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    [shown] = [json.loads(line) for line in readme.splitlines()[:10] if line.startswith("{")]
+    told = json.loads(replayed[0])
+    for event in (shown, told):
+        for key in ("id", "seq", "time", "latency_ms"):  # of the daemon, or of the moment
+            event.pop(key, None)
+    for scores in (shown, shown["runner_up"]):
+        scores["score"] = pytest.approx(scores["score"], abs=0.002)  # the last digit is the core's
+    assert told == shown
 
 
 @pytest.fixture(scope="module")

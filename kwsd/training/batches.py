@@ -111,8 +111,8 @@ class AugmentedBatches:
                 negatives.mine(surest, most, self.batch, rng)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows (batch, 16000) and targets (batch,). The same number gives the same batches, if
-        the same talk was found hard."""
+        """Windows (batch, 16000) and targets (batch,). The same number gives the same batches, if the same was mined
+        before."""
         rng = np.random.default_rng([self.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         for _ in range(len(self)):
