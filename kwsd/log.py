@@ -39,7 +39,7 @@ class RateLimit(logging.Filter):
     def __init__(self, clock: Any = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._passed: dict[tuple[str, str], deque[float]] = {}
+        self._passed: dict[tuple[str, str], deque[float]] = {}  # when, of each kind; the kind heard of last is the last
         self._left_out: dict[tuple[str, str], int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -49,21 +49,24 @@ class RateLimit(logging.Filter):
         first = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
         kind = record.msg, first
         now = self._clock()
-        if len(self._passed) >= MOST_KINDS:
-            self._forget(now)
-        passed = self._passed.setdefault(kind, deque(maxlen=BURST))
+        self._forget(now)
+        passed = self._passed.get(kind, deque(maxlen=BURST))
         if len(passed) == BURST and now - passed[0] < PER_S:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return False
         passed.append(now)
+        self._passed.pop(kind, None)
+        self._passed[kind] = passed  # the last now
         left_out = self._left_out.pop(kind, 0)
         if left_out:
             record.msg, record.args = f"{record.getMessage()} ({left_out} more like it were left out)", ()
         return True
 
     def _forget(self, now: float) -> None:
-        """Kinds of which nothing was said for a while."""
-        for kind, passed in list(self._passed.items()):
-            if now - passed[-1] >= PER_S:
-                del self._passed[kind]
-                self._left_out.pop(kind, None)
+        """Kinds of which nothing was said for a while, if there are many: no more work than there were lines."""
+        while len(self._passed) >= MOST_KINDS:
+            oldest = next(iter(self._passed))
+            if now - self._passed[oldest][-1] < PER_S:
+                return
+            del self._passed[oldest]
+            self._left_out.pop(oldest, None)

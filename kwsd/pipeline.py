@@ -31,6 +31,7 @@ FALLBACK_THRESHOLD = 0.8  # for a label the artefact recommends nothing for
 NO_LIMIT = -1
 NO_POSTERIORS = np.zeros((0, 0), np.float32)
 TELL_EVERY = SAMPLE_RATE  # samples: a stream that loses audio all the time says so once a second
+MOST_TOLD_PER_S = 100  # on average: where more streams lose audio at once, each says so less often
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Pipeline:
         self._overflows = [0] * len(inlets)  # counts already told
         self._lost = [0] * len(inlets)
         self._skipped = np.zeros(len(streams), np.int64)  # windows not told yet
-        self._told_at = [-TELL_EVERY] * len(streams)  # sample index of the last overrun told
+        self._told_at = [-math.inf] * len(streams)  # sample index of the last overrun told
         for i, stream in enumerate(streams):
             if stream.lead_in and ring.written[i] == 0:
                 ring.lead_in(i, WINDOW)
@@ -195,14 +196,15 @@ class Pipeline:
         if skipped.any():
             self._skipped += skipped
         losing.update(np.flatnonzero(self._skipped).tolist())
-        return [self._overrun(i) for i in sorted(losing) if self._may_be_told(i)]
+        pause = TELL_EVERY * max(1, len(losing) // MOST_TOLD_PER_S)
+        return [self._overrun(i) for i in sorted(losing) if self._may_be_told(i, pause)]
 
     def _lost_of(self, stream: int) -> int:
         return self.inlets[stream].lost - self._lost[stream]
 
-    def _may_be_told(self, stream: int) -> bool:
+    def _may_be_told(self, stream: int, pause: int) -> bool:
         ended = stream < len(self.inlets) and self.inlets[stream].drained
-        return ended or self.ring.ends[stream] - self._told_at[stream] >= TELL_EVERY
+        return ended or self.ring.ends[stream] - self._told_at[stream] >= pause
 
     def _overrun(self, stream: int) -> Overrun:
         """What was lost since this was last told."""

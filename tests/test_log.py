@@ -50,6 +50,16 @@ def test_kinds_of_which_nothing_is_said_any_more_are_forgotten():
     assert len(log.lines) == 10 * MOST_KINDS and len(log.limit._passed) <= MOST_KINDS
 
 
+def test_of_thousands_of_streams_at_once_each_has_its_lines_and_none_is_remembered_longer_than_needed():
+    log = Log()
+    for n in range(3 * MOST_KINDS * 2 * BURST):
+        log.say("overrun on %s", f"room {n % (3 * MOST_KINDS)}")
+    assert len(log.lines) == 3 * MOST_KINDS * BURST
+    log.now += PER_S
+    log.say("overrun on %s", "room 0")
+    assert len(log.limit._passed) <= MOST_KINDS
+
+
 def test_what_was_asked_for_is_not_limited():
     log = Log()
     for n in range(100):

@@ -1,5 +1,7 @@
 """The stages in a row, with the shipped model and the shipped recording."""
 
+from collections import Counter
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from kwsd.config import KeywordConfig, load_config
 from kwsd.engines import load_spotter
 from kwsd.errors import ConfigError
 from kwsd.inlet import Inlet
-from kwsd.pipeline import Pipeline, StreamInfo, make_ring, make_rules
+from kwsd.pipeline import MOST_TOLD_PER_S, Pipeline, StreamInfo, make_ring, make_rules
 from kwsd.recording import DEMO, read_recording
 from kwsd.scoring import HopScorer, WindowScorer
 
@@ -90,6 +92,24 @@ def test_a_stream_that_loses_audio_all_the_time_says_so_once_a_second(config, sp
     inlets[0].end()
     overflows += sum(overrun.device_overflows for overrun in pipeline.advance().overruns)
     assert overflows == 100, "all are counted in the end"
+
+
+def test_of_many_streams_that_lose_audio_each_says_so_less_often_and_none_is_forgotten(config, spotter):
+    streams = 3 * MOST_TOLD_PER_S
+    pipeline, inlets = make(config, spotter, streams)
+    told, overflows = Counter(), 0
+    for _ in range(40):  # 4 s of 100 ms blocks, each after an overflow
+        for inlet in inlets:
+            inlet.overflow()
+            inlet.write(np.zeros((1600, 1), np.float32))
+        for overrun in pipeline.advance().overruns:
+            told[overrun.stream] += 1
+            overflows += overrun.device_overflows
+    assert set(told.values()) == {2}, "at once, and after three seconds"
+    for inlet in inlets:
+        inlet.end()
+    overflows += sum(overrun.device_overflows for overrun in pipeline.advance().overruns)
+    assert overflows == 40 * streams
 
 
 def test_a_pipeline_that_takes_over_tells_no_word_twice(config, spotter):
