@@ -32,7 +32,7 @@ from kwsd.training.begin import begin_with
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import Noise, load_clips
 from kwsd.training.export import export, export_checkpoint
-from kwsd.training.loss import cross_entropy, draw_mixup, smoothed
+from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
 from kwsd.training.processes import join_process_group
 from kwsd.training.recipe import RECIPES
 from kwsd.training.run import learning_rate, moving_average
@@ -941,6 +941,33 @@ def test_distillation_is_the_cross_entropy_with_what_the_teacher_says():
     taught = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)).softmax(1)
     expected = F.cross_entropy(logits, taught)
     torch.testing.assert_close(cross_entropy(logits.log_softmax(1), taught).mean(), expected)
+
+
+def test_a_teacher_is_not_believed_where_it_hears_a_keyword_that_is_not_there():
+    keywords = torch.tensor([True, True, False, False])
+    said = torch.tensor([[0.5, 0.2, 0.2, 0.1]])
+    for target, believed in ((0, [0.5, 0.2, 0.2, 0.1]), (2, [0.0, 0.0, 0.9, 0.1]), (3, [0.0, 0.0, 0.2, 0.8])):
+        torch.testing.assert_close(corrected(said, torch.tensor([target]), keywords), torch.tensor([believed]))
+
+
+def test_who_learns_from_a_teacher_learns_none_of_its_false_accepts(data, monkeypatch, tmp_path):
+    wanted = []
+
+    def seen(log_probs, of_it):
+        wanted.append(of_it)
+        return cross_entropy(log_probs, of_it)
+
+    sure_of_yes = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr("kwsd.training.run.cross_entropy", seen)
+    monkeypatch.setattr(
+        "kwsd.training.train.load_teachers", lambda *_: lambda windows: sure_of_yes.expand(len(windows), 4)
+    )
+    labels = "yes,no,_unknown_,_silence_"
+    train(options(data, tmp_path / "a.ckpt", model="dstcn-tiny", labels=labels, epochs=1, teachers=(data,)), quietly)
+    rows = torch.cat(wanted)
+    nothing_said = rows[:, 2:].amax(1) > 0.5
+    assert nothing_said.any() and (rows[~nothing_said, 0] > 0.5).all(), "of words it is believed, even a wrong one"
+    assert (rows[nothing_said, :2] < 0.05).all()
 
 
 def test_the_figures_of_every_epoch_and_their_curves_lie_beside_the_checkpoint(data, small, tmp_path):

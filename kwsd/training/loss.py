@@ -10,6 +10,16 @@ def smoothed(targets: Tensor, labels: int, smoothing: float) -> Tensor:
     return F.one_hot(targets, labels) * (1.0 - smoothing) + smoothing / labels
 
 
+def corrected(posteriors: Tensor, targets: Tensor, keywords: Tensor) -> Tensor:
+    """A teacher's posteriors (batch, labels) of windows with these targets (batch,), without its false accepts.
+
+    Where no keyword is to be heard, what it gives to `keywords`, a mask (labels,), goes to the target instead. Else who
+    learns from windows that are taken for keywords learns to take them for some.
+    """
+    mistaken = posteriors * (keywords & ~keywords[targets, None])
+    return (posteriors - mistaken).scatter_add(1, targets[:, None], mistaken.sum(1, keepdim=True))
+
+
 def cross_entropy(log_probs: Tensor, wanted: Tensor) -> Tensor:
     """Of log-probabilities with wanted posteriors, both (batch, labels): a number per window (batch,)."""
     return -(wanted * log_probs).sum(1)

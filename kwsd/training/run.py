@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.training import augment
 from kwsd.training.batches import AugmentedBatches, PlainBatches
-from kwsd.training.loss import cross_entropy, draw_mixup, smoothed
+from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
 from kwsd.training.processes import ProcessGroup
 from kwsd.training.recipe import Recipe
 from kwsd.training.teacher import Teacher
@@ -42,6 +43,11 @@ class Run:
     best_state: dict[str, Tensor]
     best_score: float = 0.0
     epoch: int = 0
+
+    @cached_property
+    def keywords(self) -> Tensor:
+        """Which labels are, a mask (labels,)."""
+        return torch.tensor([not label.startswith("_") for label in self.labels], device=self.device)
 
     @property
     def judged(self) -> nn.Module:
@@ -82,12 +88,11 @@ def _mine(run: Run) -> None:
     """Let the batches know what the network, as it is judged, takes for keywords."""
     if isinstance(run.batches, PlainBatches):
         return
-    keywords = [i for i, label in enumerate(run.labels) if not label.startswith("_")]
     run.judged.eval()
 
     def surest(windows: Tensor) -> Tensor:
         with torch.inference_mode():
-            return torch.as_tensor(run.judged(windows.to(run.device))[:, keywords].amax(1))
+            return torch.as_tensor(run.judged(windows.to(run.device))[:, run.keywords].amax(1))
 
     run.batches.mine(surest, run.epoch)
 
@@ -98,7 +103,8 @@ def _step(run: Run, windows: Tensor, targets: Tensor, generator: torch.Generator
     recipe, group, n = run.recipe, run.group, len(windows)
     wanted = smoothed(targets, len(run.labels), recipe.label_smoothing)  # (batch, labels)
     if run.teacher is not None:
-        wanted = torch.lerp(wanted, run.teacher(windows), recipe.teacher_share)
+        taught = corrected(run.teacher(windows), targets, run.keywords)
+        wanted = torch.lerp(wanted, taught, recipe.teacher_share)
     inputs = _frames(run, windows, generator) if recipe.augment else windows
     if recipe.mixup:
         partner, share = (drawn.to(run.device) for drawn in draw_mixup(n, recipe.mixup, generator))
