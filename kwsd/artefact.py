@@ -1,5 +1,6 @@
 """The artefact: one TorchScript or ONNX file with `kwsd.json` inside, and how to read the latter without torch."""
 
+import base64
 import hashlib
 import io
 import zipfile
@@ -18,6 +19,7 @@ FORMAT = 1
 SILENCE = "_silence_"  # the label for nobody speaking
 UNKNOWN = "_unknown_"  # the label for any other speech
 METADATA = "kwsd.json"  # the name under a TorchScript archive's `extra/` folder, the key in ONNX metadata
+SECOND = "kwsd.second"  # likewise, of a whole artefact of the same kind, in ONNX in base64: it makes a cascade
 LARGEST_METADATA = 1 << 20  # bytes
 LARGEST_MODEL = 1 << 28  # bytes
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
@@ -82,6 +84,7 @@ class Artefact:
     data: bytes
     info: ArtefactInfo
     sha256: str  # of the file, in hexadecimal
+    second: "Artefact | None" = None  # the network in it that is asked where this one suspects a keyword
 
     @property
     def is_onnx(self) -> bool:
@@ -101,9 +104,14 @@ def read_artefact(path: Path, sha256: str | None = None) -> Artefact:
         raise ModelError(
             f"{path}: its sha256 is {found}, not the one in model_sha256; it is not the model that was meant"
         )
+    return _artefact(path, data, found)
+
+
+def _artefact(path: Path, data: bytes, found: str) -> Artefact:
     if not _is_whole(data):
         raise ModelError(f"{path}: is damaged, or was changed: its checksum is another; name it as kwsd export made it")
-    info = _decode(path, _read_onnx_metadata(path, data) if _is_onnx(data) else _read_metadata(path, data))
+    metadata, nested = _read_onnx(path, data) if _is_onnx(data) else _read_torchscript(path, data)
+    info = _decode(path, metadata)
     if info.format != FORMAT:
         raise ModelError(f"{path}: artefact format {info.format}; this kwsd reads {FORMAT}; export it again")
     if info.sample_rate != SAMPLE_RATE:
@@ -114,7 +122,14 @@ def read_artefact(path: Path, sha256: str | None = None) -> Artefact:
         raise ModelError(f"{path}: its labels are fewer than two or repeated; export it again")
     if info.step is not None and info.step < 1:
         raise ModelError(f"{path}: cannot be advanced by {info.step} samples; export it again")
-    return Artefact(path, data, info, found)
+    return Artefact(path, data, info, found, None if nested is None else _second(path, info, nested))
+
+
+def _second(path: Path, first: ArtefactInfo, data: bytes) -> Artefact:
+    second = _artefact(path, data, hashlib.sha256(data).hexdigest())
+    if second.second is not None or set(second.info.labels) != set(first.labels):
+        raise ModelError(f"{path}: the second network in it does not fit the first; export it again")
+    return second
 
 
 def read_info(path: Path) -> ArtefactInfo:
@@ -162,31 +177,33 @@ def _is_whole(data: bytes) -> bool:
     return SEAL not in data[-size:] or data[-size:] == _seal(data[:-size])
 
 
-def _read_onnx_metadata(path: Path, data: bytes) -> bytes:
+def _read_onnx(path: Path, data: bytes) -> tuple[bytes, bytes | None]:
+    """The metadata, and the second network's artefact if there is one."""
     try:
-        metadata = onnx_file.metadata(data).get(METADATA.encode())
+        entries = onnx_file.metadata(data)
+        nested = base64.b64decode(entries[SECOND.encode()], validate=True) if SECOND.encode() in entries else None
     except ValueError as error:
         raise ModelError(f"{path}: is truncated or damaged ({error}); name a file that kwsd export made") from None
+    metadata = entries.get(METADATA.encode())
     if metadata is None:
         raise ModelError(f"{path}: is ONNX without {METADATA}; name a file that kwsd export made")
-    return metadata
+    return metadata, nested
 
 
-def _read_metadata(path: Path, data: bytes) -> bytes:
+def _read_torchscript(path: Path, data: bytes) -> tuple[bytes, bytes | None]:
+    """The metadata, and the second network's artefact if there is one."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = archive.namelist()
-            found = [name for name in names if name.endswith(f"/extra/{METADATA}")]
-            if not found:
-                raise ModelError(f"{path}: {_what_it_is(names)}")
-            entry = archive.getinfo(found[0])
-            if entry.file_size > LARGEST_METADATA:
+            extra = {name.partition("/extra/")[2]: name for name in archive.namelist()}
+            if METADATA not in extra:
+                raise ModelError(f"{path}: {_what_it_is(archive.namelist())}")
+            if archive.getinfo(extra[METADATA]).file_size > LARGEST_METADATA:
                 raise ModelError(f"{path}: its {METADATA} is implausibly large; export it again")
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST_MODEL:
                 raise ModelError(f"{path}: unpacks to more than {LARGEST_MODEL >> 20} MiB; export it again")
             if archive.testzip() is not None:  # torch itself does not look whether the checksums are right
                 raise ModelError(f"{path}: is truncated or damaged; name a file that kwsd export made")
-            return archive.read(entry)
+            return archive.read(extra[METADATA]), archive.read(extra[SECOND]) if SECOND in extra else None
     except ZIP_ERRORS:
         raise ModelError(f"{path}: {_what_bytes_are(data)}; name a file that kwsd export made") from None
 

@@ -382,6 +382,12 @@ def _add_export(commands: "Commands") -> None:
         metavar="[LABEL=]SCORE",
         help="recommended threshold, for all labels or one",
     )
+    parser.add_argument(
+        "--second",
+        type=Path,
+        metavar="CKPT",
+        help="another checkpoint with the same labels, asked only where this one suspects a keyword; both in one file",
+    )
 
 
 def _add_bench(commands: "Commands") -> None:
@@ -751,8 +757,10 @@ def export(options: argparse.Namespace) -> int:
         tuple(options.threshold),
         words=tuple(options.words),
         noise=tuple(options.noise),
+        second=options.second,
     )
-    say(f"{options.out}: {info.architecture}, {len(info.labels)} labels, {info.id}; same outputs as the checkpoint")
+    networks = f"{info.architecture} and a second network" if options.second else info.architecture
+    say(f"{options.out}: {networks}, {len(info.labels)} labels, {info.id}; same outputs as the checkpoint")
     say(_counting_from(info))
     return OK
 

@@ -108,7 +108,7 @@ def _model(config: Config) -> Findings:
     each_s = (time.perf_counter() - begun) / WINDOWS
     share = each_s / (config.window.hop_ms / 1000)
     what = (
-        f"model: {config.model_path.name} ({artefact.info.architecture}, {spotter.engine}) "
+        f"model: {config.model_path.name} ({spotter.info.architecture}, {spotter.engine}) "
         f"knows {', '.join(rules.keywords)}; "
         f"a whole window takes {each_s * 1000:.1f} ms, a share of {share:.1%} of a core at a hop of "
         f"{config.window.hop_ms:g} ms"

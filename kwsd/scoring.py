@@ -1,12 +1,13 @@
 """Due windows to posteriors, in whichever form the model has: whole windows, or only what is new since the last."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.audio_format import WINDOW
+from kwsd.cascade import Cascade
 from kwsd.ring import Indices, RingBuffer
 from kwsd.spotter import HopSpotter, Scores, Spotter
 from kwsd.window import Due
@@ -41,6 +42,8 @@ class Scorer(Protocol):
 
 def make_scorer(spotter: Spotter, streams: int, hop: int) -> Scorer:
     """Incremental where the model can be advanced by this hop, else by whole windows."""
+    if isinstance(spotter, Cascade):
+        return CascadeScorer(spotter, make_scorer(spotter.first, streams, hop))
     step = spotter.info.step
     if isinstance(spotter, HopSpotter) and step is not None and hop % step == 0:
         return HopScorer(spotter, streams, hop)
@@ -144,9 +147,37 @@ class HopScorer:
         return [np.stack(same) for same in runs.values()]
 
 
+class CascadeScorer:
+    """The first network in whichever form it has; for the second, whole windows of what the first suspects."""
+
+    def __init__(self, cascade: Cascade, first: Scorer) -> None:
+        self._cascade, self._first = cascade, first
+
+    def score(self, ring: RingBuffer, due: Due) -> Scored:
+        """Raises ModelError if a network fails."""
+        scored = self._first.score(ring, due)
+        suspects = self._cascade.suspects(scored.posteriors)
+        if not suspects.size:
+            return scored
+        windows, read = ring.gather(scored.streams[suspects], scored.ends[suspects], WINDOW)
+        posteriors = self._cascade.judged(scored.posteriors, suspects[read], windows[read])
+        whole = np.ones(len(scored), np.bool_)
+        whole[suspects] = read
+        return _whole(replace(scored, posteriors=posteriors), whole)
+
+    def take_over(self, old: Scorer) -> None:
+        """Go on where another scorer of the same cascade stood."""
+        if isinstance(old, CascadeScorer):
+            self._first.take_over(old._first)
+
+
 def _scored(due: Due, posteriors: Scores, whole: NDArray[np.bool_]) -> Scored:
+    return _whole(Scored(due.streams, due.ends, posteriors, due.skipped), whole)
+
+
+def _whole(scored: Scored, whole: NDArray[np.bool_]) -> Scored:
     """Leave out what was overwritten while we looked: a loss like any other."""
     if whole.all():
-        return Scored(due.streams, due.ends, posteriors, due.skipped)
-    lost = np.bincount(due.streams[~whole], minlength=len(due.skipped))
-    return Scored(due.streams[whole], due.ends[whole], posteriors[whole], due.skipped + lost)
+        return scored
+    lost = np.bincount(scored.streams[~whole], minlength=len(scored.skipped))
+    return Scored(scored.streams[whole], scored.ends[whole], scored.posteriors[whole], scored.skipped + lost)

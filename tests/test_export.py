@@ -31,7 +31,7 @@ from kwsd.training.labels import ALL
 
 MODELS = Path(__file__).parent.parent / "models"
 CLIPS = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
-WRITERS = {".pt": "_write", ".onnx": "_write_onnx"}
+WRITERS = {".pt": "_torchscript", ".onnx": "_onnx"}
 
 either_format = pytest.mark.parametrize("suffix", [".pt", ".onnx"])
 
@@ -227,12 +227,12 @@ def test_a_stream_begun_or_advanced_leaves_the_states_of_the_others_alone(keen_p
 def test_a_file_that_differs_is_refused_and_none_is_left(tmp_path, monkeypatch, before, change, suffix):
     honest = getattr(exporting, WRITERS[suffix])
 
-    def corrupted(network, info, path):
+    def corrupted(network, info, second, path):
         changed = NETWORKS["simplenet"](3)
         changed.load_state_dict(network.state_dict())
         with torch.no_grad():
             changed.linear3.bias[0] += change
-        honest(changed, info, path)
+        return honest(changed, info, second, path)
 
     monkeypatch.setattr(exporting, WRITERS[suffix], corrupted)
     path = tmp_path / f"a{suffix}"

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from kwsd.artefact import Artefact, read_artefact
+from kwsd.cascade import Cascade
 from kwsd.engines import native
 from kwsd.engines.tcn import UnfitError
 from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
@@ -45,6 +46,11 @@ def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter
     Raises ModelError if its engine is missing, it does not load, or does not give one probability per label;
     ConfigError if the device is not there, or the engine not for it.
     """
+    first = _make(artefact, device, engine)
+    return first if artefact.second is None else Cascade(first, _make(artefact.second, device, engine))
+
+
+def _make(artefact: Artefact, device: str, engine: str) -> Spotter:
     check_engine(artefact, device, engine)
     if artefact.is_onnx:
         spotter = _make_for_onnx(artefact, engine)

@@ -1,5 +1,6 @@
 """`kwsd export`: a checkpoint, or a bare SimpleNet state dict, to an artefact that is proven to be the same network."""
 
+import base64
 import hashlib
 import io
 import os
@@ -9,23 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kwsd.artefact import FORMAT, GEOMETRY, METADATA, ArtefactInfo, Figure, read_artefact, sealed
+from kwsd.artefact import FORMAT, GEOMETRY, METADATA, SECOND, ArtefactInfo, Figure, read_artefact, sealed
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.cascade import Cascade
 from kwsd.engines import AUTO, ONNX_RUNTIME, make_spotter
 from kwsd.errors import IO, USAGE, ConfigError, KwsdError, ModelError
 from kwsd.networks.incremental import HasIncrement
 from kwsd.networks.simplenet import SimpleNet
 from kwsd.recording import DEMO, read_recording
-from kwsd.spotter import Spotter
+from kwsd.ring import Samples
+from kwsd.spotter import Scores, Spotter
 from kwsd.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
 from kwsd.training.dataset import Noise, load_subset
 from kwsd.training.evaluate import Rate
 from kwsd.training.labels import parse_labels
-from kwsd.training.validation import in_batches, labelled_windows, predictions
+from kwsd.training.negatives import to_float
+from kwsd.training.validation import in_batches, labelled_windows
 
 COMPARE_EVERY = 5  # of the test clips, every n-th is compared
 TOLERANCE = 1e-4  # on log-probabilities, eager against exported
@@ -41,23 +46,28 @@ def export_checkpoint(
     *,
     words: tuple[Path, ...] = (),
     noise: tuple[Path, ...] = (),
+    second: Path | None = None,
 ) -> ArtefactInfo:
     """`kwsd export` as the command line has it. `data` and `words` give the clips to compare on and the accuracy to
-    store; without them the recording that kwsd comes with is compared on, and no figure is stored."""
-    if out.exists() and source.exists() and out.samefile(source):
-        raise ConfigError(f"{out}: is the checkpoint itself; name another file with -o", exit_code=USAGE)
+    store; without them the recording that kwsd comes with is compared on, and no figure is stored. `second` makes a
+    cascade."""
+    for checkpoint_file in filter(None, (source, second)):
+        if out.exists() and checkpoint_file.exists() and out.samefile(checkpoint_file):
+            raise ConfigError(f"{out}: is the checkpoint itself; name another file with -o", exit_code=USAGE)
     if out.suffix not in (".onnx", ".pt"):
         raise ConfigError(f"{out}: the name says what it is to be: .onnx, or .pt for TorchScript", exit_code=USAGE)
     checkpoint = _checkpoint(source, labels)
+    asked = None if second is None else _second_checkpoint(second, checkpoint.labels)
     recommended = checkpoint.recipe.get("thresholds", {}) | parse_thresholds(thresholds, checkpoint.labels)
     if data is None and not words:
         recording = read_recording(DEMO)
         windows = torch.from_numpy(recording[: recording.size // WINDOW * WINDOW]).reshape(-1, WINDOW)
-        return export(checkpoint, out, windows, thresholds=recommended)
+        return export(checkpoint, out, windows, thresholds=recommended, second=asked)
     clips = load_subset(data, words, "testing")
     windows, targets = labelled_windows(clips, checkpoint.labels, Noise(data, noise), "testing")
-    guesses = torch.cat([b.argmax(1) for b in predictions(checkpoint.network(), windows, torch.device("cpu"))])
-    accuracy = Rate(int((guesses == targets).sum()), len(targets))
+    spotter = _eager(checkpoint, asked)
+    guesses = np.concatenate([spotter.score(to_float(b.numpy()).numpy()).argmax(1) for b in in_batches(windows)])
+    accuracy = Rate(int((guesses == targets.numpy()).sum()), len(targets))
     low, high = accuracy.interval
     figure = Figure(
         name="accuracy on the testing clips",
@@ -76,7 +86,8 @@ def export_checkpoint(
             ]
         ),
     )
-    return export(checkpoint, out, windows[::COMPARE_EVERY] / 32768.0, thresholds=recommended, figures=(figure,))
+    compared = windows[::COMPARE_EVERY] / 32768.0
+    return export(checkpoint, out, compared, thresholds=recommended, figures=(figure,), second=asked)
 
 
 def parse_thresholds(given: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, float]:
@@ -104,19 +115,28 @@ def export(
     *,
     thresholds: dict[str, float] | None = None,
     figures: tuple[Figure, ...] = (),
+    second: Checkpoint | None = None,
 ) -> ArtefactInfo:
-    """Write the artefact, load it back, and compare it with the eager network on real clips (n, 16000) in ±1.
+    """Write the artefact, load it back, and compare it with the eager network on real clips (n, 16000) in ±1; both
+    networks, if there is a `second` that is asked where the other suspects a keyword.
 
     Raises ModelError, and leaves no file, if the two differ by more than 1e-4 in any log-probability.
     """
-    network = checkpoint.network()
     info = describe(checkpoint, thresholds or {}, figures)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    write = _write_onnx if out.suffix == ".onnx" else _write
+    made = _onnx if out.suffix == ".onnx" else _torchscript
+    nested = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(network, info, unfinished)
-        _compare(network, unfinished, clips)
+        if second is not None:
+            nested = made(second.network(), describe(second, {}, ()), None, unfinished)
+            info = msgspec.structs.replace(
+                info,
+                data=f"{info.data}; and {second.data}",
+                weights_sha256=_hash_of_both(checkpoint, second),
+            )
+        unfinished.write_bytes(made(checkpoint.network(), info, nested, unfinished))
+        _compare(_eager(checkpoint, second), unfinished, clips)
         unfinished.replace(out)
     except OSError as error:
         raise KwsdError(f"{out}: cannot be written ({error.strerror})", exit_code=IO) from None
@@ -124,6 +144,33 @@ def export(
         with suppress(OSError):
             unfinished.unlink()
     return info
+
+
+class _Eager:
+    """A network as it was trained, as a Spotter."""
+
+    engine = "torch"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.info, self._network = describe(checkpoint, {}, ()), checkpoint.network()
+
+    def score(self, windows: Samples) -> Scores:
+        """Windows (n, 16000) in ±1 to posteriors (n, labels) that sum to 1."""
+        with torch.inference_mode():
+            posteriors: Scores = self._network(torch.from_numpy(windows)).exp().numpy()
+            return posteriors
+
+
+def _eager(checkpoint: Checkpoint, second: Checkpoint | None) -> Spotter:
+    first = _Eager(checkpoint)
+    return first if second is None else Cascade(first, _Eager(second))
+
+
+def _second_checkpoint(source: Path, labels: tuple[str, ...]) -> Checkpoint:
+    second = _checkpoint(source, None)
+    if set(second.labels) != set(labels):
+        raise ConfigError(f"{source}: as --second it needs the labels {', '.join(labels)}; it has others")
+    return second
 
 
 def _checkpoint(source: Path, labels: str | None) -> Checkpoint:
@@ -188,6 +235,10 @@ def weights_hash(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _hash_of_both(first: Checkpoint, second: Checkpoint) -> str:
+    return hashlib.sha256((weights_hash(first.best_state) + weights_hash(second.best_state)).encode()).hexdigest()
+
+
 def frozen(network: nn.Module) -> torch.jit.ScriptModule:
     """The network as TorchScript with its weights as constants and batch normalisation folded away."""
     kept = []
@@ -199,17 +250,20 @@ def frozen(network: nn.Module) -> torch.jit.ScriptModule:
         return scripted
 
 
-def _write(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
-    metadata = msgspec.json.format(msgspec.json.encode(info), indent=1)
+def _torchscript(network: nn.Module, info: ArtefactInfo, second: bytes | None, path: Path) -> bytes:
+    extra = {METADATA: msgspec.json.format(msgspec.json.encode(info), indent=1)}
+    if second is not None:
+        extra[SECOND] = second
     scripted = frozen(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         content = io.BytesIO()  # torch's own way to write a file aborts the process where the disk is full
-        torch.jit.save(scripted, content, _extra_files={METADATA: metadata})
-    path.write_bytes(content.getbuffer())
+        torch.jit.save(scripted, content, _extra_files=extra)
+    return content.getvalue()
 
 
-def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
+def _onnx(network: nn.Module, info: ArtefactInfo, second: bytes | None, path: Path) -> bytes:
+    """By way of a file: the exporter writes no other."""
     import onnx
 
     inputs: tuple[Tensor, ...] = (torch.zeros(2, WINDOW),)
@@ -228,25 +282,31 @@ def _write_onnx(network: nn.Module, info: ArtefactInfo, path: Path) -> None:
         )  # fmt: skip
     model = onnx.load(path)
     model.metadata_props.add(key=METADATA, value=msgspec.json.encode(info).decode())
+    if second is not None:
+        model.metadata_props.add(key=SECOND, value=base64.b64encode(second).decode())
     onnx.checker.check_model(model)
-    path.write_bytes(sealed(model.SerializeToString()))
+    return sealed(model.SerializeToString())
 
 
-def _compare(network: nn.Module, path: Path, windows: Tensor) -> None:
-    """By every engine that may run it."""
+def _compare(eager: Spotter, path: Path, windows: Tensor) -> None:
+    """By every engine that may run it, each network by itself."""
     artefact = read_artefact(path)
     for engine in (AUTO, ONNX_RUNTIME) if artefact.is_onnx else (AUTO,):
-        _compare_by(make_spotter(artefact, "cpu", engine), network, windows)
+        for ours, loaded in zip(_stages(eager), _stages(make_spotter(artefact, "cpu", engine)), strict=True):
+            _compare_stage(ours, loaded, windows)
 
 
-def _compare_by(loaded: Spotter, network: nn.Module, windows: Tensor) -> None:
-    batches = in_batches(windows)
-    with torch.inference_mode():
-        eager = torch.cat([network(batch) for batch in batches])  # (n, labels)
-    posteriors = torch.cat([torch.from_numpy(loaded.score(batch.numpy())) for batch in batches])  # (n, labels)
-    exported = posteriors.clamp(min=1e-30).log()  # (n, labels)
+def _stages(spotter: Spotter) -> tuple[Spotter, ...]:
+    return (spotter.first, spotter.second) if isinstance(spotter, Cascade) else (spotter,)
+
+
+def _compare_stage(eager: Spotter, loaded: Spotter, windows: Tensor) -> None:
+    batches = [batch.numpy() for batch in in_batches(windows)]
     # Below a posterior of 1e-6 the logarithm only magnifies rounding.
-    error = (eager.clamp(min=-13.8) - exported.clamp(min=-13.8)).abs().max().item()
+    ours, theirs = (
+        np.log(np.concatenate([spotter.score(batch) for batch in batches]).clip(1e-6)) for spotter in (eager, loaded)
+    )  # (n, labels)
+    error = float(np.abs(ours - theirs).max())
     if not error <= TOLERANCE:
         raise ModelError(
             f"the exported network differs from the trained one by {error:.2g} in log-probability, run by "

@@ -1,0 +1,45 @@
+"""A cascade (Viola & Jones 2001): one network hears everything, and where it suspects a keyword a second is asked.
+
+That is a few windows in a hundred, so the second may be large. What two networks of different kinds agree on is seldom
+wrong: the music that one takes for a word the other mostly does not.
+"""
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from kwsd.ring import Samples
+from kwsd.spotter import Scores, Spotter
+
+SUSPECTED = 0.2  # from this score of a keyword on the second network is asked
+SECOND_SHARE = 0.7  # of the score that then counts; the rest is the first's
+
+
+class Cascade:
+    """Two models with the same labels, in any order, as one Spotter."""
+
+    def __init__(self, first: Spotter, second: Spotter) -> None:
+        self.first, self.second = first, second
+        both = f"{first.info.architecture} and {second.info.architecture}"
+        self.info = msgspec.structs.replace(first.info, architecture=both)
+        self.engine = first.engine if first.engine == second.engine else f"{first.engine}, {second.engine}"
+        self._keywords = np.array([not label.startswith("_") for label in first.info.labels])
+        self._order = [second.info.labels.index(label) for label in first.info.labels]
+
+    def score(self, windows: Samples) -> Scores:
+        """Windows (n, 16000) in ±1 to posteriors (n, labels) that sum to 1. Raises ModelError if a network fails."""
+        posteriors = self.first.score(windows)
+        suspects = self.suspects(posteriors)
+        return self.judged(posteriors, suspects, windows[suspects])
+
+    def suspects(self, posteriors: Scores) -> NDArray[np.intp]:
+        """The rows of the first's posteriors (n, labels) that the second is to be asked about."""
+        return np.flatnonzero((posteriors[:, self._keywords] >= SUSPECTED).any(1))
+
+    def judged(self, posteriors: Scores, suspects: NDArray[np.intp], windows: Samples) -> Scores:
+        """The first's posteriors (n, labels) with the second's opinion of the windows (suspects, 16000)."""
+        if not suspects.size:
+            return posteriors
+        after = posteriors.copy()
+        after[suspects] += SECOND_SHARE * (self.second.score(windows)[:, self._order] - posteriors[suspects])
+        return after
