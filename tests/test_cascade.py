@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_export import CLIPS, either_format, trained
+from test_export import CLIPS, MODELS, WRITERS, either_format, trained
 
 from kwsd.artefact import SECOND, ArtefactInfo, read_artefact, read_info, sealed
 from kwsd.audio_format import WINDOW
@@ -16,9 +16,12 @@ from kwsd.cli import dispatch
 from kwsd.engines import load_spotter
 from kwsd.engines.native import NativeSpotter
 from kwsd.errors import ConfigError, ModelError
+from kwsd.networks import NETWORKS
 from kwsd.recording import DEMO, read_recording
 from kwsd.ring import RingBuffer
 from kwsd.scoring import CascadeScorer, HopScorer, WindowScorer, make_scorer
+from kwsd.training import export as exporting
+from kwsd.training.begin import architecture, begin_with
 from kwsd.training.export import export
 from kwsd.window import Due
 
@@ -80,15 +83,8 @@ def test_the_second_may_have_its_labels_in_another_order():
 
 
 @pytest.fixture(scope="module", params=["commands.onnx", "commands.pt"])
-def shipped(request, models):
-    return load_spotter(models / request.param, "cpu")
-
-
-@pytest.fixture(scope="module")
-def models():
-    from test_export import MODELS
-
-    return MODELS
+def shipped(request):
+    return load_spotter(MODELS / request.param, "cpu")
 
 
 def listened(spotter, scorer, tape, hop=1600):
@@ -172,21 +168,17 @@ def test_another_second_makes_it_another_model_and_another_kind_of_file_does_not
 
 @either_format
 def test_a_second_that_was_not_written_as_trained_is_refused(tmp_path, monkeypatch, suffix):
-    first, second = trained(), trained(seed=1)
-    honest = type(second).network
+    honest = getattr(exporting, WRITERS[suffix])
 
-    def network(checkpoint):
-        made = honest(checkpoint)
-        if checkpoint is second and not made_once:
+    def corrupted(network, info, second, path):
+        if second is None:  # it is the second itself
             with torch.no_grad():
-                next(made.parameters()).add_(0.1)
-            made_once.append(True)
-        return made
+                network.classifier.bias[0] += 0.01
+        return honest(network, info, second, path)
 
-    made_once = []
-    monkeypatch.setattr(type(second), "network", network)
+    monkeypatch.setattr(exporting, WRITERS[suffix], corrupted)
     with pytest.raises(ModelError, match="differs from the trained one"):
-        export(first, tmp_path / f"a{suffix}", CLIPS, second=second)
+        export(trained(), tmp_path / f"a{suffix}", CLIPS, second=trained(seed=1))
     assert not list(tmp_path.iterdir())
 
 
@@ -197,6 +189,18 @@ def test_the_command_takes_two_checkpoints_and_stores_what_both_together_are_wor
     assert dispatch(["export", f"{tmp_path}/a.ckpt", "--second", f"{tmp_path}/b.ckpt", "-o", str(out)]) == 0
     assert "both.onnx: dstcn-tiny and a second network, 3 labels" in capsys.readouterr().err
     assert isinstance(load_spotter(out, "cpu"), Cascade)
+
+
+@pytest.mark.parametrize(("model", "which"), [("dstcn-tiny", 0), ("stcn-small", 1)])
+def test_training_begins_with_the_one_of_its_kind(tmp_path, model, which):
+    checkpoints = trained(), trained("stcn-small", seed=1)
+    path = tmp_path / "both.onnx"
+    export(checkpoints[0], path, CLIPS, second=checkpoints[1])
+    network = NETWORKS[model](3)
+    begin_with(path, network, model, checkpoints[which].labels, [CLIPS])
+    begun, learnt = network.state_dict()["classifier.weight"], checkpoints[which].best_state["classifier.weight"]
+    torch.testing.assert_close(begun, learnt)
+    assert architecture(path) == "stcn-small", "where no other is asked for, the one that knows more"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from kwsd.artefact import read_info
 from kwsd.audio_format import WINDOW
+from kwsd.cascade import Cascade
 from kwsd.engines import load_spotter
 from kwsd.recording import DEMO, read_recording
 
@@ -15,6 +16,11 @@ BOTH = [path.stem for path in sorted(MODELS.glob("*.onnx")) if path.with_suffix(
 HOP = 1600
 TOLERANCE = 1e-4  # in log-probability
 LEAST = 1e-6  # below, a logarithm only magnifies rounding
+
+
+def stages(spotter):
+    """The networks of a cascade, or the one there is."""
+    return (spotter.first, spotter.second) if isinstance(spotter, Cascade) else (spotter,)
 
 
 def by_windows(spotter, speech, starts):
@@ -44,21 +50,22 @@ def test_both_forms_of_a_model_are_the_same_weights_and_say_the_same(name):
         other.weights_sha256, other.labels, other.thresholds, other.step
     )  # fmt: skip
     speech = read_recording(DEMO)
-    onnx, torchscript = (load_spotter(path, "cpu") for path in paths)
-    for what in (
-        lambda spotter: by_windows(spotter, speech, range(0, len(speech) - WINDOW, 5_000)),
-        lambda spotter: by_hops(spotter, speech, 1),
-        lambda spotter: by_hops(spotter, speech, 9),
-        lambda spotter: by_hops(spotter, speech, 9, at_once=10),
-    ):
-        one, other = (np.log(np.maximum(what(spotter), LEAST)) for spotter in (onnx, torchscript))
-        assert np.ptp(one) > 5, "it must say something"
-        np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
+    for forms in zip(*(stages(load_spotter(path, "cpu")) for path in paths), strict=True):
+        for what in (
+            lambda spotter: by_windows(spotter, speech, range(0, len(speech) - WINDOW, 5_000)),
+            lambda spotter: by_hops(spotter, speech, 1),
+            lambda spotter: by_hops(spotter, speech, 9),
+            lambda spotter: by_hops(spotter, speech, 9, at_once=10),
+        ):
+            one, other = (np.log(np.maximum(what(spotter), LEAST)) for spotter in forms)
+            assert np.ptp(one) > 5, "it must say something"
+            np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("path", sorted(MODELS.glob("commands*.[op][nt]*")), ids=lambda path: path.name)
 @pytest.mark.parametrize("streams", [1, 5])
 def test_ten_hops_at_once_say_the_same_as_one_after_the_other(path, streams):
-    speech, spotter = read_recording(DEMO), load_spotter(path, "cpu")
-    one, ten = (np.log(np.maximum(by_hops(spotter, speech, streams, at_once=n), LEAST)) for n in (1, 10))
-    np.testing.assert_allclose(one, ten, rtol=0, atol=TOLERANCE)
+    speech = read_recording(DEMO)
+    for spotter in stages(load_spotter(path, "cpu")):
+        one, ten = (np.log(np.maximum(by_hops(spotter, speech, streams, at_once=n), LEAST)) for n in (1, 10))
+        np.testing.assert_allclose(one, ten, rtol=0, atol=TOLERANCE)

@@ -13,7 +13,7 @@ from kwsd.errors import ConfigError
 from kwsd.inlet import Inlet
 from kwsd.pipeline import MOST_TOLD_PER_S, Pipeline, StreamInfo, make_ring, make_rules
 from kwsd.recording import DEMO, read_recording
-from kwsd.scoring import HopScorer, WindowScorer
+from kwsd.scoring import CascadeScorer, HopScorer, WindowScorer
 
 RATE = 16_000
 
@@ -61,7 +61,7 @@ def test_every_stream_hears_what_it_would_hear_alone(config, spotter):
 def test_hop_by_hop_the_same_is_heard_as_in_whole_windows(config, spotter, block):
     tape = read_recording(DEMO)
     by_hops, inlets = make(config, spotter)
-    assert isinstance(by_hops.scorer, HopScorer), "the shipped model can be advanced"
+    assert isinstance(by_hops.scorer, CascadeScorer) and isinstance(by_hops.scorer._first, HopScorer)
     expected, _ = hear(by_hops, inlets, tape, block)
     by_windows, inlets = make(config, spotter)
     by_windows.scorer = WindowScorer(spotter)

@@ -38,6 +38,8 @@ def check_engine(artefact: Artefact, device: str, engine: str = AUTO) -> None:
         )
     if engine == NATIVE:
         _load_native(artefact)
+    if artefact.second is not None:
+        check_engine(artefact.second, device, engine)
 
 
 def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter:
@@ -46,12 +48,12 @@ def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter
     Raises ModelError if its engine is missing, it does not load, or does not give one probability per label;
     ConfigError if the device is not there, or the engine not for it.
     """
+    check_engine(artefact, device, engine)
     first = _make(artefact, device, engine)
     return first if artefact.second is None else Cascade(first, _make(artefact.second, device, engine))
 
 
 def _make(artefact: Artefact, device: str, engine: str) -> Spotter:
-    check_engine(artefact, device, engine)
     if artefact.is_onnx:
         spotter = _make_for_onnx(artefact, engine)
     else:

@@ -24,7 +24,7 @@ def begin_with(
 
     Raises ConfigError if they are of another kind of network; ModelError if the file is neither, or of another kwsd.
     """
-    other = _read(path)
+    other = _read(path, model)
     if _kind(other) != model:
         raise ConfigError(f"{path}: is a {_kind(other)}, which --model {model} cannot begin with")
     theirs = other.info.labels if isinstance(other, Artefact) else other.labels
@@ -58,13 +58,16 @@ def _merged(network: nn.Module, learnt: dict[str, Tensor], rows: list[tuple[int,
 
 
 def architecture(path: Path) -> str:
-    """What kind of network a checkpoint or an artefact is of. Raises ModelError if the file is neither."""
+    """What kind of network a checkpoint or an artefact is of; of two in one file the second, which is there because it
+    knows more. Raises ModelError if the file is neither."""
     return _kind(_read(path))
 
 
-def _read(path: Path) -> Artefact | Checkpoint:
+def _read(path: Path, model: str | None = None) -> Artefact | Checkpoint:
+    """A checkpoint or an artefact; of two networks in one file the first if it is of this kind, else the second."""
     try:
-        return read_artefact(path)
+        first = read_artefact(path)
+        return first if first.second is None or first.info.architecture == model else first.second
     except ModelError as not_artefact:
         try:
             return load_checkpoint(path)

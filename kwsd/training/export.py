@@ -129,12 +129,10 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if second is not None:
-            nested = made(second.network(), describe(second, {}, ()), None, unfinished)
-            info = msgspec.structs.replace(
-                info,
-                data=f"{info.data}; and {second.data}",
-                weights_sha256=_hash_of_both(checkpoint, second),
-            )
+            of_second = describe(second, {}, ())
+            nested = made(second.network(), of_second, None, unfinished)
+            both = f"{info.data}; and of the second network {of_second.data}"
+            info = msgspec.structs.replace(info, data=both, weights_sha256=_hash_of_both(checkpoint, second))
         unfinished.write_bytes(made(checkpoint.network(), info, nested, unfinished))
         _compare(_eager(checkpoint, second), unfinished, clips)
         unfinished.replace(out)
