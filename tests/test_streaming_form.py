@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kwsd.artefact import read_info
+from kwsd.artefact import read_artefact
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.cascade import Cascade
 from kwsd.engines import load_spotter
 from kwsd.recording import read_recording
 from kwsd.ring import RingBuffer
@@ -20,9 +21,10 @@ from kwsd.window import WindowSchedule
 DATA = Path(os.environ.get("KWSD_DATA", ""))
 MODELS = Path(__file__).parent.parent / "models"
 ADVANCING = [
-    (path.name, engine)
+    (path.name, engine, which)
     for path in sorted(MODELS.glob("*.[op][nt]*"))
-    if read_info(path).step
+    for which, artefact in (("first", read_artefact(path)), ("second", read_artefact(path).second))
+    if artefact is not None and artefact.info.step
     for engine in (("native", "onnxruntime") if path.suffix == ".onnx" else ("auto",))
 ]
 HOP = 1600
@@ -66,10 +68,11 @@ class Satellites:
             self.samples += block.size
 
 
-@pytest.mark.parametrize(("model", "engine"), ADVANCING)
+@pytest.mark.parametrize(("model", "engine", "which"), ADVANCING)
 @pytest.mark.timeout(60 + 60 * MINUTES)
-def test_hop_by_hop_equals_whole_windows(model, engine):
+def test_hop_by_hop_equals_whole_windows(model, engine, which):
     spotter = load_spotter(MODELS / model, "cpu", engine=engine)
+    spotter = getattr(spotter, which) if isinstance(spotter, Cascade) else spotter
     satellites = Satellites(seed=len(model))
     schedule = WindowSchedule(STREAMS, HOP, 3, np.ones(STREAMS, np.bool_))
     by_hops, by_windows = HopScorer(spotter, STREAMS, HOP), WindowScorer(spotter)
@@ -88,7 +91,7 @@ def test_hop_by_hop_equals_whole_windows(model, engine):
             other = HopScorer(spotter, STREAMS, HOP)
             other.take_over(by_hops)
             by_hops = other
-    what = f"{model} by {spotter.engine}: {windows} windows of {MINUTES:g} min, {satellites.gaps} gaps"
+    what = f"{model}, its {which} network, by {spotter.engine}: {windows} windows of {MINUTES:g} min, {satellites.gaps} gaps"
     print(f"{what}: {worst:.2g} at most")
     assert worst < TOLERANCE
     assert windows > 0.8 * satellites.samples / HOP - satellites.turns * WINDOW / HOP
