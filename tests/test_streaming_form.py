@@ -91,7 +91,7 @@ def test_hop_by_hop_equals_whole_windows(model, engine, which):
             other = HopScorer(spotter, STREAMS, HOP)
             other.take_over(by_hops)
             by_hops = other
-    what = f"{model}, its {which} network, by {spotter.engine}: {windows} windows of {MINUTES:g} min, {satellites.gaps} gaps"
+    what = f"{model} ({which}) by {spotter.engine}: {windows} windows of {MINUTES:g} min, {satellites.gaps} gaps"
     print(f"{what}: {worst:.2g} at most")
     assert worst < TOLERANCE
     assert windows > 0.8 * satellites.samples / HOP - satellites.turns * WINDOW / HOP
