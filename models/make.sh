@@ -1,31 +1,44 @@
 #!/bin/sh
-# Makes a shipped model anew: models/make.sh NAME DATA, where NAME.yaml beside this file is its recipe.
-# DATA holds SpeechCommands/, speech/train (talk with its transcripts) and music. An hour or two on two cores. Needs the
+# Makes the shipped models anew: models/make.sh DATA. Two networks are trained, by the recipes commands.yaml and
+# commands-fast.yaml beside this file, the second of them with the first as teacher: commands-fast is that one alone, and
+# commands both, of which the larger is asked where the smaller suspects a word.
+# DATA holds SpeechCommands/, speech/train (talk with its transcripts) and music. Two hours on two cores. Needs the
 # packages that synthesise.py and game_voices.py name, and for more music: singularity-music marsshooter-data flare-game
-# supertuxkart-data.
-# models/README.md says where the thresholds in the recipes come from.
+# supertuxkart-data trackballs-data redeclipse-data davegnukem-data zaz-data starfighter-data hyperrogue-music 0ad-data.
+# models/README.md says where the thresholds come from.
 set -eu
-name=${1:?usage: models/make.sh NAME DATA} data=${2:?usage: models/make.sh NAME DATA}
+data=${1:?usage: models/make.sh DATA}
 here=$(dirname "$0")
-[ -f "$here/$name.yaml" ] || { echo "$here/$name.yaml: no such recipe" >&2; exit 2; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-games=/usr/share/games
-mkdir "$work/music"  # one folder: noise of each comes up as often
-for songs in singularity/music marsshooter/audio/music flare/mods/fantasycore/music supertuxkart/data/music; do
-    [ -d "$games/$songs" ] || { echo "$games/$songs: not there; install its package" >&2; exit 2; }
-    ln -s "$games/$songs" "$work/music/${songs%%/*}"
+mkdir "$work/music"  # one folder: noise of each --noise comes up as often
+for songs in games/singularity/music games/marsshooter/audio/music games/flare/mods/fantasycore/music \
+    games/supertuxkart/data/music games/trackballs/music games/redeclipse/data/sounds/music \
+    games/davegnukem/music/eric_matyas games/zaz starfighter/music hyperrogue/music games/0ad/mods/public/public.zip; do
+    [ -e "/usr/share/$songs" ] || { echo "/usr/share/$songs: not there; install its package" >&2; exit 2; }
+    name=$(echo "${songs#games/}" | cut -d / -f 1)
+    case $songs in
+    *.zip) python3 - "/usr/share/$songs" "$work/music/$name" <<'EOF' ;;
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as archive:
+    archive.extractall(sys.argv[2], [name for name in archive.namelist() if name.startswith("audio/music/")])
+EOF
+    *) ln -s "/usr/share/$songs" "$work/music/$name" ;;
+    esac
 done
 train() {
-    out=$1; shift
+    name=$1; shift
     kwsd train --recipe "$here/$name.yaml" --data "$data" --words "$work/voices" --negatives "$data/speech/train" \
-        --negatives "$work/talk" --noise "$data/music" --noise "$work/music" --out "$work/$out.ckpt" "$@"
+        --negatives "$work/talk" --noise "$data/music" --noise "$work/music" --out "$work/$name.ckpt" "$@"
 }
 python3 "$here/synthesise.py" "$work/voices"
 python3 "$here/game_voices.py" queen "$work/talk"
-case $name in
-commands) train "$name" ;;
-*) train "$name" --teacher "$here/commands.onnx" ;;
-esac
-kwsd export "$work/$name.ckpt" -o "$here/$name.onnx" --data "$data"
-[ ! -f "$here/$name.pt" ] || kwsd export "$work/$name.ckpt" -o "$here/$name.pt" --data "$data"
+train commands
+kwsd export "$work/commands.ckpt" -o "$work/teacher.onnx"
+train commands-fast --teacher "$work/teacher.onnx"
+for kind in onnx pt; do
+    kwsd export "$work/commands-fast.ckpt" -o "$here/commands-fast.$kind" --data "$data"
+    kwsd export "$work/commands-fast.ckpt" --second "$work/commands.ckpt" -o "$here/commands.$kind" --data "$data" \
+        --threshold 0.75 --threshold yes=0.8 --threshold no=0.6 --threshold down=0.65 --threshold stop=0.65 \
+        --threshold go=0.65 --threshold on=0.65 --threshold off=0.65
+done
