@@ -107,7 +107,8 @@ def read_artefact(path: Path, sha256: str | None = None) -> Artefact:
     return _artefact(path, data, found)
 
 
-def _artefact(path: Path, data: bytes, found: str) -> Artefact:
+def _artefact(path: Path, data: bytes, found: str, *, within: ArtefactInfo | None = None) -> Artefact:
+    """Checked; `within` is said of the network it is the second of."""
     if not _is_whole(data):
         raise ModelError(f"{path}: is damaged, or was changed: its checksum is another; name it as kwsd export made it")
     metadata, nested = _read_onnx(path, data) if _is_onnx(data) else _read_torchscript(path, data)
@@ -122,14 +123,10 @@ def _artefact(path: Path, data: bytes, found: str) -> Artefact:
         raise ModelError(f"{path}: its labels are fewer than two or repeated; export it again")
     if info.step is not None and info.step < 1:
         raise ModelError(f"{path}: cannot be advanced by {info.step} samples; export it again")
-    return Artefact(path, data, info, found, None if nested is None else _second(path, info, nested))
-
-
-def _second(path: Path, first: ArtefactInfo, data: bytes) -> Artefact:
-    second = _artefact(path, data, hashlib.sha256(data).hexdigest())
-    if second.second is not None or set(second.info.labels) != set(first.labels):
+    if within is not None and (nested is not None or set(info.labels) != set(within.labels)):
         raise ModelError(f"{path}: the second network in it does not fit the first; export it again")
-    return second
+    second = None if nested is None else _artefact(path, nested, hashlib.sha256(nested).hexdigest(), within=info)
+    return Artefact(path, data, info, found, second)
 
 
 def read_info(path: Path) -> ArtefactInfo:
