@@ -18,8 +18,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
+from kwsd.cascade import Cascade
 from kwsd.config import Config, FileConfig, MicrophoneConfig
 from kwsd.engines import load_spotter
 from kwsd.errors import UNAVAILABLE, KwsdError
@@ -122,6 +124,7 @@ def measure_stages(
     pipeline = Pipeline(config, spotter, ring, inlets, [StreamInfo(f"s{i}", False, False) for i in range(streams)])
     stamp = Stamp()
     hop = pipeline.schedule.hop
+    before = _asked(spotter)
     times: dict[str, list[float]] = {"convert": [], "window": [], "inference": [], "debouncer": [], "event": []}
     for start in range(0, speech.size - hop, hop):
         if pause_s and start >= WINDOW:
@@ -147,11 +150,18 @@ def measure_stages(
         for stage, lap in zip(times, laps, strict=True):
             times[stage].append(lap) if stage != "event" or detections else None
     per_hop = sum(float(np.median(times[stage])) for stage in ("convert", "window", "inference", "debouncer"))
+    asked = _asked(spotter) - before
     return {
         **{f"{stage}_us": spread(values) for stage, values in times.items()},
         "windows_per_second": round(streams / per_hop * 1e6),
+        "second_asked_percent": round(asked[1] / asked[0] * 100, 1) if asked[0] else None,
         "core_share_per_stream_percent": round(per_hop / (config.window.hop_ms * 1000) / streams * 100, 3),
     }
+
+
+def _asked(spotter: Spotter) -> NDArray[np.int64]:
+    """Windows that a cascade has heard, and that it asked its second network about: (2,)."""
+    return np.array([spotter.heard, spotter.asked] if isinstance(spotter, Cascade) else [0, 0])
 
 
 def measure_bound(config: Config, spotter: Spotter, streams: int) -> Figures | None:
@@ -367,6 +377,8 @@ def report(figures: Figures) -> str:
     ]
     if figures["bound"]:
         rows.append(("inference at least", _bound(figures["bound"], stages["inference_us"]["p50"])))
+    if stages["second_asked_percent"] is not None:
+        rows.append(("second network", f"asked about {stages['second_asked_percent']} % of these windows"))
     rested = figures["stages_rested"]
     rows += [
         (f"{name}, rested", _spread(rested[f"{name}_us"], "µs per hop"))

@@ -25,6 +25,7 @@ class Cascade:
         self.engine = first.engine if first.engine == second.engine else f"{first.engine}, {second.engine}"
         self._keywords = np.array([not label.startswith("_") for label in first.info.labels])
         self._order = [second.info.labels.index(label) for label in first.info.labels]
+        self.heard = self.asked = 0  # windows since it was loaded, and of how many of them the second was asked
 
     def score(self, windows: Samples) -> Scores:
         """Windows (n, 16000) in ±1 to posteriors (n, labels) that sum to 1. Raises ModelError if a network fails."""
@@ -34,7 +35,10 @@ class Cascade:
 
     def suspects(self, posteriors: Scores) -> NDArray[np.intp]:
         """The rows of the first's posteriors (n, labels) that the second is to be asked about."""
-        return np.flatnonzero((posteriors[:, self._keywords] >= SUSPECTED).any(1))
+        rows = np.flatnonzero((posteriors[:, self._keywords] >= SUSPECTED).any(1))
+        self.heard += len(posteriors)
+        self.asked += len(rows)
+        return rows
 
     def judged(self, posteriors: Scores, suspects: NDArray[np.intp], windows: Samples) -> Scores:
         """The first's posteriors (n, labels) with the second's opinion of the windows (suspects, 16000)."""

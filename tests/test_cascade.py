@@ -58,8 +58,10 @@ def windows(n):
 
 def test_the_second_is_asked_only_where_the_first_suspects_a_keyword():
     first, second = Says(SAYS_YES, SAYS_NOTHING, UNSURE), Says(SAYS_NOTHING, SAYS_YES, SAYS_YES)
-    posteriors = Cascade(first, second).score(windows(3))
+    cascade = Cascade(first, second)
+    posteriors = cascade.score(windows(3))
     assert second.asked == [0, 2]
+    assert (cascade.heard, cascade.asked) == (3, 2)
     np.testing.assert_array_equal(posteriors[1], SAYS_NOTHING)
     for row, ours, theirs in ((0, SAYS_YES, SAYS_NOTHING), (2, UNSURE, SAYS_YES)):
         np.testing.assert_allclose(posteriors[row], (1 - SECOND_SHARE) * ours + SECOND_SHARE * theirs, rtol=1e-6)
