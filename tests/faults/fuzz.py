@@ -116,10 +116,16 @@ def addresses(draw: Random, place: Path) -> Callable[[], bool]:
     return one
 
 
+KINDS = (".pt", ".pt", ".pt", ".onnx")  # ONNX has a checksum, which leaves little to try
+
+
 def models(draw: Random, place: Path) -> Callable[[], bool]:
     """The shipped files, mangled; read as the daemon does before it runs anything of them."""
-    seeds = [(MODELS / f"commands-fast{suffix}").read_bytes() for suffix in (".pt", ".pt", ".pt", ".onnx")]
-    path, words = place / "model", [b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"kwsd.json", b"\xff" * 8, bytes(8)]
+    seeds = [(MODELS / f"{name}{kind}").read_bytes() for name in ("commands", "commands-fast") for kind in KINDS]
+    path, words = (
+        place / "model",
+        [b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"kwsd.json", b"kwsd.second", b"\xff" * 8, bytes(8)],
+    )
 
     def one() -> bool:
         seed = draw.choice(seeds)
