@@ -1,7 +1,7 @@
 """A cascade (Viola & Jones 2001): one network hears everything, and where it suspects a keyword a second is asked.
 
-That is a few windows in a hundred, so the second may be large. What two networks of different kinds agree on is seldom
-wrong: the music that one takes for a word the other mostly does not.
+Where nobody says a word that is a few windows in a hundred, so the second may be large. What two networks of different
+kinds agree on is seldom wrong: the music that one takes for a word the other mostly does not.
 """
 
 import msgspec
@@ -31,7 +31,9 @@ class Cascade:
         """Windows (n, 16000) in ±1 to posteriors (n, labels) that sum to 1. Raises ModelError if a network fails."""
         posteriors = self.first.score(windows)
         suspects = self.suspects(posteriors)
-        return self.judged(posteriors, suspects, windows[suspects])
+        if not suspects.size:
+            return posteriors
+        return self.judged(posteriors, suspects, self.second.score(windows[suspects]))
 
     def suspects(self, posteriors: Scores) -> NDArray[np.intp]:
         """The rows of the first's posteriors (n, labels) that the second is to be asked about."""
@@ -40,10 +42,8 @@ class Cascade:
         self.asked += len(rows)
         return rows
 
-    def judged(self, posteriors: Scores, suspects: NDArray[np.intp], windows: Samples) -> Scores:
-        """The first's posteriors (n, labels) with the second's opinion of the windows (suspects, 16000)."""
-        if not suspects.size:
-            return posteriors
+    def judged(self, posteriors: Scores, suspects: NDArray[np.intp], second: Scores) -> Scores:
+        """The first's posteriors (n, labels) with what the second says of some of its rows (suspects, labels)."""
         after = posteriors.copy()
-        after[suspects] += SECOND_SHARE * (self.second.score(windows)[:, self._order] - posteriors[suspects])
+        after[suspects] += SECOND_SHARE * (second[:, self._order] - posteriors[suspects])
         return after

@@ -43,7 +43,8 @@ class Scorer(Protocol):
 def make_scorer(spotter: Spotter, streams: int, hop: int) -> Scorer:
     """Incremental where the model can be advanced by this hop, else by whole windows."""
     if isinstance(spotter, Cascade):
-        return CascadeScorer(spotter, make_scorer(spotter.first, streams, hop))
+        first, second = (make_scorer(stage, streams, hop) for stage in (spotter.first, spotter.second))
+        return CascadeScorer(spotter, first, second)
     step = spotter.info.step
     if isinstance(spotter, HopSpotter) and step is not None and hop % step == 0:
         return HopScorer(spotter, streams, hop)
@@ -148,10 +149,10 @@ class HopScorer:
 
 
 class CascadeScorer:
-    """The first network in whichever form it has; for the second, whole windows of what the first suspects."""
+    """Each network in whichever form it has; the second goes on from the window it was asked about last."""
 
-    def __init__(self, cascade: Cascade, first: Scorer) -> None:
-        self._cascade, self._first = cascade, first
+    def __init__(self, cascade: Cascade, first: Scorer, second: Scorer) -> None:
+        self._cascade, self._first, self._second = cascade, first, second
 
     def score(self, ring: RingBuffer, due: Due) -> Scored:
         """Raises ModelError if a network fails."""
@@ -159,16 +160,31 @@ class CascadeScorer:
         suspects = self._cascade.suspects(scored.posteriors)
         if not suspects.size:
             return scored
-        windows, read = ring.gather(scored.streams[suspects], scored.ends[suspects], WINDOW)
-        posteriors = self._cascade.judged(scored.posteriors, suspects[read], windows[read])
-        whole = np.ones(len(scored), np.bool_)
-        whole[suspects] = read
+        posteriors, whole = scored.posteriors, np.ones(len(scored), np.bool_)
+        for rows in _in_turns(scored.streams, suspects):
+            streams, ends = scored.streams[rows], scored.ends[rows]
+            told = self._second.score(ring, Due(streams, ends, np.zeros_like(scored.skipped), len(rows)))
+            if len(told) < len(rows):
+                whole[rows] = np.isin(streams, told.streams)
+            read = rows if len(told) == len(rows) else rows[whole[rows]]
+            posteriors = self._cascade.judged(posteriors, read, told.posteriors)
         return _whole(replace(scored, posteriors=posteriors), whole)
 
     def take_over(self, old: Scorer) -> None:
         """Go on where another scorer of the same cascade stood."""
         if isinstance(old, CascadeScorer):
             self._first.take_over(old._first)
+            self._second.take_over(old._second)
+
+
+def _in_turns(streams: Indices, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Rows with one of each of their `streams` (n,), in ascending order, then those with the next of each, ..."""
+    if len(rows) == 1 or (np.diff(streams[rows]) > 0).all():  # one of each, as nearly always
+        return [rows]
+    rows = rows[np.argsort(streams[rows], kind="stable")]
+    first = np.searchsorted(streams[rows], streams[rows])  # where in them each one's stream begins
+    turn = np.arange(len(rows)) - first
+    return [rows[turn == n] for n in range(int(turn.max()) + 1)]
 
 
 def _scored(due: Due, posteriors: Scores, whole: NDArray[np.bool_]) -> Scored:

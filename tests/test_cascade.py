@@ -119,6 +119,29 @@ def test_a_stream_is_told_by_both_networks_as_its_windows_are(shipped):
     assert 0 < changed.sum() < len(changed) / 2, "some windows were asked about, most were not"
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_however_many_windows_of_a_stream_are_scored_at_once_it_says_the_same(shipped, at_once):
+    """As in a quiet room, and where scoring is late; of some windows the second is asked, of some between not."""
+    tape, hop, streams = read_recording(DEMO)[: 8 * WINDOW], 1600, 3
+    ring = RingBuffer(streams, 10 * WINDOW)
+    for stream in range(streams):
+        ring.write(stream, tape[stream * 5 * hop :])
+    scorer, found = make_scorer(shipped, streams, hop), {}
+    ends = np.arange(WINDOW, 6 * WINDOW, hop)
+    for some in np.split(ends, range(at_once, len(ends), at_once)):
+        due = Due(
+            np.tile(np.arange(streams), len(some)), np.repeat(some, streams), np.zeros(streams, np.int64), streams
+        )
+        scored = scorer.score(ring, due)
+        assert len(scored) == len(due) and not scored.skipped.any()
+        rows = zip(scored.streams.tolist(), scored.ends.tolist(), scored.posteriors, strict=True)
+        found |= {(stream, end): posteriors for stream, end, posteriors in rows}
+    for stream in range(streams):
+        heard = np.lib.stride_tricks.sliding_window_view(tape[stream * 5 * hop :], WINDOW)[ends - WINDOW]
+        expected = shipped.score(np.ascontiguousarray(heard))
+        np.testing.assert_allclose([found[stream, end] for end in ends.tolist()], expected, atol=1e-4)
+
+
 def test_a_window_that_is_overwritten_before_the_second_has_it_is_counted_as_lost():
     cascade = Cascade(Says(SAYS_YES, SAYS_YES, SAYS_NOTHING), Says(SAYS_YES, SAYS_YES, SAYS_YES))
     ring = RingBuffer(3, 2 * WINDOW)
@@ -132,7 +155,7 @@ def test_a_window_that_is_overwritten_before_the_second_has_it_is_counted_as_los
             return scored
 
     due = Due(np.arange(3), np.full(3, WINDOW), np.array([0, 2, 0]), 3)
-    scored = CascadeScorer(cascade, ThenOverwritten(cascade.first)).score(ring, due)
+    scored = CascadeScorer(cascade, ThenOverwritten(cascade.first), WindowScorer(cascade.second)).score(ring, due)
     assert scored.streams.tolist() == [0, 2] and scored.skipped.tolist() == [0, 3, 0]
     np.testing.assert_allclose(scored.posteriors, [SAYS_YES, SAYS_NOTHING], rtol=1e-6)
 
