@@ -15,6 +15,11 @@ SUSPECTED = 0.2  # from this score of a keyword on the second network is asked
 SECOND_SHARE = 0.7  # of the score that then counts; the rest is the first's
 
 
+def stages(spotter: Spotter) -> tuple[Spotter, ...]:
+    """The networks of a cascade, or the one there is."""
+    return (spotter.first, spotter.second) if isinstance(spotter, Cascade) else (spotter,)
+
+
 class Cascade:
     """Two models with the same labels, in any order, as one Spotter."""
 

@@ -16,6 +16,7 @@ import numpy as np
 from kwsd import compiled_debouncer, compiled_window, ears, powers
 from kwsd.artefact import read_artefact
 from kwsd.audio_format import WINDOW
+from kwsd.cascade import stages
 from kwsd.check import broker_is_to_come, hooks_to_check, looks
 from kwsd.compiled import library
 from kwsd.config import Config, MicrophoneConfig
@@ -104,7 +105,8 @@ def _model(config: Config) -> Findings:
         return
     window, begun = np.zeros((1, WINDOW), np.float32), time.perf_counter()
     for _ in range(WINDOWS):
-        spotter.score(window)
+        for network in stages(spotter):  # silence alone would ask no second one
+            network.score(window)
     each_s = (time.perf_counter() - begun) / WINDOWS
     share = each_s / (config.window.hop_ms / 1000)
     what = (

@@ -1,6 +1,7 @@
 """A second network is asked where the first suspects a keyword, and nowhere else; both lie in one file."""
 
 import base64
+import time
 
 import msgspec
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from test_export import CLIPS, MODELS, WRITERS, either_format, trained
 
+from kwsd import doctor
 from kwsd.artefact import SECOND, ArtefactInfo, read_artefact, read_info, sealed
 from kwsd.audio_format import WINDOW
 from kwsd.cascade import SECOND_SHARE, SUSPECTED, Cascade
 from kwsd.cli import dispatch
+from kwsd.config import load_config
 from kwsd.engines import load_spotter
 from kwsd.engines.native import NativeSpotter
 from kwsd.errors import ConfigError, ModelError
@@ -23,6 +26,7 @@ from kwsd.scoring import CascadeScorer, HopScorer, WindowScorer, make_scorer
 from kwsd.training import export as exporting
 from kwsd.training.begin import architecture, begin_with
 from kwsd.training.export import export
+from kwsd.training.labels import COMMANDS
 from kwsd.window import Due
 
 LABELS = ("yes", "no", "_unknown_", "_silence_")
@@ -79,6 +83,19 @@ def test_the_second_may_have_its_labels_in_another_order():
     order = [2, 0, 3, 1]
     second = Says(SAYS_YES[order], labels=tuple(LABELS[i] for i in order))
     np.testing.assert_allclose(Cascade(Says(SAYS_YES), second).score(windows(1))[0], SAYS_YES, rtol=1e-6)
+
+
+def test_doctor_counts_what_both_networks_take(monkeypatch):
+    class Slow(Says):
+        def score(self, windows):
+            time.sleep(0.06)
+            return super().score(windows)
+
+    labels = (*COMMANDS, "_unknown_", "_silence_")
+    quick, slow = (kind(np.eye(12, dtype=np.float32)[11], labels=labels) for kind in (Says, Slow))
+    monkeypatch.setattr(doctor, "make_spotter", lambda *_: Cascade(quick, slow))
+    [finding] = doctor._model(load_config(None, environment={}))
+    assert finding.state == doctor.WARN, finding
 
 
 # --- in a stream ---

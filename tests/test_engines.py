@@ -7,7 +7,7 @@ import pytest
 
 from kwsd.artefact import read_info
 from kwsd.audio_format import WINDOW
-from kwsd.cascade import Cascade
+from kwsd.cascade import stages
 from kwsd.engines import load_spotter
 from kwsd.recording import DEMO, read_recording
 
@@ -16,11 +16,6 @@ BOTH = [path.stem for path in sorted(MODELS.glob("*.onnx")) if path.with_suffix(
 HOP = 1600
 TOLERANCE = 1e-4  # in log-probability
 LEAST = 1e-6  # below, a logarithm only magnifies rounding
-
-
-def stages(spotter):
-    """The networks of a cascade, or the one there is."""
-    return (spotter.first, spotter.second) if isinstance(spotter, Cascade) else (spotter,)
 
 
 def by_windows(spotter, speech, starts):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kwsd.artefact import FORMAT, GEOMETRY, METADATA, SECOND, ArtefactInfo, Figure, read_artefact, sealed
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
-from kwsd.cascade import Cascade
+from kwsd.cascade import Cascade, stages
 from kwsd.engines import AUTO, ONNX_RUNTIME, make_spotter
 from kwsd.errors import IO, USAGE, ConfigError, KwsdError, ModelError
 from kwsd.networks.incremental import HasIncrement
@@ -290,12 +290,8 @@ def _compare(eager: Spotter, path: Path, windows: Tensor) -> None:
     """By every engine that may run it, each network by itself."""
     artefact = read_artefact(path)
     for engine in (AUTO, ONNX_RUNTIME) if artefact.is_onnx else (AUTO,):
-        for ours, loaded in zip(_stages(eager), _stages(make_spotter(artefact, "cpu", engine)), strict=True):
+        for ours, loaded in zip(stages(eager), stages(make_spotter(artefact, "cpu", engine)), strict=True):
             _compare_stage(ours, loaded, windows)
-
-
-def _stages(spotter: Spotter) -> tuple[Spotter, ...]:
-    return (spotter.first, spotter.second) if isinstance(spotter, Cascade) else (spotter,)
 
 
 def _compare_stage(eager: Spotter, loaded: Spotter, windows: Tensor) -> None:
