@@ -43,7 +43,7 @@ def hear(opening, block, overflowed=False):
 
 
 def ramp(start, end, channels):
-    frames = np.arange(start, end, dtype=np.float32)[:, None]
+    frames = (np.arange(start, end) % (1 << 23)).astype(np.float32)[:, None]  # which float32 holds exactly
     return np.ascontiguousarray(frames + 1e5 * np.arange(channels, dtype=np.float32))
 
 
