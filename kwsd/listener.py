@@ -243,10 +243,11 @@ class Listener:
                 satellite = self._satellites.get(descriptor)
                 if satellite is not None:
                     self._attend(satellite, happened, now)
-                elif descriptor in self._doors:
-                    self._welcome(*self._doors[descriptor], now)
                 elif descriptor == self._bell:
                     self._heed_bell(now)
+            for descriptor, _ in ready:  # last, as whoever went made room
+                if descriptor in self._doors:
+                    self._welcome(*self._doors[descriptor], now)
             if self._waiting:
                 self._let_go_on(now)
             if now >= look_at:

@@ -295,6 +295,29 @@ def test_connections_that_do_not_say_who_they_are_are_limited(daemon):
             assert "too many connections" in too_many.line()["reason"]
 
 
+def freeze(pid):
+    """Until SIGCONT; returns when every thread stands."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    while not all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks):
+        time.sleep(0.001)
+
+
+def test_who_went_makes_room_before_anybody_is_let_in(daemon):
+    """Though he knocked before they went, while we had no time."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(WITHOUT_HEADER):
+            stack.enter_context(Satellite(daemon.tcp, b""))
+        with Satellite(daemon.tcp, b"") as too_many:
+            assert "too many connections" in too_many.line()["reason"]
+        freeze(daemon.process.pid)
+        newcomer = Satellite(daemon.tcp, {"name": "newcomer"})
+    daemon.process.send_signal(signal.SIGCONT)
+    with newcomer:
+        assert newcomer.line()["type"] == "hello"
+    daemon.wait_until_left("newcomer")
+
+
 # --- harming nobody else ---
 
 
@@ -325,8 +348,9 @@ def test_rude_neighbours_change_nothing_for_others(daemon, alone):
             time.sleep(0.05)
 
     neighbour = threading.Thread(target=be_rude)
-    neighbour.start()
     with Satellite(daemon.tcp, {"name": "polite"}) as satellite:
+        assert satellite.line()["type"] == "hello"
+        neighbour.start()
         satellite.speak(SPEECH)
     done.set()
     neighbour.join()
