@@ -12,7 +12,9 @@ from kwsd.spotter import Scores
 
 AT_ONCE = 32  # windows that there is always room for
 FIRED = np.dtype(
-    [("row", "i8"), ("keyword", "i8"), ("runner_up", "i8"), ("score", "f4"), ("runner_up_score", "f4")]
+    [(name, "i8") for name in ("row", "keyword", "runner_up")]
+    + [(name, "f4") for name in ("score", "threshold", "runner_up_score")],
+    align=True,
 )  # as in debouncer.c
 
 
@@ -21,9 +23,11 @@ class _State(ctypes.Structure):
 
     _fields_ = (
         *((name, NUMBER) for name in ("streams", "labels", "keywords", "smoothing", "lookback", "hop", "unknown")),
-        *((name, ctypes.c_float) for name in ("stirring", "other_speech")),
+        *((name, NUMBER) for name in ("wary_hops", "told_hops", "unrest")),
+        *((name, ctypes.c_float) for name in ("stirring", "other_speech", "wary_threshold")),
         *((name, POINTER) for name in ("columns", "threshold", "release", "low", "margin")),
-        *((name, POINTER) for name in ("min_hits", "refractory", "isolation_speech", "recent", "speech")),
+        *((name, POINTER) for name in ("min_hits", "refractory", "isolation_speech", "recent")),
+        *((name, POINTER) for name in ("speech", "stirred")),
         *((name, POINTER) for name in ("count", "last_end", "stirring_now", "unsettled", "hits", "fired_at")),
         *((name, POINTER) for name in ("armed", "smoothed")),
     )
@@ -64,10 +68,15 @@ class CompiledDebouncer(Debouncer):
             lookback=self._speech.shape[1],
             hop=rules.hop,
             unknown=self._unknown,
+            wary_hops=self._stirred.shape[1],
+            told_hops=self._told_hops,
+            unrest=self._unrest,
             stirring=STIRRING,
             other_speech=OTHER_SPEECH,
+            wary_threshold=rules.wary_threshold,
             recent=self._recent,
             speech=self._speech,
+            stirred=self._stirred,
             count=self._count,
             last_end=self._last_end,
             stirring_now=self._stirring,
@@ -106,12 +115,12 @@ class CompiledDebouncer(Debouncer):
                 stream=int(streams[row]),
                 keyword=self.rules.keywords[keyword],
                 score=score,
-                threshold=float(self.rules.threshold[keyword]),
+                threshold=threshold,
                 runner_up=self.labels[runner_up],
                 runner_up_score=runner_up_score,
                 end=int(ends[row]),
             )
-            for row, keyword, runner_up, score, runner_up_score in self._fired[:count].tolist()
+            for row, keyword, runner_up, score, threshold, runner_up_score in self._fired[:count].tolist()
         ]
 
 

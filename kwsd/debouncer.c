@@ -7,13 +7,15 @@
 
 typedef struct {
     int64_t streams, labels, keywords, smoothing, lookback, hop;
-    int64_t unknown;              /* the label of other speech; negative: there is none */
+    int64_t unknown; /* the label of other speech; negative: there is none */
+    int64_t wary_hops, told_hops, unrest;
     float stirring, other_speech; /* posteriors from which on it is that */
+    float wary_threshold;
     const int64_t *columns;       /* (keywords,): their labels */
     const float *threshold, *release, *low, *margin;         /* (keywords,) */
     const int64_t *min_hits, *refractory, *isolation_speech; /* (keywords,) */
     float *recent;                                           /* (streams, smoothing, labels) */
-    uint8_t *speech;                                         /* (streams, lookback) */
+    uint8_t *speech, *stirred;                               /* (streams, lookback), (streams, wary_hops) */
     int64_t *count, *last_end;                               /* (streams,) */
     uint8_t *stirring_now, *unsettled;                       /* (streams,) */
     int64_t *hits, *fired_at;                                /* (streams, keywords) */
@@ -23,7 +25,7 @@ typedef struct {
 
 typedef struct {
     int64_t row, keyword, runner_up; /* a window, a keyword, a label */
-    float score, runner_up_score;
+    float score, threshold, runner_up_score;
 } Fired;
 
 /* What Python must have been written for. */
@@ -55,12 +57,27 @@ static int is_isolated(const Debouncer *d, int64_t stream, int64_t keyword) {
     return d->isolation_speech[keyword] < 0 || speech * d->hop <= d->isolation_speech[keyword];
 }
 
+/* The least threshold of now. */
+static float least_needed(const Debouncer *d, int64_t stream) {
+    int64_t stirred = 0;
+    for (int64_t h = 0; h < d->wary_hops; h++) stirred += d->stirred[stream * d->wary_hops + h];
+    return stirred > d->unrest ? d->wary_threshold : 0.0f;
+}
+
+/* What stirred until now was a word that is told. */
+static void forget_stirring(const Debouncer *d, int64_t stream) {
+    for (int64_t back = 0; back < d->told_hops; back++) {
+        const int64_t hop = (d->count[stream] - back) % d->wary_hops;
+        d->stirred[stream * d->wary_hops + (hop < 0 ? hop + d->wary_hops : hop)] = 0;
+    }
+}
+
 /* The rules for one keyword of a stream: whether it fires. */
-static int judge(const Debouncer *d, int64_t stream, int64_t end, int64_t keyword) {
+static int judge(const Debouncer *d, int64_t stream, int64_t end, int64_t keyword, float needed) {
     const float score = d->smoothed[d->columns[keyword]];
     const int64_t at = stream * d->keywords + keyword;
     const int known = d->count[stream] >= d->smoothing;
-    const int ahead = known && score >= d->threshold[keyword]
+    const int ahead = known && score >= needed
                       && score >= d->smoothed[best_but(d, d->columns[keyword])] + d->margin[keyword];
     d->hits[at] = ahead ? d->hits[at] + 1 : 0;
     const int fires = d->hits[at] >= d->min_hits[keyword] && is_isolated(d, stream, keyword) && d->armed[at];
@@ -96,6 +113,7 @@ int64_t debouncer_step(const Debouncer *d, int64_t n, const int64_t *streams, co
             d->count[stream] = 0;
             memset(d->hits + first, 0, (size_t)d->keywords * sizeof *d->hits);
             memset(d->speech + stream * d->lookback, 0, (size_t)d->lookback);
+            memset(d->stirred + stream * d->wary_hops, 0, (size_t)d->wary_hops);
         }
         d->last_end[stream] = end;
         smooth(d, stream, posteriors);
@@ -104,21 +122,26 @@ int64_t debouncer_step(const Debouncer *d, int64_t n, const int64_t *streams, co
         int awake = d->unsettled[stream];
         for (int64_t k = 0; k < d->keywords; k++) awake |= d->smoothed[d->columns[k]] >= d->low[k];
         if (awake) {
-            int unsettled = 0;
+            int unsettled = 0, told = 0;
+            const float least = least_needed(d, stream);
             for (int64_t k = 0; k < d->keywords; k++) {
-                if (judge(d, stream, end, k)) {
+                const float needed = d->threshold[k] > least ? d->threshold[k] : least;
+                if (judge(d, stream, end, k, needed)) {
                     const int64_t rival = best_but(d, d->columns[k]);
-                    fired[count++] = (Fired){row, k, rival, d->smoothed[d->columns[k]], d->smoothed[rival]};
+                    fired[count++] = (Fired){row, k, rival, d->smoothed[d->columns[k]], needed, d->smoothed[rival]};
+                    told = 1;
                 }
                 unsettled |= !d->armed[first + k] || d->hits[first + k];
             }
             d->unsettled[stream] = (uint8_t)unsettled;
+            if (told) forget_stirring(d, stream);
         }
         int stirs = 0;
         for (int64_t k = 0; k < d->keywords; k++)
             stirs |= posteriors[d->columns[k]] >= d->stirring
                      && (d->armed[first + k] || d->smoothed[d->columns[k]] < d->release[k]);
         d->stirring_now[stream] = (uint8_t)stirs;
+        d->stirred[stream * d->wary_hops + d->count[stream] % d->wary_hops] = (uint8_t)stirs;
     }
     return count;
 }

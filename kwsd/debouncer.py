@@ -8,13 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.artefact import UNKNOWN
+from kwsd.audio_format import WINDOW
 from kwsd.ring import Indices
 from kwsd.spotter import Scores
 
 Flags = NDArray[np.bool_]
 
 STIRRING = 0.1  # posterior of a keyword from which something may become of it
-OTHER_SPEECH = 0.5  # posterior of `_unknown_` above which a window is taken for it
+OTHER_SPEECH = 0.8  # posterior of `_unknown_` above which a window is taken for it; music seldom comes so far
+UNREST = 0.15  # share of hops in which keywords may stir and nothing come of it; where it is more, as in music, be wary
+TOLD = WINDOW  # samples: what stirred so shortly before a detection was that word
 LONG_AGO = np.iinfo(np.int64).min // 2
 
 
@@ -30,6 +33,8 @@ class Rules:
     refractory: Indices  # samples from firing until it may be armed again
     isolation_speech: Indices  # samples of other speech allowed within `isolation`; negative: any
     isolation: int  # samples looked back on
+    wary: int  # samples looked back on for what stirred and was no keyword; 0: nothing is
+    wary_threshold: float  # the least threshold where that was much
     smoothing: int  # windows in the mean
     hop: int  # samples between windows
 
@@ -84,8 +89,11 @@ class Debouncer:
         self._low = np.minimum(rules.release, rules.threshold)
         self._recent = np.zeros((streams, rules.smoothing, len(self.labels)), np.float32)
         self._speech = np.zeros((streams, lookback), np.bool_)  # was it other speech, per hop
+        self._stirred = np.zeros((streams, max(1, rules.wary // rules.hop)), np.bool_)  # per hop; not what was told
+        self._unrest = int(self._stirred.shape[1] * (UNREST if rules.wary else 1))  # hops; more are no calm
         self._count = np.zeros(streams, np.int64)  # windows since the last gap
         self._last_end = np.full(streams, LONG_AGO, np.int64)
+        self._told_hops = min(self._stirred.shape[1], TOLD // rules.hop + 1)
         self._hits = np.zeros(shape, np.int64)
         self._stirring = np.zeros(streams, np.bool_)  # a keyword may begin in the last window
         self._armed = np.ones(shape, np.bool_)
@@ -114,13 +122,22 @@ class Debouncer:
         hop, theirs_hop, every = self.rules.hop, old.rules.hop, np.arange(len(old._count))
         heard = old._count * theirs_hop // hop  # (streams,) windows, had they come at this hop
         heard[next_ends - old._last_end > max(hop, theirs_hop)] = 0  # there is a gap between them
-        self._count[:] = np.minimum(heard, self._recent.shape[1] * self._speech.shape[1])
-        for mine, theirs, newest in ((self._recent, old._recent, -1), (self._speech, old._speech, 0)):
+        self._count[:] = heard
+        for mine, theirs, newest in (
+            (self._recent, old._recent, -1), (self._speech, old._speech, 0), (self._stirred, old._stirred, 0)
+        ):  # fmt: skip
             for back in range(mine.shape[1]):
                 there = min(back * hop // theirs_hop, theirs.shape[1] - 1)
                 at = (old._count + newest - there) % theirs.shape[1]  # (streams,)
                 mine[every, (self._count + newest - back) % mine.shape[1]] = theirs[every, at]
         self._last_end[:] = np.where(heard > 0, next_ends - hop, LONG_AGO)
+
+    def needed(self, streams: Indices) -> Scores:
+        """The thresholds of now: (n, keywords). Where keywords stirred again and again and nothing came of it, as over
+        music, one that seems to be said is less likely to be."""
+        wary = self._stirred[streams].sum(1, keepdims=True) > self._unrest  # (n, 1)
+        least = np.float32(self.rules.wary_threshold)
+        return np.where(wary, np.maximum(self.rules.threshold, least), self.rules.threshold)
 
     def scores(self, streams: Indices) -> Scores:
         """The mean posteriors of keywords judged last: (n, keywords); zero while there are too few windows."""
@@ -153,7 +170,8 @@ class Debouncer:
         """The rules, for streams in which one of them may change something."""
         scores = smoothed[:, self._columns]  # (n, keywords)
         rivals = _runners_up(smoothed)[:, self._columns]  # (n, keywords) index of a label
-        over = (scores >= self.rules.threshold) & self._known(streams)
+        needed = self.needed(streams)  # (n, keywords)
+        over = (scores >= needed) & self._known(streams)
         ahead = over & (scores >= np.take_along_axis(smoothed, rivals, 1) + self.rules.margin)
         lasting = self._lasting(streams, ahead)
         alone = lasting & self._isolated(streams)
@@ -162,7 +180,7 @@ class Debouncer:
         self._unsettled[streams] = ~self._armed[streams].all(1) | self._hits[streams].any(1)
         if self.near is not None:
             passed = np.add.reduce([over, ahead, lasting, alone], dtype=np.int64)  # each implies the last
-            self.near.note(streams, ends, scores, passed, fired)
+            self.near.note(streams, ends, scores, fired, needed=needed, passed=passed)
             self._unsettled[streams] |= self.near.pending(streams)
         for row, keyword in np.argwhere(fired).tolist():
             rival = int(rivals[row, keyword])
@@ -170,7 +188,7 @@ class Debouncer:
                 stream=int(streams[row]),
                 keyword=self.rules.keywords[keyword],
                 score=float(scores[row, keyword]),
-                threshold=float(self.rules.threshold[keyword]),
+                threshold=float(needed[row, keyword]),
                 runner_up=self.labels[rival],
                 runner_up_score=float(smoothed[row, rival]),
                 end=int(ends[row]),
@@ -183,7 +201,7 @@ class Debouncer:
         if broken.any():
             self._count[streams[broken]] = 0
             self._hits[streams[broken]] = 0
-            self._speech[streams[broken]] = False
+            self._speech[streams[broken]] = self._stirred[streams[broken]] = False
             if self.near is not None:
                 self.near.forget(streams[broken])
 
@@ -225,7 +243,7 @@ class Debouncer:
         high = posteriors[:, self._columns] >= STIRRING  # (n, keywords)
         if high.any():
             high &= self._armed[streams] | (smoothed[:, self._columns] < self.rules.release)
-        self._stirring[streams] = high.any(1)
+        self._stirring[streams] = self._stirred[streams, self._count[streams] % self._stirred.shape[1]] = high.any(1)
 
     def _isolated(self, streams: Indices) -> Flags:
         """Said on its own: little other speech in the time looked back on.
@@ -240,6 +258,10 @@ class Debouncer:
         fired = candidates & self._armed[streams]
         self._armed[streams] &= ~fired
         self._fired_at[streams] = np.where(fired, ends[:, None], self._fired_at[streams])
+        told = streams[fired.any(1)]
+        if told.size:
+            hops = self._stirred.shape[1]
+            self._stirred[told[:, None], (self._count[told, None] - np.arange(self._told_hops)) % hops] = False
         return fired
 
     def _rearm(self, streams: Indices, ends: Indices, scores: Scores) -> None:
@@ -257,16 +279,20 @@ class NearMisses:
         shape = (streams, len(rules.keywords))
         self._best = np.zeros(shape, np.float32)  # score; 0: nothing pending
         self._best_end = np.zeros(shape, np.int64)
+        self._needed = np.zeros(shape, np.float32)  # the threshold then
         self._passed = np.zeros(shape, np.int64)  # rules, by the window that came furthest
         self._told = np.zeros(shape, np.bool_)  # a detection: no miss
         self._found: list[NearMiss] = []
 
-    def note(self, streams: Indices, ends: Indices, scores: Scores, passed: Indices, fired: Flags) -> None:
-        """One window each of distinct streams: scores, rules passed and what fired, each (n, keywords)."""
+    def note(
+        self, streams: Indices, ends: Indices, scores: Scores, fired: Flags, *, needed: Scores, passed: Indices
+    ) -> None:
+        """One window each of distinct streams: scores, what fired, thresholds and rules passed, each (n, keywords)."""
         high = scores >= self._level
         better = high & (scores > self._best[streams])
         self._best[streams] = np.where(better, scores, self._best[streams])
         self._best_end[streams] = np.where(better, ends[:, None], self._best_end[streams])
+        self._needed[streams] = np.where(better, needed, self._needed[streams])
         self._passed[streams] = np.where(high, np.maximum(self._passed[streams], passed), self._passed[streams])
         self._told[streams] |= fired
         fallen = (self._best[streams] > 0) & (scores < self._rules.release)
@@ -277,7 +303,7 @@ class NearMisses:
                     stream=at[0],
                     keyword=self._rules.keywords[keyword],
                     score=float(self._best[at]),
-                    threshold=float(self._rules.threshold[keyword]),
+                    threshold=float(self._needed[at]),
                     reason=REASONS[self._passed[at]],
                     end=int(self._best_end[at]),
                 )

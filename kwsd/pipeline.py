@@ -159,13 +159,13 @@ class Pipeline:
     def watch(self, scored: Scored) -> Iterator[ScoresNow]:
         """What the model says of the last window of every stream that has one."""
         labels, keywords = self.spotter.info.labels, self.rules.keywords
-        thresholds = dict(zip(keywords, _rounded(self.rules.threshold), strict=True))
         latest = {stream: row for row, stream in enumerate(scored.streams.tolist())}
         hop = np.zeros(self.rules.hop, np.float32)
         for stream, row in latest.items():
             end = int(scored.ends[row])
             self.ring.read(stream, end - len(hop), hop)
             scores = self.debouncer.scores(np.array([stream]))[0]
+            needed = self.debouncer.needed(np.array([stream]))[0]
             yield ScoresNow(
                 stream=self.streams[stream].name,
                 at_s=seconds(end - self.streams[stream].origin),
@@ -173,7 +173,7 @@ class Pipeline:
                 lag_ms=self._age_ms(stream, end),
                 posteriors=dict(zip(labels, _rounded(scored.posteriors[row]), strict=True)),
                 scores=dict(zip(keywords, _rounded(scores), strict=True)),
-                thresholds=thresholds,
+                thresholds=dict(zip(keywords, _rounded(needed), strict=True)),
             )
 
     def _describe_miss(self, miss: NearMiss) -> Rejected:
@@ -273,6 +273,8 @@ def make_rules(config: Config, info: ArtefactInfo) -> Rules:
         ),
         isolation_speech=np.array([NO_LIMIT if off else s for s in speech], np.int64),
         isolation=isolation,
+        wary=0 if UNKNOWN not in info.labels else samples(common.wary_s),
+        wary_threshold=common.wary_threshold,
         smoothing=max(1, round(common.smoothing_ms / config.window.hop_ms)),
         hop=hop,
     )

@@ -31,7 +31,10 @@ for streams, smoothing, isolation in ((1, 1, 0), (3, 4, 8_000), (40, 2, 1600)):
         ("threshold", 0.3, "f4"), ("release", 0.1, "f4"), ("margin", 0.0, "f4"), ("min_hits", 1, "i8"),
         ("refractory", 1600, "i8"), ("isolation_speech", 8_000, "i8"),
     )}
-    rules = debouncer.Rules(labels[2:], isolation=isolation, smoothing=smoothing, hop=1600, **per_keyword)
+    rules = debouncer.Rules(
+        labels[2:], isolation=isolation, wary=isolation, wary_threshold=0.4, smoothing=smoothing, hop=1600,
+        **per_keyword,
+    )
     judge = compiled_debouncer.make_debouncer(rules, labels, streams)
     assert isinstance(judge, compiled_debouncer.CompiledDebouncer)
     fired = 0

@@ -42,6 +42,8 @@ def rules(keywords=KEYWORDS, **changed):
         "refractory": 0,
         "isolation_speech": -1,
         "isolation": 0,
+        "wary": 0,
+        "wary_threshold": 0.9,
         "smoothing": 1,
     }
     assert not changed.keys() - plain.keys()
@@ -59,6 +61,8 @@ def rules(keywords=KEYWORDS, **changed):
         refractory=per_keyword("refractory", np.int64),
         isolation_speech=per_keyword("isolation_speech", np.int64),
         isolation=settings["isolation"],
+        wary=settings["wary"],
+        wary_threshold=settings["wary_threshold"],
         smoothing=settings["smoothing"],
         hop=HOP,
     )
@@ -336,7 +340,7 @@ ISOLATION = {
         [(8, "up")],
     ),
     "off for all": (ALONE | {"isolation_speech": -1}, {"unknown": "XXXXXXX...", "stop": "........9."}, [(8, "stop")]),
-    "what may as well be silence is no talk": (ALONE, {"unknown": "5555555.", "stop": ".......9"}, [(7, "stop")]),
+    "what may as well be music is no talk": (ALONE, {"unknown": "7777777.", "stop": ".......9"}, [(7, "stop")]),
     "another command is no talk": (ALONE, {"up": "XXXXXXX.", "stop": ".......9"}, [(0, "up"), (7, "stop")]),
     "a word held until the talk is forgotten": (
         ALONE | {"threshold": 0.45},
@@ -355,6 +359,54 @@ def test_isolation(changed, lines, expected):
 def test_isolation_needs_a_label_for_other_speech():
     with pytest.raises(ValueError, match="_unknown_"):
         Debouncer(rules(isolation=HOP, isolation_speech=[-1, 0]), ("_silence_", "stop", "up"), 1)
+
+
+# --- wariness ---
+
+WARY = {"wary": 20 * HOP, "wary_threshold": 0.9}  # more than 3 of 20 hops
+
+WARINESS = {
+    "what stirs is not yet much": (WARY, {"stop": "1.2.5.......8"}, [(12, "stop")]),
+    "where it is much a word must be plainer": (WARY, {"stop": "1.2.5.1.....8"}, []),
+    "a plain one is heard": (WARY, {"stop": "1.2.5.1.....9"}, [(12, "stop")]),
+    "whichever keyword it was": (WARY, {"stop": "1.2.........8", "up": "....5.1......"}, []),
+    "off": (WARY | {"wary": 0}, {"stop": "1.2.5.1.....8"}, [(12, "stop")]),
+    "what is below a tenth does not stir": (WARY, {"stop": "............8", "unknown": "XXXXXXXX"}, [(12, "stop")]),
+    "a threshold that is higher stays": (WARY | {"threshold": 0.95}, {"stop": "1.2.5.1....9X"}, [(12, "stop")]),
+    "what rose to a word was that word": (WARY, {"stop": "1257X......8"}, [(4, "stop"), (11, "stop")]),
+    "what was told may last": (WARY, {"stop": "9555555555....8"}, [(0, "stop"), (14, "stop")]),
+    "only a second before a word was that word": (
+        WARY,
+        {"stop": "1212...........X...8"},
+        [(15, "stop")],
+    ),
+    "longer ago than is looked back on": (WARY, {"stop": "1.2.5.1" + "." * 15 + "8"}, [(22, "stop")]),
+    "a gap forgets it": (WARY, {"stop": "1.2.5.1.|...8"}, [(11, "stop")]),
+}
+
+
+@pytest.mark.parametrize(("changed", "lines", "expected"), WARINESS.values(), ids=WARINESS.keys())
+def test_wariness(changed, lines, expected):
+    assert heard(rules(**changed), **lines) == expected
+
+
+def test_a_detection_and_a_near_miss_say_what_was_needed():
+    near = NearMisses(rules(**WARY), 1)
+    for judge in (Debouncer(rules(**WARY), LABELS, 1), Debouncer(rules(**WARY), LABELS, 1, near)):
+        rows, ends = drawn(stop="1.2.5.1..8...9..")
+        (detection,) = judge.step(np.zeros(len(ends), np.int64), ends, rows)
+        assert (detection.end, detection.threshold) == (ends[13], pytest.approx(0.9))
+    (miss,) = near.take()
+    assert (miss.end, miss.threshold, miss.reason) == (ends[9], pytest.approx(0.9), "threshold")
+
+
+def test_what_is_needed_now_can_be_asked():
+    debouncer, needed = Debouncer(rules(**WARY), LABELS, 2), []
+    for row, end in zip(*drawn(stop="1.2.5.1."), strict=True):
+        list(debouncer.step(np.array([1]), np.array([end]), row[None]))
+        needed.append(debouncer.needed(np.array([0, 1])).ravel().tolist())
+    assert needed[5] == [0.75] * 4
+    assert needed[6] == pytest.approx([0.75, 0.75, 0.9, 0.9])
 
 
 def test_a_model_without_that_label_works_with_isolation_off():
@@ -416,7 +468,7 @@ lines = st.text("..29X", max_size=24)
 def test_one_that_remembers_another_goes_on_as_that_one_would_have(stop, up, unknown, gap, data):
     rows, ends = drawn(stop + "9", up, unknown + ("|..." if gap else ""))
     at = data.draw(st.integers(0, len(rows) - 1))
-    own = rules(smoothing=2, isolation_speech=2 * HOP, isolation=5 * HOP, refractory=3 * HOP)
+    own = rules(smoothing=2, isolation_speech=2 * HOP, isolation=5 * HOP, refractory=3 * HOP, wary=8 * HOP)
     whole = run(Debouncer(own, LABELS, 1), rows, ends)
     old = Debouncer(own, LABELS, 1)
     before = run(old, rows[:at], ends[:at])
@@ -507,6 +559,8 @@ any_rules = st.builds(
     refractory=st.tuples(*[st.integers(0, 6 * HOP)] * 2),
     isolation=st.sampled_from([0, 5 * HOP]),
     isolation_speech=st.tuples(*[st.sampled_from([-1, 2 * HOP])] * 2),
+    wary=st.sampled_from([0, HOP, 8 * HOP, 30 * HOP]),
+    wary_threshold=st.sampled_from([0.25, 0.875]),
     smoothing=st.sampled_from([1, 2, 4]),
 )
 
@@ -542,7 +596,9 @@ def test_many_streams_in_any_batches_are_heard_as_if_one_by_one(windows, rules, 
         assert mine == single
 
 
-STATE = ("_recent", "_speech", "_count", "_last_end", "_hits", "_stirring", "_armed", "_unsettled", "_fired_at")
+STATE = (
+    "_recent", "_speech", "_stirred", "_count", "_last_end", "_hits", "_stirring", "_armed", "_unsettled", "_fired_at"
+)  # fmt: skip
 
 
 @settings(deadline=None, max_examples=300)
@@ -717,21 +773,23 @@ class Listener:
         self.last = self.fired = None
         self.armed = True
 
-    def hears(self, end, row):
+    def hears(self, end, row, needed):
         if self.last is None or end - self.last != HOP:
             self.rows, self.hits = [], []
         self.last = end
         self.rows.append(row)
+        self.stirs = row[self.column] >= 0.1
         if len(self.rows) < self.rules.smoothing:
             return False
         mean = np.mean(self.rows[-self.rules.smoothing :], axis=0)
         score, rival = mean[self.column], max(np.delete(mean, self.column))
-        self.hits.append(score >= self.threshold and score - rival >= self.margin)
+        self.hits.append(score >= max(needed, self.threshold) and score - rival >= self.margin)
         told = self.armed and self.enough_hits() and self.alone()
         if told:
             self.armed, self.fired = False, end
         elif not self.armed and score < self.release and end - self.fired >= self.refractory:
             self.armed = True
+        self.stirs &= self.armed or score < self.release
         return told
 
     def enough_hits(self):
@@ -739,7 +797,7 @@ class Listener:
 
     def alone(self):
         lookback = max(1, self.rules.isolation // HOP)
-        talk = sum(row[UNKNOWN] > 0.5 for row in self.rows[-lookback:])
+        talk = sum(row[UNKNOWN] > 0.8 for row in self.rows[-lookback:])
         return self.speech < 0 or talk * HOP <= self.speech
 
 
@@ -749,12 +807,18 @@ class Listener:
 def test_any_stream_is_heard_as_by_the_book(windows, rules):
     _, ends, rows = laid_out([(0, *rest) for _, *rest in windows])
     listeners = [Listener(rules, k) for k in range(2)]
-    expected = [
-        (hop, keyword)
-        for hop, (end, row) in enumerate(zip(ends, rows, strict=True))
-        for keyword, listener in zip(KEYWORDS, listeners, strict=True)
-        if listener.hears(end, row)
-    ]
+    expected, stirred, last = [], [], None
+    for hop, (end, row) in enumerate(zip(ends, rows, strict=True)):
+        if last is None or end - last != HOP:
+            stirred = []
+        last = end
+        lookback = max(1, rules.wary // HOP)
+        wary = rules.wary and sum(stirred[-lookback:]) > int(0.15 * lookback)
+        told = [listener.hears(end, row, rules.wary_threshold if wary else 0.0) for listener in listeners]
+        if any(told):
+            stirred = [*stirred[:-SECOND], *[False] * len(stirred[-SECOND:])]
+        stirred.append(any(listener.stirs for listener in listeners))
+        expected += [(hop, keyword) for keyword, tells in zip(KEYWORDS, told, strict=True) if tells]
     assert run(Debouncer(rules, LABELS, 1), rows, ends) == expected
 
 

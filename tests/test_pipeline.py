@@ -149,12 +149,12 @@ def test_the_hop_may_change_while_words_are_said(config, spotter, every):
 
 def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(config):
     info = read_info(config.model_path)
-    own = {"stop": KeywordConfig(threshold=0.5, refractory_ms=2000), "go": KeywordConfig(isolation_speech_s=1.0)}
+    own = {"stop": KeywordConfig(threshold=0.5, refractory_ms=2000), "go": KeywordConfig(isolation_speech_s=2.0)}
     rules = make_rules(msgspec.structs.replace(config, keywords=own), info)
     assert rules.keywords == ("stop", "go")
     assert rules.threshold.tolist() == pytest.approx([0.5, info.thresholds["go"]])
     assert rules.refractory.tolist() == [32_000, 8_000]
-    assert rules.isolation_speech.tolist() == [19_200, 16_000]
+    assert rules.isolation_speech.tolist() == [16_000, 32_000]
 
 
 def test_with_all_among_the_keywords_the_others_are_listened_for_too():

@@ -20,6 +20,7 @@ from kwsd.replay import Trace, replay, trace
 from kwsd.training.report import table, write
 from kwsd.training.streaming import (
     EVERYTHING,
+    LOOKING_BACK,
     THRESHOLDS,
     Material,
     StreamEvaluation,
@@ -159,13 +160,14 @@ def test_a_trace_decides_as_replay_does(config, spotter):
     assert traced == replayed and replayed
 
 
-def test_lower_thresholds_miss_less_and_isolation_forbids_only(config, spotter):
+def test_lower_thresholds_miss_less_and_the_rules_that_look_back_forbid_only(config, spotter):
     evaluation = evaluate_stream(config, spotter, [DEMO], [])
     missed = [evaluation.at(threshold)[0].missed().right for threshold in THRESHOLDS]
     assert missed == sorted(missed)
     for threshold in THRESHOLDS:
-        with_rule, without = (evaluation.at(threshold, isolated)[0] for isolated in (True, False))
-        assert with_rule.missed().right >= without.missed().right
+        for rule in LOOKING_BACK:
+            with_rule, without = (evaluation.at(threshold, absent)[0] for absent in (None, rule))
+            assert with_rule.missed().right >= without.missed().right
 
 
 def test_table_and_picture_are_made_without_talk(config, spotter, tmp_path):

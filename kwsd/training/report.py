@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 
 from kwsd.training.evaluate import Rate
-from kwsd.training.streaming import Outcome, StreamEvaluation
+from kwsd.training.streaming import LOOKING_BACK, Outcome, StreamEvaluation
 
 WORD_COLUMNS = (
     "word", "threshold", "missed", "95 % interval", "words", "heard instead", "false between words", "false on talk",
 )  # fmt: skip
-CURVE_KEYS = ("frr", "fa_per_hour", "frr_no_isolation", "fa_per_hour_no_isolation")
-CURVE_COLUMNS = ("threshold", "missed, %", "false per hour", "without isolation: missed, %", "false per hour")
+CURVE_KEYS = (
+    "frr",
+    "fa_per_hour",
+    *(f"{figure}_no_{rule}" for rule in LOOKING_BACK for figure in ("frr", "fa_per_hour")),
+)
+CURVE_COLUMNS = (
+    "threshold", "missed, %", "false per hour",
+    *itertools.chain(*((f"without {rule}: missed, %", "false per hour") for rule in LOOKING_BACK)),
+)  # fmt: skip
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 :root { color-scheme: light dark }
@@ -32,12 +39,19 @@ def table(evaluation: StreamEvaluation) -> str:
     lines = [
         _summary(evaluation),
         "",
-        f"{'threshold':>9s} {'FRR':>7s} {'FA/h':>7s}   without isolation: {'FRR':>7s} {'FA/h':>7s}",
+        f"{'threshold':>9s} {'FRR':>7s} {'FA/h':>7s}"
+        + "".join(f"   without {rule}: {'FRR':>7s} {'FA/h':>7s}" for rule in LOOKING_BACK),
     ]
-    for threshold, with_rule, without in evaluation.curve:
-        figures = [f"{_or_dash(frr, '6.1%')} {_or_dash(rate, '7.2f')}" for frr, rate in (with_rule, without)]
-        lines += [f"{threshold:9.3f} {figures[0]}   {'':18s} {figures[1]}"]
+    for threshold, (as_configured, *others) in evaluation.curve:
+        lines += [f"{threshold:9.3f}{_figures(as_configured)}"]
+        for rule, other in zip(LOOKING_BACK, others, strict=True):
+            lines[-1] += f"   {'':{len(rule) + 9}s}{_figures(other)}"
     return "\n".join(lines)
+
+
+def _figures(pair: tuple[float, float]) -> str:
+    frr, rate = pair
+    return f" {_or_dash(frr, '7.1%')} {_or_dash(rate, '7.2f')}"
 
 
 def _or_dash(figure: float, form: str) -> str:
@@ -76,8 +90,9 @@ def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
         "per_word": {k: {"missed": words.missed(k).right, "of": words.missed(k).of} for k in keywords},
         "talk": talk.as_dict() | {"left_out": evaluation.left_out, "continuous": evaluation.continuous},
         "curve": [
-            {"threshold": t} | dict(zip(CURVE_KEYS, (None if math.isnan(x) else x for x in (*a, *b)), strict=True))
-            for t, a, b in evaluation.curve
+            {"threshold": threshold}
+            | dict(zip(CURVE_KEYS, (None if math.isnan(x) else x for x in itertools.chain(*pairs)), strict=True))
+            for threshold, pairs in evaluation.curve
         ],
     }
 
@@ -117,7 +132,7 @@ def _word_rows(evaluation: StreamEvaluation) -> Iterator[list[str]]:
 
 
 def _curve_rows(evaluation: StreamEvaluation) -> Iterator[list[str]]:
-    for threshold, *pairs in evaluation.curve:
+    for threshold, pairs in evaluation.curve:
         figures = [(_or_dash(100 * frr, ".1f"), _or_dash(rate, ".2f")) for frr, rate in pairs]
         yield [f"{threshold:.3g}", *itertools.chain(*figures)]
 
@@ -131,7 +146,7 @@ def _html_table(head: Sequence[str], rows: Iterable[list[str]]) -> str:
 
 
 def draw_curve(evaluation: StreamEvaluation, path: Path | io.BytesIO) -> None:
-    """The detection error trade-off, with and without isolation."""
+    """The detection error trade-off, with and without the rules that look back."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,10 +154,10 @@ def draw_curve(evaluation: StreamEvaluation, path: Path | io.BytesIO) -> None:
 
     points = evaluation.curve
     figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for which, name in ((1, "isolation as configured"), (2, "without isolation")):
-        pairs = np.array([point[which] for point in points])  # (thresholds, 2)
+    for which, name in enumerate(("as configured", *(f"without {rule}" for rule in LOOKING_BACK))):
+        pairs = np.array([pairs[which] for _, pairs in points])  # (thresholds, 2)
         axes.plot(pairs[:, 1], 100 * pairs[:, 0], marker="o", markersize=3, label=name)
-        for (threshold, *_), (frr, rate) in list(zip(points, pairs.tolist(), strict=True))[::3]:
+        for (threshold, _), (frr, rate) in list(zip(points, pairs.tolist(), strict=True))[::3]:
             axes.annotate(f"{threshold:g}", (rate, 100 * frr), fontsize=7, xytext=(3, 3), textcoords="offset points")
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_xlim(left=-0.05)

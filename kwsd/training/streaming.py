@@ -36,7 +36,10 @@ from kwsd.training.truth import Word, read_truth
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.97, 0.99)
 FEW_WORDS = 20  # of a keyword: too few to choose a threshold of its own
-Points = list[tuple[float, tuple[float, float], tuple[float, float]]]
+LOOKING_BACK = ("isolation", "wariness")  # the rules that look back beyond the last second
+Points = list[
+    tuple[float, list[tuple[float, float]]]
+]  # threshold; FRR and FA/h by all rules, and without each of these
 
 
 @dataclass(frozen=True)
@@ -119,33 +122,36 @@ class StreamEvaluation:
     left_out: int  # recordings of talk nobody transcribed
     continuous: bool = False  # whether those of a folder are heard end to end
 
-    def at(self, threshold: float | None = None, isolated: bool = True) -> tuple[Outcome, Outcome]:
-        """What came of the words and of the talk; with the model's own thresholds, or the same for all."""
-        key = threshold, isolated
+    def at(self, threshold: float | None = None, without: str | None = None) -> tuple[Outcome, Outcome]:
+        """What came of the words and of the talk; with the model's own thresholds, or the same for all; and without one
+        of the rules that look back."""
+        key = threshold, without
         if key not in self._outcomes:
             rules = self.rules
             if threshold is not None:
                 flat = np.full_like(rules.threshold, threshold)
                 rules = dataclasses.replace(rules, threshold=flat, release=np.minimum(rules.release, flat))
-            if not isolated:
+            if without == "isolation":
                 rules = dataclasses.replace(rules, isolation_speech=np.full_like(rules.isolation_speech, NO_LIMIT))
+            elif without == "wariness":
+                rules = dataclasses.replace(rules, wary=0)
             self._outcomes[key] = judge(self.words, rules, self.labels), judge(self.talk, rules, self.labels)
         return self._outcomes[key]
 
     @cached_property
-    def _outcomes(self) -> dict[tuple[float | None, bool], tuple[Outcome, Outcome]]:
+    def _outcomes(self) -> dict[tuple[float | None, str | None], tuple[Outcome, Outcome]]:
         return {}
 
     @cached_property
     def curve(self) -> Points:
-        """For every threshold FRR and FA/h, with isolation as configured and without."""
+        """For every threshold FRR and FA/h, by the rules as configured and without each of those that look back."""
         points = []
         for threshold in THRESHOLDS:
             pairs = []
-            for isolated in (True, False):
-                words, talk = self.at(threshold, isolated)
+            for without in (None, *LOOKING_BACK):
+                words, talk = self.at(threshold, without)
                 pairs.append((words.missed().value, (talk if talk.hours else words).per_hour[0]))
-            points.append((threshold, pairs[0], pairs[1]))
+            points.append((threshold, pairs))
         return points
 
 
@@ -289,7 +295,7 @@ def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, flo
     """For each keyword the threshold with which together the fewest words are missed and mistaken, at no more than
     `budget` false accepts per hour of talk; empty if there are none.
 
-    A keyword's hits and false accepts do not depend on the others' thresholds, so each is looked at by itself, and
+    A keyword's hits and false accepts hardly depend on the others' thresholds, so each is looked at by itself, and
     what the budget allows is shared out where it saves most. To be on the safe side a threshold has the false accepts
     of the next lower one. Keywords of which few words were said get the threshold that suits all, or the next one that
     is within the budget; and where there is too little talk for that to allow even one false accept, none gets a lower
