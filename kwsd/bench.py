@@ -303,7 +303,7 @@ class _Watch:
         return {
             "seconds": round(elapsed, 1),
             "ready_s": round(self._ready_s, 2),
-            "cpu_percent_of_one_core": round(100 * cpu / elapsed, 2),
+            "cpu_percent_of_one_core": round(100 * cpu / elapsed, 3),
             "rss_mib": round(memory[-1], 1),
             "rss_growth_mib": round(memory[-1] - memory[0], 2),
             "overruns": sum(1 for _, event in self._events if event["type"] == "overrun"),

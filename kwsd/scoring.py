@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwsd.audio_format import WINDOW
-from kwsd.cascade import Cascade
+from kwsd.cascade import Answers, Cascade
 from kwsd.ring import Indices, RingBuffer
 from kwsd.spotter import HopSpotter, Scores, Spotter
 from kwsd.window import Due
@@ -44,7 +44,7 @@ def make_scorer(spotter: Spotter, streams: int, hop: int) -> Scorer:
     """Incremental where the model can be advanced by this hop, else by whole windows."""
     if isinstance(spotter, Cascade):
         first, second = (make_scorer(stage, streams, hop) for stage in (spotter.first, spotter.second))
-        return CascadeScorer(spotter, first, second)
+        return CascadeScorer(spotter, first, second, Answers(spotter, streams, hop))
     step = spotter.info.step
     if isinstance(spotter, HopSpotter) and step is not None and hop % step == 0:
         return HopScorer(spotter, streams, hop)
@@ -114,7 +114,7 @@ class HopScorer:
             self._at[streams[fresh]] = ends[fresh]
             whole[fresh] = True
         behind = new[goes_on & (new != self._hop)]  # windows were left out, or the hop was another
-        for size in np.unique(behind).tolist() if behind.size else ():
+        for size in sorted(set(behind.tolist())):
             rows, scores = self._advance(ring, due, np.flatnonzero(goes_on & (new == size))[:, None], size)
             posteriors[rows], whole[rows] = scores, True
         for run in self._runs(due, ~whole):
@@ -151,8 +151,8 @@ class HopScorer:
 class CascadeScorer:
     """Each network in whichever form it has; the second goes on from the window it was asked about last."""
 
-    def __init__(self, cascade: Cascade, first: Scorer, second: Scorer) -> None:
-        self._cascade, self._first, self._second = cascade, first, second
+    def __init__(self, cascade: Cascade, first: Scorer, second: Scorer, answers: Answers) -> None:
+        self._cascade, self._first, self._second, self._answers = cascade, first, second, answers
 
     def score(self, ring: RingBuffer, due: Due) -> Scored:
         """Raises ModelError if a network fails."""
@@ -162,19 +162,38 @@ class CascadeScorer:
             return scored
         posteriors, whole = scored.posteriors, np.ones(len(scored), np.bool_)
         for rows in _in_turns(scored.streams, suspects):
-            streams, ends = scored.streams[rows], scored.ends[rows]
-            told = self._second.score(ring, Due(streams, ends, np.zeros_like(scored.skipped), len(rows)))
-            if len(told) < len(rows):
-                whole[rows] = np.isin(streams, told.streams)
-            read = rows if len(told) == len(rows) else rows[whole[rows]]
-            posteriors = self._cascade.judged(posteriors, read, told.posteriors)
+            asked = self._questions(scored, rows)
+            if asked.size:
+                self._ask(ring, scored, asked, whole)
+            known = rows[whole[rows]]
+            posteriors = self._cascade.judged(posteriors, known, self._answers.of(scored.streams[known]))
         return _whole(replace(scored, posteriors=posteriors), whole)
+
+    def _questions(self, scored: Scored, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Those of the rows, of distinct streams, for which the last answer of their stream does not hold."""
+        windows = zip(
+            scored.streams[rows].tolist(), scored.ends[rows].tolist(), scored.posteriors[rows].tolist(), strict=True
+        )
+        return rows[[not self._answers.hold(*window) for window in windows]]
+
+    def _ask(self, ring: RingBuffer, scored: Scored, rows: NDArray[np.intp], whole: NDArray[np.bool_]) -> None:
+        """Have the second's answers about windows of distinct streams. Those it could not read are not `whole`."""
+        streams = scored.streams[rows]
+        told = self._second.score(ring, Due(streams, scored.ends[rows], np.zeros_like(scored.skipped), len(rows)))
+        if len(told) < len(rows):
+            whole[rows] = np.isin(streams, told.streams)
+            rows = rows[whole[rows]]
+        windows = zip(told.streams.tolist(), told.ends.tolist(), scored.posteriors[rows].tolist(), strict=True)
+        for window, answer in zip(windows, self._cascade.ordered(told.posteriors), strict=True):
+            self._answers.note(*window, answer)
 
     def take_over(self, old: Scorer) -> None:
         """Go on where another scorer of the same cascade stood."""
         if isinstance(old, CascadeScorer):
             self._first.take_over(old._first)
             self._second.take_over(old._second)
+            if old._answers.hop == self._answers.hop:
+                self._answers = old._answers
 
 
 def _in_turns(streams: Indices, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:

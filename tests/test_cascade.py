@@ -13,7 +13,7 @@ from test_export import CLIPS, MODELS, WRITERS, either_format, trained
 from kwsd import doctor
 from kwsd.artefact import SECOND, ArtefactInfo, read_artefact, read_info, sealed
 from kwsd.audio_format import WINDOW
-from kwsd.cascade import SECOND_SHARE, SUSPECTED, Cascade
+from kwsd.cascade import SECOND_SHARE, SUSPECTED, Answers, Cascade
 from kwsd.cli import dispatch
 from kwsd.config import load_config
 from kwsd.engines import load_spotter
@@ -122,18 +122,90 @@ def listened(spotter, scorer, tape, hop=1600):
     return np.stack(found)
 
 
-def test_a_stream_is_told_by_both_networks_as_its_windows_are(shipped):
-    tape, hop = read_recording(DEMO)[: 6 * WINDOW], 1600
+def by_the_book(cascade, windows, hop=1600):
+    """Posteriors of consecutive windows, and of how many the second was asked."""
+    ours = cascade.first.score(np.ascontiguousarray(windows))
+    theirs = cascade.second.score(np.ascontiguousarray(windows))  # the labels are in the same order
+    after, asked, agreed, answer, word = ours.copy(), 0, [], None, None
+    for i, (first, second) in enumerate(zip(ours, theirs, strict=True)):
+        suspected = [k for k in cascade.keywords if first[k] >= 0.2]
+        if not suspected:
+            agreed = []
+            continue
+        if not (len(agreed) * hop >= 3200 and suspected == [word] and first[word] >= 0.4):
+            asked += 1
+            answer, best = second, max(cascade.keywords, key=second.__getitem__)
+            agree = second[best] >= 0.8 and first[best] >= 0.4
+            agreed = (agreed if best == word else []) if agree else []
+            word = best
+            agreed = [*agreed, i] if agree else []
+        else:
+            agreed = [*agreed, i]
+        after[i] += SECOND_SHARE * (answer - first)
+    return after, asked
+
+
+def consecutive(tape, hop=1600):
+    return np.lib.stride_tricks.sliding_window_view(tape, WINDOW)[::hop]
+
+
+def test_a_stream_is_told_by_both_networks_as_its_windows_are_and_an_answer_holds_while_the_word_lasts(shipped):
+    tape, scorer = read_recording(DEMO), make_scorer(shipped, 2, 1600)
     assert isinstance(shipped, Cascade), "the default model is one"
-    scorer = make_scorer(shipped, 2, hop)
     assert isinstance(scorer, CascadeScorer) and isinstance(scorer._first, HopScorer)
-    by_hops = listened(shipped, scorer, tape)
-    each = np.lib.stride_tricks.sliding_window_view(tape[: len(tape) // hop * hop - hop], WINDOW)[::hop]
-    whole = shipped.score(np.ascontiguousarray(each[: len(by_hops)]))
-    alone = shipped.first.score(np.ascontiguousarray(each[: len(by_hops)]))
-    np.testing.assert_allclose(by_hops, whole, atol=1e-4)
-    changed = np.abs(whole - alone).max(1) > 0
-    assert 0 < changed.sum() < len(changed) / 2, "some windows were asked about, most were not"
+    before = shipped.asked
+    heard = listened(shipped, scorer, tape)
+    really = shipped.asked - before
+    windows = np.ascontiguousarray(consecutive(tape)[: len(heard)])
+    expected, asked = by_the_book(shipped, windows)
+    np.testing.assert_allclose(heard, expected, atol=1e-4)
+    assert really == asked
+    suspects = len(shipped.suspects(shipped.first.score(windows)))
+    assert suspects < len(windows) / 2, "of most windows nobody is asked"
+    assert 20 < asked < 0.6 * suspects, "half of the questions are spared"
+
+
+PLAIN = np.array([0.95, 0.02, 0.02, 0.01], np.float32)
+FADING = np.array([0.35, 0.1, 0.35, 0.2], np.float32)
+BOTH = np.array([0.5, 0.3, 0.1, 0.1], np.float32)
+NO = np.array([0.1, 0.9, 0.0, 0.0], np.float32)
+HELD = {
+    "a word that lasts": ("PPPPPP", "PPPPPP", "aa...."),
+    "one that fades is asked about again": ("PPPFP", "PPPFP", "aa.aa"),
+    "as is one that may be another": ("PPPBP", "PPPPP", "aa.a."),
+    "and another": ("PPPNNNN", "PPPNNNN", "aa.aa.."),
+    "the second must be sure": ("PPPPP", "FFPPP", "aaaa."),
+    "and hear the same": ("PPPP", "NNNN", "aaaa"),
+    "silence ends it": ("PPP_PPP", "PPP_PPP", "aa. aa."),
+    "so does a gap": ("PPP|PPP", "PPP|PPP", "aa.|aa."),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "asked"), HELD.values(), ids=HELD.keys())
+@pytest.mark.parametrize("hop", [1600, 3200])
+def test_the_second_is_asked(ours, theirs, asked, hop):
+    """`a` for every window it must be asked about and `.` for each about which its last answer holds."""
+    kinds = {"P": PLAIN, "F": FADING, "B": BOTH, "N": NO, "_": SAYS_NOTHING}
+    first, second = (Says(*(kinds[c] for c in said if c != "|")) for said in (ours, theirs))
+    cascade = Cascade(first, second)
+    answers, end, told = Answers(cascade, 2, hop), WINDOW, ""
+    windows = iter(range(len(ours)))
+    for step in ours:
+        end += hop
+        if step == "|":
+            told += "|"
+            continue
+        at = next(windows)
+        said = first.posteriors[at].tolist()
+        if not len(cascade.suspects(first.posteriors[at : at + 1])):
+            told += " "
+        elif answers.hold(1, end, said):
+            told += "."
+        else:
+            told += "a"
+            answers.note(1, end, said, second.posteriors[at])
+            np.testing.assert_array_equal(answers.of(np.array([1]))[0], second.posteriors[at])
+    assert told == (asked if hop == 1600 else asked.replace("aa.", "a.."))
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 8])
@@ -155,7 +227,7 @@ def test_however_many_windows_of_a_stream_are_scored_at_once_it_says_the_same(sh
         found |= {(stream, end): posteriors for stream, end, posteriors in rows}
     for stream in range(streams):
         heard = np.lib.stride_tricks.sliding_window_view(tape[stream * 5 * hop :], WINDOW)[ends - WINDOW]
-        expected = shipped.score(np.ascontiguousarray(heard))
+        expected, _ = by_the_book(shipped, heard)
         np.testing.assert_allclose([found[stream, end] for end in ends.tolist()], expected, atol=1e-4)
 
 
@@ -172,7 +244,9 @@ def test_a_window_that_is_overwritten_before_the_second_has_it_is_counted_as_los
             return scored
 
     due = Due(np.arange(3), np.full(3, WINDOW), np.array([0, 2, 0]), 3)
-    scored = CascadeScorer(cascade, ThenOverwritten(cascade.first), WindowScorer(cascade.second)).score(ring, due)
+    answers = Answers(cascade, 3, 1600)
+    scorer = CascadeScorer(cascade, ThenOverwritten(cascade.first), WindowScorer(cascade.second), answers)
+    scored = scorer.score(ring, due)
     assert scored.streams.tolist() == [0, 2] and scored.skipped.tolist() == [0, 3, 0]
     np.testing.assert_allclose(scored.posteriors, [SAYS_YES, SAYS_NOTHING], rtol=1e-6)
 
