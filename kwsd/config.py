@@ -135,7 +135,7 @@ class DebouncerConfig(_Section, frozen=True, kw_only=True):
     refractory_ms: Milliseconds = 500.0
     isolation_s: Seconds = 2.5
     isolation_speech_s: Seconds = 1.0
-    wary_s: Seconds = 30.0
+    wary_s: Seconds = 10.0
     wary_threshold: Share = 0.85
 
 
