@@ -23,9 +23,9 @@ class _State(ctypes.Structure):
 
     _fields_ = (
         *((name, NUMBER) for name in ("streams", "labels", "keywords", "smoothing", "lookback", "hop", "unknown")),
-        *((name, NUMBER) for name in ("wary_hops", "told_hops", "unrest")),
+        *((name, NUMBER) for name in ("wary_hops", "word_hops", "unrest")),
         *((name, ctypes.c_float) for name in ("stirring", "other_speech", "wary_threshold")),
-        *((name, POINTER) for name in ("columns", "threshold", "release", "low", "margin")),
+        *((name, POINTER) for name in ("columns", "threshold", "release", "low", "near", "margin")),
         *((name, POINTER) for name in ("min_hits", "refractory", "isolation_speech", "recent")),
         *((name, POINTER) for name in ("speech", "stirred")),
         *((name, POINTER) for name in ("count", "last_end", "stirring_now", "unsettled", "hits", "fired_at")),
@@ -56,6 +56,7 @@ class CompiledDebouncer(Debouncer):
             "columns": self._columns.astype(np.int64),
             "smoothed": np.zeros(len(labels), np.float32),
             "low": self._low.astype(np.float32),
+            "near": self._near.astype(np.float32),
             **{name: getattr(rules, name).astype(np.float32) for name in ("threshold", "release", "margin")},
             **{name: getattr(rules, name).astype(np.int64) for name in ("min_hits", "refractory", "isolation_speech")},
         }
@@ -69,7 +70,7 @@ class CompiledDebouncer(Debouncer):
             hop=rules.hop,
             unknown=self._unknown,
             wary_hops=self._stirred.shape[1],
-            told_hops=self._told_hops,
+            word_hops=self._word_hops,
             unrest=self._unrest,
             stirring=STIRRING,
             other_speech=OTHER_SPEECH,

@@ -8,11 +8,11 @@
 typedef struct {
     int64_t streams, labels, keywords, smoothing, lookback, hop;
     int64_t unknown; /* the label of other speech; negative: there is none */
-    int64_t wary_hops, told_hops, unrest;
+    int64_t wary_hops, word_hops, unrest;
     float stirring, other_speech; /* posteriors from which on it is that */
     float wary_threshold;
     const int64_t *columns;       /* (keywords,): their labels */
-    const float *threshold, *release, *low, *margin;         /* (keywords,) */
+    const float *threshold, *release, *low, *near, *margin;  /* (keywords,) */
     const int64_t *min_hits, *refractory, *isolation_speech; /* (keywords,) */
     float *recent;                                           /* (streams, smoothing, labels) */
     uint8_t *speech, *stirred;                               /* (streams, lookback), (streams, wary_hops) */
@@ -64,9 +64,9 @@ static float least_needed(const Debouncer *d, int64_t stream) {
     return stirred > d->unrest ? d->wary_threshold : 0.0f;
 }
 
-/* What stirred until now was a word that is told. */
+/* What stirred until now was a word. */
 static void forget_stirring(const Debouncer *d, int64_t stream) {
-    for (int64_t back = 0; back < d->told_hops; back++) {
+    for (int64_t back = 0; back < d->word_hops; back++) {
         const int64_t hop = (d->count[stream] - back) % d->wary_hops;
         d->stirred[stream * d->wary_hops + (hop < 0 ? hop + d->wary_hops : hop)] = 0;
     }
@@ -122,26 +122,27 @@ int64_t debouncer_step(const Debouncer *d, int64_t n, const int64_t *streams, co
         int awake = d->unsettled[stream];
         for (int64_t k = 0; k < d->keywords; k++) awake |= d->smoothed[d->columns[k]] >= d->low[k];
         if (awake) {
-            int unsettled = 0, told = 0;
+            int unsettled = 0;
             const float least = least_needed(d, stream);
             for (int64_t k = 0; k < d->keywords; k++) {
                 const float needed = d->threshold[k] > least ? d->threshold[k] : least;
                 if (judge(d, stream, end, k, needed)) {
                     const int64_t rival = best_but(d, d->columns[k]);
                     fired[count++] = (Fired){row, k, rival, d->smoothed[d->columns[k]], needed, d->smoothed[rival]};
-                    told = 1;
                 }
                 unsettled |= !d->armed[first + k] || d->hits[first + k];
             }
             d->unsettled[stream] = (uint8_t)unsettled;
-            if (told) forget_stirring(d, stream);
         }
-        int stirs = 0;
-        for (int64_t k = 0; k < d->keywords; k++)
-            stirs |= posteriors[d->columns[k]] >= d->stirring
-                     && (d->armed[first + k] || d->smoothed[d->columns[k]] < d->release[k]);
+        int stirs = 0, is_word = 0;
+        for (int64_t k = 0; k < d->keywords; k++) {
+            const float score = d->smoothed[d->columns[k]];
+            stirs |= posteriors[d->columns[k]] >= d->stirring && (d->armed[first + k] || score < d->release[k]);
+            is_word |= score >= d->near[k];
+        }
         d->stirring_now[stream] = (uint8_t)stirs;
         d->stirred[stream * d->wary_hops + d->count[stream] % d->wary_hops] = (uint8_t)stirs;
+        if (is_word) forget_stirring(d, stream);
     }
     return count;
 }

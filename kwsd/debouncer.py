@@ -16,8 +16,7 @@ Flags = NDArray[np.bool_]
 
 STIRRING = 0.1  # posterior of a keyword from which something may become of it
 OTHER_SPEECH = 0.8  # posterior of `_unknown_` above which a window is taken for it; music seldom comes so far
-UNREST = 0.15  # share of hops in which keywords may stir and nothing come of it; where it is more, as in music, be wary
-TOLD = WINDOW  # samples: what stirred so shortly before a detection was that word
+UNREST = 0.12  # share of hops in which keywords may stir and nothing come of it; where it is more, as in music, be wary
 LONG_AGO = np.iinfo(np.int64).min // 2
 
 
@@ -37,6 +36,11 @@ class Rules:
     wary_threshold: float  # the least threshold where that was much
     smoothing: int  # windows in the mean
     hop: int  # samples between windows
+
+    @property
+    def near(self) -> Scores:
+        """Scores half way from the release level to the threshold: from there on it is like a word, told or not."""
+        return np.asarray((self.release + self.threshold) / 2, np.float32)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -86,14 +90,16 @@ class Debouncer:
             raise ValueError(f"isolation needs a model with the label {UNKNOWN}")
         lookback = max(1, rules.isolation // rules.hop)
         shape = (streams, len(rules.keywords))
-        self._low = np.minimum(rules.release, rules.threshold)
+        self._low, self._near = np.minimum(rules.release, rules.threshold), rules.near
         self._recent = np.zeros((streams, rules.smoothing, len(self.labels)), np.float32)
         self._speech = np.zeros((streams, lookback), np.bool_)  # was it other speech, per hop
-        self._stirred = np.zeros((streams, max(1, rules.wary // rules.hop)), np.bool_)  # per hop; not what was told
+        self._stirred = np.zeros(
+            (streams, max(1, rules.wary // rules.hop)), np.bool_
+        )  # did a keyword, per hop; no word
         self._unrest = int(self._stirred.shape[1] * (UNREST if rules.wary else 1))  # hops; more are no calm
         self._count = np.zeros(streams, np.int64)  # windows since the last gap
         self._last_end = np.full(streams, LONG_AGO, np.int64)
-        self._told_hops = min(self._stirred.shape[1], TOLD // rules.hop + 1)
+        self._word_hops = min(self._stirred.shape[1], WINDOW // rules.hop + 1)  # what stirred so shortly before was it
         self._hits = np.zeros(shape, np.int64)
         self._stirring = np.zeros(streams, np.bool_)  # a keyword may begin in the last window
         self._armed = np.ones(shape, np.bool_)
@@ -133,8 +139,8 @@ class Debouncer:
         self._last_end[:] = np.where(heard > 0, next_ends - hop, LONG_AGO)
 
     def needed(self, streams: Indices) -> Scores:
-        """The thresholds of now: (n, keywords). Where keywords stirred again and again and nothing came of it, as over
-        music, one that seems to be said is less likely to be."""
+        """The thresholds of now: (n, keywords). Where keywords stirred again and again and nothing like a word came of
+        it, as over music, one that seems to be said is less likely to be."""
         wary = self._stirred[streams].sum(1, keepdims=True) > self._unrest  # (n, 1)
         least = np.float32(self.rules.wary_threshold)
         return np.where(wary, np.maximum(self.rules.threshold, least), self.rules.threshold)
@@ -239,11 +245,16 @@ class Debouncer:
 
     def _note_stirring(self, streams: Indices, posteriors: Scores, smoothed: Scores) -> None:
         """Whether more may come of this window than of silence. Not of a keyword that was told and is still high: first
-        it must fall."""
+        it must fall. Of what is like a word nobody need be wary: who was not heard says it again."""
         high = posteriors[:, self._columns] >= STIRRING  # (n, keywords)
         if high.any():
             high &= self._armed[streams] | (smoothed[:, self._columns] < self.rules.release)
-        self._stirring[streams] = self._stirred[streams, self._count[streams] % self._stirred.shape[1]] = high.any(1)
+        self._stirring[streams] = high.any(1)
+        hops = self._stirred.shape[1]
+        self._stirred[streams, self._count[streams] % hops] = self._stirring[streams]
+        words = streams[(smoothed[:, self._columns] >= self._near).any(1)]
+        if words.size:
+            self._stirred[words[:, None], (self._count[words, None] - np.arange(self._word_hops)) % hops] = False
 
     def _isolated(self, streams: Indices) -> Flags:
         """Said on its own: little other speech in the time looked back on.
@@ -258,10 +269,6 @@ class Debouncer:
         fired = candidates & self._armed[streams]
         self._armed[streams] &= ~fired
         self._fired_at[streams] = np.where(fired, ends[:, None], self._fired_at[streams])
-        told = streams[fired.any(1)]
-        if told.size:
-            hops = self._stirred.shape[1]
-            self._stirred[told[:, None], (self._count[told, None] - np.arange(self._told_hops)) % hops] = False
         return fired
 
     def _rearm(self, streams: Indices, ends: Indices, scores: Scores) -> None:
@@ -275,7 +282,6 @@ class NearMisses:
 
     def __init__(self, rules: Rules, streams: int) -> None:
         self._rules = rules
-        self._level = (rules.release + rules.threshold) / 2  # (keywords,)
         shape = (streams, len(rules.keywords))
         self._best = np.zeros(shape, np.float32)  # score; 0: nothing pending
         self._best_end = np.zeros(shape, np.int64)
@@ -288,7 +294,7 @@ class NearMisses:
         self, streams: Indices, ends: Indices, scores: Scores, fired: Flags, *, needed: Scores, passed: Indices
     ) -> None:
         """One window each of distinct streams: scores, what fired, thresholds and rules passed, each (n, keywords)."""
-        high = scores >= self._level
+        high = scores >= self._rules.near
         better = high & (scores > self._best[streams])
         self._best[streams] = np.where(better, scores, self._best[streams])
         self._best_end[streams] = np.where(better, ends[:, None], self._best_end[streams])

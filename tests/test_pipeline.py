@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kwsd.artefact import read_info
+from kwsd.cascade import Answers
 from kwsd.config import KeywordConfig, load_config
 from kwsd.engines import load_spotter
 from kwsd.errors import ConfigError
@@ -64,7 +65,8 @@ def test_hop_by_hop_the_same_is_heard_as_in_whole_windows(config, spotter, block
     assert isinstance(by_hops.scorer, CascadeScorer) and isinstance(by_hops.scorer._first, HopScorer)
     expected, _ = hear(by_hops, inlets, tape, block)
     by_windows, inlets = make(config, spotter)
-    by_windows.scorer = WindowScorer(spotter)
+    stages = (WindowScorer(stage) for stage in (spotter.first, spotter.second))
+    by_windows.scorer = CascadeScorer(spotter, *stages, Answers(spotter, 1, by_windows.rules.hop))
     heard, _ = hear(by_windows, inlets, tape, block)
     assert [(h.keyword, h.start_s, h.end_s) for h in heard] == [(h.keyword, h.start_s, h.end_s) for h in expected]
     assert [h.score for h in heard] == pytest.approx([h.score for h in expected], abs=2e-3)  # of three decimals

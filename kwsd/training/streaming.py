@@ -37,9 +37,8 @@ HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.97, 0.99)
 FEW_WORDS = 20  # of a keyword: too few to choose a threshold of its own
 LOOKING_BACK = ("isolation", "wariness")  # the rules that look back beyond the last second
-Points = list[
-    tuple[float, list[tuple[float, float]]]
-]  # threshold; FRR and FA/h by all rules, and without each of these
+# A threshold, and FRR and FA/h by all rules and without each of these.
+Points = list[tuple[float, list[tuple[float, float]]]]
 
 
 @dataclass(frozen=True)
