@@ -134,7 +134,7 @@ class DebouncerConfig(_Section, frozen=True, kw_only=True):
     min_hits: Count = 1
     refractory_ms: Milliseconds = 500.0
     isolation_s: Seconds = 2.5
-    isolation_speech_s: Seconds = 1.0
+    isolation_speech_s: Seconds = 1.2
     wary_s: Seconds = 10.0
     wary_threshold: Share = 0.85
 

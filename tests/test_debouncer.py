@@ -340,7 +340,7 @@ ISOLATION = {
         [(8, "up")],
     ),
     "off for all": (ALONE | {"isolation_speech": -1}, {"unknown": "XXXXXXX...", "stop": "........9."}, [(8, "stop")]),
-    "what may as well be music is no talk": (ALONE, {"unknown": "7777777.", "stop": ".......9"}, [(7, "stop")]),
+    "what may as well be music is no talk": (ALONE, {"unknown": "6666666.", "stop": ".......9"}, [(7, "stop")]),
     "another command is no talk": (ALONE, {"up": "XXXXXXX.", "stop": ".......9"}, [(0, "up"), (7, "stop")]),
     "a word held until the talk is forgotten": (
         ALONE | {"threshold": 0.45},
@@ -800,7 +800,7 @@ class Listener:
 
     def alone(self):
         lookback = max(1, self.rules.isolation // HOP)
-        talk = sum(row[UNKNOWN] > 0.8 for row in self.rows[-lookback:])
+        talk = sum(row[UNKNOWN] > 0.7 for row in self.rows[-lookback:])
         return self.speech < 0 or talk * HOP <= self.speech
 
 

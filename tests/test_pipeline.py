@@ -156,7 +156,7 @@ def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(confi
     assert rules.keywords == ("stop", "go")
     assert rules.threshold.tolist() == pytest.approx([0.5, info.thresholds["go"]])
     assert rules.refractory.tolist() == [32_000, 8_000]
-    assert rules.isolation_speech.tolist() == [16_000, 32_000]
+    assert rules.isolation_speech.tolist() == [19_200, 32_000]
 
 
 def test_with_all_among_the_keywords_the_others_are_listened_for_too():

@@ -13,12 +13,15 @@ import pytest
 import soundfile
 import tiny_speech_commands as tiny
 from conftest import COMMAND
+from make_tape import make_tape
 from running import clean_environment
 
 from kwsd.artefact import read_info
 from kwsd.audio_format import SAMPLE_RATE as RATE
 from kwsd.config import load_config
 from kwsd.engines import load_spotter
+from kwsd.event import Rejected
+from kwsd.replay import replay
 from kwsd.training.checkpoint import load_checkpoint
 from kwsd.training.dataset import load_clips
 from kwsd.training.evaluate import evaluate_model
@@ -185,3 +188,13 @@ def test_a_word_right_after_another_command_is_heard(heard, alone, spoken):
 def test_a_word_over_steady_noise_is_heard(heard, alone, spoken):
     loudness = np.median([np.sqrt(np.mean(clip**2)) for _, clip in spoken])
     assert heard("noise", noise=loudness / 10)[alone].mean() >= KEPT  # about 20 dB under the words, more or less
+
+
+def test_commands_right_after_each_other_are_no_talk(tmp_path):
+    """Some two and a half seconds from one to the next: what the isolation rule forbids is in the midst of talk."""
+    tape = tmp_path / "tape.wav"
+    make_tape(tiny.folder(DATA), tape, n=60)
+    config = load_config(None, ("events.rejected=true",), environment={})
+    events = replay(config, load_spotter(MODELS / "commands.onnx", "cpu"), tape)
+    told = [event.reason for event in events if isinstance(event, Rejected)]
+    assert len(told) < 6 and "isolation" not in told
