@@ -55,7 +55,7 @@ class Cascade:
         return np.flatnonzero((posteriors[:, self.keywords] >= SUSPECTED).any(1))
 
     def ordered(self, answers: Scores) -> Scores:
-        """What the second says (n, labels), in the order of the first's labels."""
+        """What the second says (n, labels), in the order of the first's labels; counted as asked."""
         self.asked += len(answers)
         return answers[:, self._order]
 

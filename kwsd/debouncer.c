@@ -7,8 +7,9 @@
 
 typedef struct {
     int64_t streams, labels, keywords, smoothing, lookback, hop;
-    int64_t unknown; /* the label of other speech; negative: there is none */
-    int64_t wary_hops, word_hops, unrest;
+    int64_t unknown;              /* the label of other speech; negative: there is none */
+    int64_t wary_hops, word_hops; /* looked back on; what stirred in the last of them was the word */
+    int64_t unrest;               /* hops that may stir; where more do, scores must reach the wary threshold */
     float stirring, other_speech; /* posteriors from which on it is that */
     float wary_threshold;
     const int64_t *columns;       /* (keywords,): their labels */

@@ -287,14 +287,6 @@ def test_a_satellite_that_goes_silent_is_let_go_and_said(daemon):
         assert (left["reason"], left["heard_s"]) == ("sent nothing for 2 s", 0.5)
 
 
-def test_connections_that_do_not_say_who_they_are_are_limited(daemon):
-    with contextlib.ExitStack() as stack:
-        for _ in range(WITHOUT_HEADER):
-            stack.enter_context(Satellite(daemon.tcp, b""))
-        with Satellite(daemon.tcp, b"") as too_many:
-            assert "too many connections" in too_many.line()["reason"]
-
-
 def freeze(pid):
     """Until SIGCONT; returns when every thread stands."""
     os.kill(pid, signal.SIGSTOP)
@@ -303,7 +295,7 @@ def freeze(pid):
         time.sleep(0.001)
 
 
-def test_who_went_makes_room_before_anybody_is_let_in(daemon):
+def test_connections_that_do_not_say_who_they_are_are_limited_and_who_went_makes_room_before_anybody_is_let_in(daemon):
     """Though he knocked before they went, while we had no time."""
     with contextlib.ExitStack() as stack:
         for _ in range(WITHOUT_HEADER):

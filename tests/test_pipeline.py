@@ -159,6 +159,16 @@ def test_a_keyword_takes_its_own_rules_and_the_model_s_threshold_otherwise(confi
     assert rules.isolation_speech.tolist() == [19_200, 32_000]
 
 
+def test_a_model_that_does_not_know_other_speech_is_judged_by_the_last_second_alone(config):
+    info = read_info(config.model_path)
+    changed = msgspec.structs.replace(config.debouncer, wary_s=5.0, wary_threshold=0.9)
+    config = msgspec.structs.replace(config, debouncer=changed, keywords={"stop": KeywordConfig()})
+    knows = make_rules(config, info)
+    assert (knows.isolation_speech.tolist(), knows.wary, knows.wary_threshold) == ([19_200], 80_000, 0.9)
+    does_not = make_rules(config, msgspec.structs.replace(info, labels=("stop", "go")))
+    assert (does_not.isolation_speech.tolist(), does_not.wary) == ([-1], 0)
+
+
 def test_with_all_among_the_keywords_the_others_are_listened_for_too():
     config = load_config(None, environment={})
     info = read_info(config.model_path)
