@@ -4,12 +4,15 @@ import argparse
 import contextlib
 import faulthandler
 import logging
+import math
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -335,7 +338,9 @@ def _add_eval(commands: "Commands") -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="with --stream: misses against false accepts, as .html or .png"
     )
-    parser.add_argument("--subset", choices=("training", "validation", "testing"), default="testing")
+    parser.add_argument(
+        "--subset", choices=("training", "validation", "testing"), help="of the clips (default: testing)"
+    )
     parser.add_argument(
         "--noise", type=Path, action="append", default=[], metavar="DIR", help="more recordings of silence and noise"
     )
@@ -425,7 +430,8 @@ def _yaml(value: Any) -> str:
     """Paths and all else as YAML, which means the same whatever is in it."""
     import json
 
-    return json.dumps(value, default=str, ensure_ascii=False)
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return re.sub(r"[\ud800-\udfff]", lambda part: f"\\u{ord(part[0]):04x}", text)  # of a name that is no UTF-8
 
 
 def _model(named: Path) -> Path:
@@ -455,8 +461,10 @@ def _stream(source: str) -> str:
         return _yaml({"source": "pcm", "name": "stdin", "path": "-"})
     if not source:
         raise ConfigError("--source: is empty; name an audio file, a FIFO, or - for stdin", exit_code=USAGE)
+    from kwsd.source import printable
+
     path = Path(source).absolute()
-    name = "".join(letter if letter.isprintable() else "?" for letter in path.name)[:64]
+    name = printable(path.name)[:64]
     if path.is_fifo():
         return _yaml({"source": "pcm", "name": name, "path": path, "reopen": False})
     return _yaml({"source": "file", "name": name, "path": path})
@@ -667,13 +675,13 @@ def evaluate(options: argparse.Namespace) -> int:
 
     if options.stream is not None:
         return _evaluate_stream(options)
+    _refuse(options, "goes with --stream", ("negatives", "continuous", "config", "set", "budget", "report"))
     if not options.data and not options.words:
         raise ConfigError("eval: --data or --words for clips, or --stream FILE… for recordings", exit_code=USAGE)
     from kwsd.training.evaluate import draw_confusion, evaluate_model
 
-    evaluation = evaluate_model(
-        _model(options.model), options.data, options.subset, tuple(options.noise), words=tuple(options.words)
-    )
+    subset, noise, words = options.subset or "testing", tuple(options.noise), tuple(options.words)
+    evaluation = evaluate_model(_model(options.model), options.data, subset, noise, words=words)
     for reason in evaluation.skipped:
         say(f"skipped {reason}")
     show((json.dumps(evaluation.as_dict()) if options.json else evaluation.table()) + "\n")
@@ -693,18 +701,23 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     from kwsd.engines import load_spotter
     from kwsd.training import report, streaming
 
+    _refuse(options, "is for clips, not for --stream", ("data", "words", "noise", "picture", "subset"))
     if options.report is not None and not options.report.name:
         raise ConfigError("--report: names no file", exit_code=USAGE)
     if options.budget is not None and not options.negatives:
         raise ConfigError("--budget: false accepts on which talk? name it with --negatives", exit_code=USAGE)
+    if options.budget is not None and not 0.0 <= options.budget < math.inf:
+        raise ConfigError(f"--budget {options.budget:g}: false accepts per hour, 0 or more", exit_code=USAGE)
     config = load_config(options.config, _settings(options))
     spotter = load_spotter(config.model_path, config.device, config.model_sha256, config.engine)
     evaluation = streaming.evaluate_stream(
         config, spotter, options.stream, options.negatives, continuous=options.continuous
     )
-    show((json.dumps(report.as_dict(evaluation)) if options.json else report.table(evaluation)) + "\n")
-    if options.budget is not None:
-        say(_within(options.budget, streaming.thresholds_for(evaluation, options.budget)))
+    within = None if options.budget is None else streaming.thresholds_for(evaluation, options.budget)
+    figures = report.as_dict(evaluation) | ({} if within is None else {"within_budget": within})
+    show((json.dumps(figures) if options.json else report.table(evaluation)) + "\n")
+    if within is not None:
+        say(_within(options.budget, within, evaluation.talk.hours))
     if options.report:
         try:
             report.write(evaluation, options.report)
@@ -716,14 +729,23 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     return OK
 
 
-def _within(budget: float, thresholds: dict[str, float]) -> str:
+def _refuse(options: argparse.Namespace, why: str, names: Sequence[str]) -> None:
+    """Options that would do nothing. Raises ConfigError if one is given."""
+    given = [name for name in names if getattr(options, name) not in (None, False, [])]
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')}: {why}; leave it out", exit_code=USAGE)
+
+
+def _within(budget: float, thresholds: dict[str, float], hours: float) -> str:
     """What to hand to `kwsd export`: what suits most words, and the rest by name."""
     within = f"at most {budget:g} false accepts per hour of this talk"
+    if hours * budget < 1.0:
+        within += f" (none in its {60 * hours:.1f} min: more of it would tell more)"
     if not thresholds:
         return f"{within}: no threshold keeps to that"
     scores = sorted(thresholds.values())
     most = max(scores, key=scores.count)
-    others = [f" --threshold {word}={score:g}" for word, score in thresholds.items() if score != most]
+    others = [f" --threshold {shlex.quote(f'{word}={score:g}')}" for word, score in thresholds.items() if score != most]
     return f"{within}: kwsd export --threshold {most:g}{''.join(others)}"
 
 
@@ -735,7 +757,9 @@ def mix(options: argparse.Namespace) -> int:
     if not options.data and not options.words:
         raise ConfigError("mix: of which words? name --data, or a folder of --words", exit_code=USAGE)
     labels = options.labels or ("commands" if options.data else None)
-    keywords = tuple(label for label in parse_labels(labels) if not label.startswith("_")) if labels else ()
+    keywords = tuple(label for label in parse_labels(labels, 1) if not label.startswith("_")) if labels else ()
+    if labels and not keywords:
+        raise ConfigError(f"--labels {labels}: none of them is a word; name some, or leave it out", exit_code=USAGE)
     mixture = mixing.Mixture(
         options.count, keywords, tuple(options.pause), options.snr, decay_s=options.reverb, seed=options.seed
     )
@@ -749,6 +773,9 @@ def export(options: argparse.Namespace) -> int:
     """`kwsd export`"""
     from kwsd.training.export import export_checkpoint
 
+    if not options.data and not options.words:
+        _refuse(options, "goes with --data or --words", ("noise",))
+
     info = export_checkpoint(
         options.checkpoint,
         options.out,
@@ -758,6 +785,7 @@ def export(options: argparse.Namespace) -> int:
         words=tuple(options.words),
         noise=tuple(options.noise),
         second=options.second,
+        say=say,
     )
     networks = f"{info.architecture} and a second network" if options.second else info.architecture
     say(f"{options.out}: {networks}, {len(info.labels)} labels, {info.id}; same outputs as the checkpoint")

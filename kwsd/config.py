@@ -129,7 +129,7 @@ class DebouncerConfig(_Section, frozen=True, kw_only=True):
 
     smoothing_ms: Annotated[float, Meta(gt=0.0, le=10_000.0)] = 300.0
     threshold: Share | None = None
-    release: Release = 0.4
+    release: Release | None = None
     margin: Share = 0.1
     min_hits: Count = 1
     refractory_ms: Milliseconds = 500.0
@@ -297,10 +297,9 @@ def load_config(
 
 def _check_across_fields(config: Config, place: SettingsFile) -> None:
     debouncer = config.debouncer
-    if debouncer.threshold is not None and debouncer.release > debouncer.threshold:
-        raise place.error(
-            "debouncer.release", f"{debouncer.release} is above the threshold {debouncer.threshold}; set it lower"
-        )
+    release, threshold = debouncer.release, debouncer.threshold
+    if release is not None and threshold is not None and release > threshold:
+        raise place.error("debouncer.release", f"{release} is above the threshold {threshold}; set it lower")
     if not config.keywords:
         raise place.error("keywords", "is empty; name at least one keyword, or say all")
     names = [stream.name for stream in config.streams]

@@ -28,6 +28,7 @@ from kwsd.span import level_dbfs, word_span
 from kwsd.spotter import Spotter
 
 FALLBACK_THRESHOLD = 0.8  # for a label the artefact recommends nothing for
+FALLBACK_RELEASE = 0.4  # or the threshold, where that is lower
 NO_LIMIT = -1
 NO_POSTERIORS = np.zeros((0, 0), np.float32)
 TELL_EVERY = SAMPLE_RATE  # samples: a stream that loses audio all the time says so once a second
@@ -251,7 +252,8 @@ def make_rules(config: Config, info: ArtefactInfo) -> Rules:
         recommended = [common.threshold] * len(chosen)
     own = [keyword.threshold for keyword in chosen.values()]
     threshold = [r if t is None else t for r, t in zip(recommended, own, strict=True)]
-    release = per_keyword("release", common.release)
+    asked = [common.release if keyword.release is None else keyword.release for keyword in chosen.values()]
+    release = [min(FALLBACK_RELEASE, t) if r is None else r for r, t in zip(asked, threshold, strict=True)]
     for label, low, high in zip(chosen, release, threshold, strict=True):
         if low > high:
             raise ConfigError(

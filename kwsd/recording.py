@@ -27,7 +27,7 @@ def open_recording(path: Path) -> soundfile.SoundFile:
     try:
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: is empty (0 bytes); record it again")
-        recording = soundfile.SoundFile(path)
+        recording = soundfile.SoundFile(os.fsencode(path))  # a text would have to be UTF-8
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file") from None
     except PermissionError:
@@ -55,9 +55,9 @@ def read_blocks(recording: soundfile.SoundFile, frames: int) -> Iterator[NDArray
         try:
             block = recording.read(frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
+            name, why = os.fsdecode(recording.name), error.error_string.rstrip(".")
             raise AudioError(
-                f"{recording.name}: damaged after {recording.tell()} samples ({error.error_string.rstrip('.')}); "
-                "repair the recording",
+                f"{name}: damaged after {recording.tell()} samples ({why}); repair the recording",
                 exit_code=IO,
             ) from None
         if len(block) == 0:

@@ -165,6 +165,11 @@ class _Reader:
         self._failure = failure
 
 
+def printable(name: str) -> str:
+    """A file's name as a stream's: with ? for what has no letter, which JSON and terminals could not bear."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
 class AudioFile(_Reader):
     """A WAV, FLAC or Ogg file of any rate. Counts as preceded and followed by a second of silence."""
 
@@ -176,7 +181,7 @@ class AudioFile(_Reader):
 
         self._recording = open_recording(path)
         super().__init__(self._recording.samplerate, self._recording.channels, realtime=realtime)
-        self._path, self.name = path, path.name
+        self._path, self.name = path, printable(path.name)
         self.channel = channel
         if channel is not None and channel >= self._recording.channels:
             raise AudioError(

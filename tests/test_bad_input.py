@@ -235,7 +235,7 @@ def test_a_keyword_the_model_does_not_know_is_named_with_those_it_knows(keywords
 
 
 def test_a_keyword_with_its_release_above_its_threshold_is_named(kwsd, models, tmp_path):
-    config = write_config(tmp_path, "keywords:\n  yes: {threshold: 0.3}\n")
+    config = write_config(tmp_path, "keywords:\n  yes: {threshold: 0.3, release: 0.4}\n")
     result = kwsd("check", "--config", config, "--model", models / "good.pt")
     result.refused(CONFIG, "yes: its release 0.4 is above its threshold 0.3; lower ", "keywords.yes.release")
 

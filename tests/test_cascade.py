@@ -24,7 +24,7 @@ from kwsd.recording import DEMO, read_recording
 from kwsd.ring import RingBuffer
 from kwsd.scoring import CascadeScorer, HopScorer, WindowScorer, make_scorer
 from kwsd.training import export as exporting
-from kwsd.training.begin import architecture, begin_with
+from kwsd.training.begin import begin_with, origin
 from kwsd.training.export import export
 from kwsd.training.labels import COMMANDS
 from kwsd.window import Due
@@ -316,7 +316,7 @@ def test_training_begins_with_the_one_of_its_kind(tmp_path, model, which):
     begin_with(path, network, model, checkpoints[which].labels, [CLIPS])
     begun, learnt = network.state_dict()["classifier.weight"], checkpoints[which].best_state["classifier.weight"]
     torch.testing.assert_close(begun, learnt)
-    assert architecture(path) == "stcn-small", "where no other is asked for, the one that knows more"
+    assert origin(path).model == "stcn-small", "where no other is asked for, the one that knows more"
 
 
 @pytest.mark.parametrize(

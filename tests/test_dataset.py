@@ -24,6 +24,7 @@ from kwsd.training.dataset import (
     transcribed,
     transcribed_talk,
 )
+from kwsd.training.labels import parse_labels
 
 
 @pytest.fixture(autouse=True)
@@ -426,14 +427,61 @@ def test_quiet_noise_keeps_its_last_bit(tmp_path):
 
 
 def test_a_folder_with_nothing_to_use_is_an_error(talk, tmp_path):
-    with pytest.raises(AudioError, match="no recordings"):
+    with pytest.raises(AudioError, match="nowhere: No such file or directory; name a folder"):
         load_talk(tmp_path / "nowhere", ())
+    with pytest.raises(AudioError, match=r"untold.wav: is a file; name the folder that it lies in"):
+        load_talk(talk / "b/untold.wav", ())
     (talk / "b/untold.wav").unlink()
     with pytest.raises(AudioError, match="no recordings"):
         load_talk(talk, ("the", "please", "all", "he"))
 
 
 # --- somebody's own recordings ---
+
+
+def test_a_word_is_the_same_however_its_letters_are_put_together(tmp_path):
+    composed, apart = "sch\N{LATIN SMALL LETTER O WITH DIAERESIS}n", "scho\N{COMBINING DIAERESIS}n"
+    tones(tmp_path / "words", f"{apart}/1.wav", f"{composed}/2.wav")
+    (tmp_path / "words/validation_list.txt").write_text("")
+    assert load_words(tmp_path / "words", "training").words == (composed, composed)
+    assert parse_labels(f"{apart},no") == (composed, "no")
+
+
+def test_names_in_another_encoding_are_read_as_well(tmp_path):
+    """Of an old stick: Latin-1, and no UTF-8."""
+    folder = tones(tmp_path / "words", "stop/1.wav")
+    for number in range(8):
+        (folder / f"stop/Andr\udce9{number}.wav").write_bytes((folder / "stop/1.wav").read_bytes())
+    clips = [load_words(folder, subset) for subset in ("training", "validation", "testing")]
+    assert sum(map(len, clips)) == 9
+    assert sum("Andr\udce9" in path for some in clips for path in some.paths) == 8
+
+
+def test_a_recording_beside_the_folders_of_words_is_told(tmp_path):
+    folder = tones(tmp_path / "words", "stop/1.wav", "stray.wav", "stray2.wav")
+    (told,) = load_words(folder, "training").told
+    assert told == f"{folder}/stray.wav and 1 more: of which word? put it into a folder that is called so"
+
+
+def test_of_a_recording_of_many_words_it_is_told_that_one_is_taken(tmp_path):
+    folder = tones(tmp_path / "words", "stop/1.wav", "stop/2.wav")
+    tones(folder, "stop/a.wav", "stop/b.wav", samples=6 * 16_000)
+    (folder / "testing_list.txt").write_text("stop/2.wav\n")
+    clips = load_words(folder, "training")
+    assert len(clips) == 3 and not clips.skipped
+    assert clips.told == (f"{folder}/stop/a.wav and 1 more: over 5 s; one word is taken, the loudest: cut it up",)
+    assert load_words(folder, "testing").told == ()
+
+
+def test_lines_of_a_list_that_name_no_recording_are_told(tmp_path):
+    folder = tones(tmp_path / "words", "stop/1.wav", "stop/2.wav", "stop/3.wav")
+    (folder / "testing_list.txt").write_text("./stop/1.wav\n\nwords/stop/2.wav\n")
+    clips = load_words(folder, "training")
+    assert len(clips) == 2 and len(load_words(folder, "testing")) == 1, "what is listed in another way is the same"
+    assert clips.told == (
+        f"{folder}/testing_list.txt: 1 of 2 lines name no recording in the folder, such as words/stop/2.wav; "
+        "a line is a path from there, word/file.wav",
+    )
 
 
 def tones(folder, *paths, rate=16_000, samples=16_000):

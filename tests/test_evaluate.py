@@ -10,7 +10,7 @@ import torch
 from test_checkpoint import checkpoint
 
 from kwsd.cli import dispatch
-from kwsd.errors import AudioError, ModelError
+from kwsd.errors import USAGE, AudioError, ModelError
 from kwsd.training.evaluate import Evaluation, Rate, evaluate_model
 from kwsd.training.export import export
 
@@ -175,3 +175,20 @@ def test_a_model_of_other_words_has_nothing_to_be_tested_on(tmp_path, data):
     checkpoint(labels=("zero", "one")).save(tmp_path / "a.ckpt")
     with pytest.raises(AudioError, match="none of the testing clips is one of the labels zero, one"):
         evaluate_model(tmp_path / "a.ckpt", data, "testing", ())
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (("--words", "w", "--report", "a.html"), "--report: goes with --stream; leave it out"),
+        (("--words", "w", "--negatives", "talk"), "--negatives: goes with --stream"),
+        (("--words", "w", "--set", "a=1"), "--set: goes with --stream"),
+        (("--words", "w", "--continuous"), "--continuous: goes with --stream"),
+        (("--stream", "a.wav", "--words", "w"), "--words: is for clips, not for --stream; leave it out"),
+        (("--stream", "a.wav", "--subset", "testing"), "--subset: is for clips"),
+        (("--stream", "a.wav", "--negatives", "talk", "--budget", "nan"), "--budget nan: false accepts per hour, 0"),
+        (("--stream", "a.wav", "--negatives", "talk", "--budget", "-1"), "--budget -1: false accepts per hour"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(kwsd, asked, complaint):
+    kwsd("eval", "--model", "commands", *asked).refused(USAGE, complaint)

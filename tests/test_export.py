@@ -26,7 +26,8 @@ from kwsd.engines import load_spotter
 from kwsd.errors import ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training import export as exporting
-from kwsd.training.export import export, parse_thresholds, weights_hash
+from kwsd.training.checkpoint import SPEECH_COMMANDS
+from kwsd.training.export import export, export_checkpoint, parse_thresholds, weights_hash
 from kwsd.training.labels import ALL
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -112,7 +113,7 @@ def test_the_metadata_has_every_field(tmp_path, suffix):
         "thresholds": {"yes": 0.8},
         "figures": [],
         "data": "noise; kwsd train",
-        "licence": exporting.LICENCE,
+        "licence": SPEECH_COMMANDS,
         "weights_sha256": weights_hash(made.best_state),
     }  # fmt: skip
 
@@ -420,7 +421,6 @@ def test_without_data_it_compares_on_the_bundled_recording_and_stores_no_figure(
         (("0.8",), {"yes": 0.8, "no": 0.8}),
         (("no=0.7", "0.8"), {"yes": 0.8, "no": 0.7}),
         (("no=0.7",), {"no": 0.7}),
-        (("_silence_=1",), {"_silence_": 1.0}),
     ],
 )
 def test_thresholds_are_for_all_words_or_one(given, thresholds):
@@ -428,7 +428,8 @@ def test_thresholds_are_for_all_words_or_one(given, thresholds):
 
 
 @pytest.mark.parametrize(
-    ("given", "code"), [("1.5", 2), ("-0.1", 2), ("nan", 2), ("no=", 2), ("0,8", 2), ("go=0.8", 78)]
+    ("given", "code"),
+    [("1.5", 2), ("-0.1", 2), ("nan", 2), ("no=", 2), ("0,8", 2), ("go=0.8", 78), ("_silence_=1", 78)],
 )
 def test_a_threshold_that_is_none_is_refused(given, code):
     with pytest.raises(ConfigError, match="--threshold") as failure:
@@ -497,3 +498,15 @@ def test_a_bare_state_dict_that_cannot_be_understood_is_refused(tmp_path, networ
         bare(tmp_path, network, *labels)
     assert failure.value.exit_code == 78
     assert not (tmp_path / "a.pt").exists()
+
+
+def test_an_unfinished_training_is_told(tmp_path):
+    said = []
+    checkpoint(1, recipe={"epochs": 4}).save(tmp_path / "a.ckpt")
+    export_checkpoint(tmp_path / "a.ckpt", tmp_path / "a.onnx", None, None, (), say=said.append)
+    assert said == [f"{tmp_path / 'a.ckpt'}: has 1 of its 4 epochs; kwsd train --resume goes on"]
+
+
+def test_an_artefact_is_no_checkpoint(tmp_path):
+    with pytest.raises(KwsdError, match=r"\.onnx: is an artefact; name the checkpoint it was made of"):
+        export_checkpoint(MODELS / "commands.onnx", tmp_path / "a.pt", None, None, ())

@@ -74,8 +74,8 @@ def test_the_page_of_the_config_has_every_key_and_its_default(pages):
     text = read(pages["kwsd.yaml.5"])
     keys = {key for section in structs(Config) for key in section.__struct_fields__} - {"folder"}
     assert [key for key in sorted(keys) if key not in text] == []
-    assert "debouncer.release score under which a word may count again; not above the threshold" in text
-    assert "(number above 0 to 1; without it, 0.4)" in text
+    assert "debouncer.release score under which a word may count again; null: 0.4, or the threshold where" in text
+    assert "(number above 0 to 1 or null; without it, null)" in text
 
 
 @needs_man

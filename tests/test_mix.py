@@ -170,3 +170,18 @@ def test_what_cannot_be_written_whole_leaves_what_there_was(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "notes.txt": b"mine", "tape.wav": b"the one before",
     }  # fmt: skip
+
+
+def test_the_words_of_another_recording_are_not_overwritten(tmp_path):
+    write(np.zeros(16_000, np.float32), [Word(0.1, 0.5, "yes")], tmp_path / "a.flac")
+    with pytest.raises(ConfigError, match=r"a\.tsv: is there already, of another recording; name a otherwise"):
+        write(np.zeros(16_000, np.float32), [Word(0.2, 0.6, "no")], tmp_path / "a.wav")
+    write(np.zeros(16_000, np.float32), [Word(0.3, 0.7, "up")], tmp_path / "a.flac")  # over its own
+    assert [word.keyword for word in read_truth(tmp_path / "a.flac")] == ["up"]
+    assert not (tmp_path / "a.wav").exists()
+
+
+@pytest.mark.parametrize(("labels", "code"), [("yes", 0), ("_unknown_,_silence_", 2)])
+def test_one_word_is_enough_and_none_is_refused(kwsd, data, tmp_path, labels, code):
+    result = kwsd("mix", tmp_path / "a.wav", "--data", data, "--labels", labels, "--count", "2")
+    assert result.code == code and (code == 0 or "none of them is a word" in result.err)

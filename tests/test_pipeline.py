@@ -202,6 +202,12 @@ def test_keywords_in_a_list_are_as_the_model_recommends(config):
     assert rules.threshold.tolist() == pytest.approx([info.thresholds["stop"], info.thresholds["go"]])
 
 
+def test_by_default_the_release_is_no_higher_than_a_threshold(config):
+    keywords = {"stop": KeywordConfig(threshold=0.3), "go": KeywordConfig(threshold=0.6)}
+    rules = make_rules(msgspec.structs.replace(config, keywords=keywords), read_info(config.model_path))
+    assert rules.release.tolist() == pytest.approx([0.3, 0.4])
+
+
 def test_a_release_above_a_recommended_threshold_is_refused(config):
     debouncer = msgspec.structs.replace(config.debouncer, release=0.99)
     with pytest.raises(ConfigError, match=r"release 0\.99 is above its threshold"):

@@ -337,8 +337,19 @@ def test_the_command_names_thresholds_for_a_budget_and_writes_a_page(kwsd, confi
         "--report", str(tmp_path / "report.html"),
     )  # fmt: skip
     assert result.code == 0
-    assert "at most 1 false accepts per hour of this talk: kwsd export --threshold 0." in result.err
+    assert (
+        "at most 1 false accepts per hour of this talk (none in its 0.1 min: more of it would tell more): "
+        "kwsd export --threshold 0."
+    ) in result.err
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_thresholds_for_a_budget_are_in_the_json_as_well(kwsd, config, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(32_000), 16_000)
+    asked = ("eval", "--model", str(config.model_path), "--stream", DEMO, "--negatives", tmp_path, "--json")
+    figures, plain = json.loads(kwsd(*asked, "--budget", "1").out), json.loads(kwsd(*asked).out)
+    assert figures["within_budget"].keys() == figures["thresholds"].keys() and "within_budget" not in plain
+    assert figures["without"] == {"isolation": {"missed": 0}, "wariness": {"missed": 0}}
 
 
 def test_without_words_there_is_no_number_in_json_and_a_dash_in_the_table(kwsd, config, tmp_path):
@@ -364,7 +375,7 @@ def test_a_budget_without_talk_is_a_usage_error(kwsd, config):
 
 def test_a_folder_of_talk_with_nothing_in_it_is_an_error_even_beside_words(kwsd, config, tmp_path):
     asked = ("eval", "--model", str(config.model_path), "--stream", str(DEMO), "--negatives", str(tmp_path / "tlak"))
-    kwsd(*asked).refused(66, "tlak", "no recordings")
+    kwsd(*asked).refused(66, "tlak", "No such file or directory; name a folder")
 
 
 def test_neither_clips_nor_recordings_is_a_usage_error(kwsd, config):

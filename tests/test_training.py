@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import soundfile
 import tiny_speech_commands as tiny
 import torch
 from conftest import COMMAND
@@ -29,7 +30,7 @@ from kwsd.training import dataset, run
 from kwsd.training import train as training
 from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import begin_with
-from kwsd.training.checkpoint import load_checkpoint
+from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, load_checkpoint
 from kwsd.training.dataset import Noise, load_clips
 from kwsd.training.export import export, export_checkpoint
 from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
@@ -413,7 +414,8 @@ def test_speakers_on_both_sides_are_told(tmp_path, cache):
     for subset, names in lists.items():
         (tmp_path / f"words/{subset}_list.txt").write_text(names)
     said = []
-    train(options(None, tmp_path / "a.ckpt", words=(tmp_path / "words",), epochs=1), said.append)
+    asked = options(None, tmp_path / "a.ckpt", labels="yes,_unknown_", words=(tmp_path / "words",), epochs=1)
+    train(asked, said.append)
     assert any(line.startswith("2 of 2 speakers who are validated on are trained on as well") for line in said)
 
 
@@ -484,6 +486,66 @@ def test_another_run_cannot_be_resumed(data, tmp_path, changed, complaint):
         train(dataclasses.replace(options(data, tmp_path / "a.ckpt", epochs=2, resume=True), **changed), quietly)
 
 
+def test_with_other_clips_to_validate_on_the_best_so_far_is_scored_anew(data, tmp_path):
+    """Else a score from before may never be reached again, and all that is learnt be thrown away."""
+    first = train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    perfect = dataclasses.replace(first, best_score=1.0)
+    perfect.save(tmp_path / "a.ckpt")
+    train(options(data, tmp_path / "a.ckpt", epochs=1, resume=True), quietly)
+    assert train(options(data, tmp_path / "a.ckpt", epochs=2, resume=True), quietly).best_score == 1.0, "the same clips"
+    perfect.save(tmp_path / "a.ckpt")
+    said = []
+    tiny.write(tmp_path / "words/yes/1.wav", tiny.tone("no"))  # which no network can know
+    tiny.write(tmp_path / "words/no/2.wav", tiny.tone("yes"))
+    (tmp_path / "words/validation_list.txt").write_text("yes/1.wav\nno/2.wav\n")
+    tiny.write(tmp_path / "words/yes/3.wav", tiny.tone("yes"))
+    more = options(data, tmp_path / "a.ckpt", epochs=2, resume=True, words=(tmp_path / "words",))
+    resumed = train(more, said.append)
+    assert resumed.best_score < 1.0 and resumed.validated_on != first.validated_on
+    assert any(line.startswith("validated on other recordings than before: the best weights so far") for line in said)
+
+
+def test_a_run_that_has_all_its_epochs_says_so(data, tmp_path):
+    said = []
+    train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    train(options(data, tmp_path / "a.ckpt", epochs=1, resume=True), said.append)
+    assert f"{tmp_path / 'a.ckpt'}: has all its 1 epochs; --epochs says how many there are to be" in said
+
+
+def test_a_resumed_run_needs_no_more_what_it_began_with(learnt, tmp_path):
+    data, _, path = learnt
+    begun_with = tmp_path / "begun_with.ckpt"
+    begun_with.write_bytes(path.read_bytes())
+    asked = options(data, tmp_path / "b.ckpt", model=None, labels="yes,up", init=begun_with, epochs=1)
+    train(asked, quietly)
+    begun_with.unlink()
+    said = []
+    assert train(dataclasses.replace(asked, epochs=2, labels=None, resume=True), said.append).labels == ("yes", "up")
+    assert not any("learnt from nothing" in line for line in said)
+
+
+def test_the_licence_is_that_of_the_recordings(learnt, tmp_path):
+    data, before, path = learnt
+    assert before.licence == SPEECH_COMMANDS
+    words, noise = tmp_path / "words", (tiny.folder(data) / "_background_noise_",)
+    for word, number in itertools.product(("yes", "no"), range(4)):
+        tiny.write(words / f"{word}/{number}.wav", tiny.tone(word, seed=number))
+    (words / "validation_list.txt").write_text("yes/0.wav\nno/0.wav\n")
+    own = options(None, tmp_path / "b.ckpt", model="dstcn-tiny", words=(words,), noise=noise, epochs=1)
+    assert train(own, quietly).licence == UNTOLD
+    assert train(dataclasses.replace(own, out=tmp_path / "c.ckpt", init=path), quietly).licence == SPEECH_COMMANDS
+
+
+def test_a_table_of_somebody_elses_is_not_overwritten(data, tmp_path):
+    (tmp_path / "a.csv").write_text("what,where\nsaw,shed\n")
+    with pytest.raises(ConfigError, match=r"a\.csv: is there already, and is no history of a run; choose another"):
+        train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    assert (tmp_path / "a.csv").read_text() == "what,where\nsaw,shed\n" and not (tmp_path / "a.ckpt").exists()
+    train(options(data, tmp_path / "b.ckpt", epochs=1), quietly)
+    (tmp_path / "b.ckpt").unlink()
+    train(options(data, tmp_path / "b.ckpt", epochs=1), quietly)  # over its own
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "code", "complaint"),
     [
@@ -502,8 +564,41 @@ def test_what_cannot_be_trained_is_refused(data, tmp_path, changed, error, code,
 
 def test_a_label_without_clips_is_named(data, tmp_path):
     said = []
-    train(options(data, tmp_path / "a.ckpt", labels="yes,zero,_unknown_", epochs=1), said.append)
-    assert "no training clips of: zero" in said
+    with pytest.raises(AudioError, match=r"no training clips of: zero, silence; did you mean _silence_\?; record some"):
+        train(options(data, tmp_path / "a.ckpt", labels="yes,zero,silence,_unknown_", epochs=1), said.append)
+    assert not (tmp_path / "a.ckpt").exists()
+    train(options(data, tmp_path / "a.ckpt", labels="yes,zero,_unknown_", quick=True), said.append)
+    assert "no training clips of: zero" in said, "a quick try is of what there is"
+
+
+def test_a_label_that_is_known_already_may_go_without_clips(learnt, tmp_path):
+    data, _, path = learnt
+    noise = (tiny.folder(data) / "_background_noise_",)
+    said, words = [], tmp_path / "words"
+    for number in range(8):
+        tiny.write(words / f"yes/{number}.wav", tiny.tone("yes", seed=number))
+    (words / "validation_list.txt").write_text("yes/0.wav\n")
+    out = tmp_path / "b.ckpt"
+    train(options(None, out, model=None, labels=None, words=(words,), init=path, noise=noise, epochs=1), said.append)
+    assert "no training clips of: no" in said
+    assert load_checkpoint(tmp_path / "b.ckpt").labels == ("yes", "no"), "those of what it begins with"
+
+
+def test_words_that_are_no_labels_are_told(data, tmp_path):
+    said = []
+    train(options(data, tmp_path / "a.ckpt", labels="yes,no,_unknown_", epochs=1), said.append)
+    train(options(data, tmp_path / "b.ckpt", labels="yes,no", epochs=1), said.append)
+    assert [line for line in said if "up 12" in line and "clips" not in line] == [
+        "learnt as _unknown_: down 12, up 12", "not used, as no labels: down 12, up 12",
+    ]  # fmt: skip
+    with pytest.raises(AudioError, match=r"one of the labels marvin, sheila; they are of .*up.*: name --labels"):
+        train(options(data, tmp_path / "c.ckpt", labels="marvin,sheila", epochs=1), quietly)
+
+
+def test_that_nothing_says_what_other_speech_is_is_told(data, tmp_path):
+    said = []
+    train(options(data, tmp_path / "a.ckpt", labels="yes,no,up,down,_unknown_", epochs=1), said.append)
+    assert any(line.startswith("there is nothing to learn _unknown_ from") for line in said)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):
@@ -569,6 +664,28 @@ def test_silence_is_tested_with_one_piece_of_noise_per_eleven_clips(data):
     assert np.array_equal(windows[:48].numpy(), clips.samples)
     windows, targets = labelled_windows(clips, ("no", "yes"), Noise(data), "training")
     assert torch.bincount(targets).tolist() == [12, 12]
+
+
+def test_every_piece_of_noise_is_of_one_recording(data, tmp_path):
+    """Where one follows another the sound changes suddenly, and a network is not to blame for what it makes of that."""
+    hums = [np.full(20 * 16_000, level, np.int16) for level in (1000, 2000, 3000)]
+    for hum in hums:
+        soundfile.write(tmp_path / f"{hum[0]}.wav", hum, 16_000)
+    clips = load_clips(data, "training")
+    many = clips.take(np.tile(np.arange(len(clips)), 20))
+    windows, targets = labelled_windows(many, ("yes", "no", "_silence_"), Noise(None, (tmp_path,)), "testing")
+    quiet = windows[targets == 2].numpy()
+    assert len(quiet) > 40 and (quiet == quiet[:, :1]).all()
+    assert set(quiet[:, 0]) == {1000, 2000, 3000}
+
+
+def test_recordings_of_noise_too_short_to_take_a_second_of_are_taken_end_to_end(data, tmp_path):
+    for level in (1000, 2000, 3000):
+        soundfile.write(tmp_path / f"{level}.wav", np.full(8000, level, np.int16), 16_000)
+    windows, targets = labelled_windows(
+        load_clips(data, "training"), ("yes", "_silence_"), Noise(None, (tmp_path,)), "training"
+    )
+    assert set(windows[targets == 1].numpy().ravel()) == {1000, 2000, 3000}
 
 
 def test_evaluation_neither_drops_out_nor_learns():
@@ -777,10 +894,12 @@ def test_without_another_word_the_network_is_that_of_the_artefact(exported, tmp_
 
 
 def test_the_models_that_kwsd_comes_with_have_names(data, cache, tmp_path):
-    labels = "yes,no,_unknown_,visual"
-    arguments = ("--init", "commands-fast", "--data", data, "--labels", labels, "--epochs", "1", "--out", "a.ckpt")
-    shown = kwsd("train", *arguments, cache=cache, cwd=tmp_path)
-    assert "commands-fast.onnx: _unknown_, visual must be learnt from nothing" in "".join(shown)
+    tiny.write(tmp_path / "words/fine/1.wav", tiny.tone("up"))
+    (tmp_path / "words/validation_list.txt").write_text("")
+    labels = "yes,no,_unknown_,fine"
+    arguments = ("--init", "commands-fast", "--data", data, "--words", "words", "--labels", labels, "--epochs", "1")
+    shown = kwsd("train", *arguments, "--out", "a.ckpt", cache=cache, cwd=tmp_path)
+    assert "commands-fast.onnx: _unknown_, fine must be learnt from nothing" in "".join(shown)
     assert load_checkpoint(tmp_path / "a.ckpt").model == "stcn-base"
 
 
@@ -944,10 +1063,16 @@ def test_distillation_is_the_cross_entropy_with_what_the_teacher_says():
 
 
 def test_a_teacher_is_not_believed_where_it_hears_a_keyword_that_is_not_there():
-    keywords = torch.tensor([True, True, False, False])
+    keywords, silence = torch.tensor([True, True, False, False]), torch.tensor([False, False, False, True])
     said = torch.tensor([[0.5, 0.2, 0.2, 0.1]])
-    for target, believed in ((0, [0.5, 0.2, 0.2, 0.1]), (2, [0.0, 0.0, 0.9, 0.1]), (3, [0.0, 0.0, 0.2, 0.8])):
-        torch.testing.assert_close(corrected(said, torch.tensor([target]), keywords), torch.tensor([believed]))
+    for target, believed in ((0, [0.5, 0.2, 0.2, 0.1]), (2, [0.0, 0.0, 0.9, 0.1])):
+        torch.testing.assert_close(corrected(said, torch.tensor([target]), keywords, silence), torch.tensor([believed]))
+
+
+def test_a_teacher_is_not_believed_where_it_takes_music_for_speech():
+    keywords, silence = torch.tensor([True, True, False, False]), torch.tensor([False, False, False, True])
+    believed = corrected(torch.tensor([[0.5, 0.2, 0.2, 0.1]]), torch.tensor([3]), keywords, silence)
+    torch.testing.assert_close(believed, torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
 
 
 def test_who_learns_from_a_teacher_learns_none_of_its_false_accepts(data, monkeypatch, tmp_path):

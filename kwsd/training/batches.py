@@ -17,7 +17,7 @@ from kwsd.training.negatives import Negatives, to_float
 
 CUT_SHARE = 0.08  # of an augmented batch: keywords cut off by the window's edge, to be heard as unknown
 TALK_SHARE = 0.22  # connected speech, unknown as well
-SILENCE_SHARE = 0.08  # noise, hiss and digital silence
+SILENCE_SHARE = 0.16  # noise, hiss and digital silence
 OTHER_SHARE = 0.12  # clips of other words
 SPEED = (0.85, 1.15)
 HIDDEN = (0.4, 0.8)  # share of a cut word that lies outside the window
@@ -141,6 +141,7 @@ class AugmentedBatches:
         )
         if n["silence"]:
             quiet = augment.at_level(self.noise.draw(n["silence"], rng).to(self.device), SILENCE_DBFS, generator)
+            _switch_on(quiet[2::4], rng)
             quiet[::8] = 0.0  # digital silence
             quiet[1::8] = augment.at_level(
                 torch.randn(quiet[1::8].shape, generator=generator).to(self.device), HISS_DBFS, generator
@@ -155,6 +156,13 @@ class AugmentedBatches:
             ]
         )
         return windows, torch.from_numpy(targets).to(self.device)
+
+
+def _switch_on(noises: Tensor, rng: np.random.Generator) -> None:
+    """Makes one noise (n, 16000) give way to the next, in place: what begins or ends suddenly is no speech."""
+    others = noises.roll(1, 0)
+    for noise, other, at in zip(noises, others, rng.integers(0, WINDOW, len(noises)), strict=True):
+        noise[:at] = other[:at]
 
 
 def place(

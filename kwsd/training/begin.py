@@ -1,6 +1,7 @@
 """Where a run begins: with the weights of another, from its checkpoint or from what was exported of it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,9 +26,9 @@ def begin_with(
     Raises ConfigError if they are of another kind of network; ModelError if the file is neither, or of another kwsd.
     """
     other = _read(path, model)
-    if _kind(other) != model:
-        raise ConfigError(f"{path}: is a {_kind(other)}, which --model {model} cannot begin with")
-    theirs = other.info.labels if isinstance(other, Artefact) else other.labels
+    kind, theirs = _origin(other).model, _origin(other).labels
+    if kind != model:
+        raise ConfigError(f"{path}: is a {kind}, which --model {model} cannot begin with")
     learnt = NETWORKS[model](len(theirs)).to(next(network.parameters()).device)
     if isinstance(other, Artefact):
         _unfold(other, learnt)
@@ -57,10 +58,19 @@ def _merged(network: nn.Module, learnt: dict[str, Tensor], rows: list[tuple[int,
     return learnt
 
 
-def architecture(path: Path) -> str:
-    """What kind of network a checkpoint or an artefact is of; of two in one file the second, which is there because it
-    knows more. Raises ModelError if the file is neither."""
-    return _kind(_read(path))
+@dataclass(frozen=True)
+class Origin:
+    """What a run takes over from that which it begins with, unless it is told otherwise."""
+
+    model: str
+    labels: tuple[str, ...]
+    licence: str
+
+
+def origin(path: Path) -> Origin:
+    """Of a checkpoint or an artefact; of two networks in one file the second, which is there because it knows more.
+    Raises ModelError if the file is neither."""
+    return _origin(_read(path))
 
 
 def _read(path: Path, model: str | None = None) -> Artefact | Checkpoint:
@@ -75,8 +85,10 @@ def _read(path: Path, model: str | None = None) -> Artefact | Checkpoint:
             raise (not_artefact if path.suffix == ".onnx" or not path.exists() else not_checkpoint) from None
 
 
-def _kind(other: Artefact | Checkpoint) -> str:
-    return other.info.architecture if isinstance(other, Artefact) else other.model
+def _origin(other: Artefact | Checkpoint) -> Origin:
+    if isinstance(other, Artefact):
+        return Origin(other.info.architecture, other.info.labels, other.info.licence)
+    return Origin(other.model, other.labels, other.licence)
 
 
 def _unfold(artefact: Artefact, network: nn.Module) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kwsd.artefact import read_info
 from kwsd.errors import IO, NO_INPUT, NO_PERMISSION, USAGE, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 
 FORMAT = 3
+SPEECH_COMMANDS = "CC BY 4.0 (training recordings); the network's code is MIT"
+UNTOLD = "that of the training recordings; the network's code is MIT"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Checkpoint:
     seed: int
     command: str
     data: str
+    licence: str = SPEECH_COMMANDS  # of the recordings it was trained on; an older kwsd knew no other
+    validated_on: str = ""  # a name for what best_score was measured on; empty: an older kwsd did
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
@@ -103,6 +108,9 @@ def load_dict(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})", exit_code=NO_INPUT) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError):
+        with suppress(ModelError):
+            read_info(path)
+            raise KwsdError(f"{path}: is an artefact; name the checkpoint it was made of", exit_code=USAGE) from None
         raise ModelError(f"{path}: not a checkpoint, damaged, or not safe to load") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")

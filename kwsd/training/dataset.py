@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import tarfile
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from kwsd.artefact import UNKNOWN
-from kwsd.audio_format import WINDOW
+from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.recording import read_recording
 from kwsd.span import is_whole, word_span
@@ -29,6 +30,7 @@ FOREIGN = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".caf")  # s
 SUBSETS = ("training", "validation", "testing")
 SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
 SILENT = 8  # of 32768, from the lowest sample to the highest: nothing was recorded
+LONG_S = 5.0  # of a recording of one word: in a longer one there are probably several
 DECODERS = 4  # threads: decoding is mostly waiting for the disk
 BACKGROUND = "_background_noise_"
 SHARES = 2**27  # that Speech Commands parts speakers into
@@ -46,6 +48,7 @@ class Clips:
     paths: tuple[str, ...]
     skipped: tuple[str, ...]  # why each unreadable clip was left out
     whole: NDArray[np.bool_]  # (clips,): whether all of the word is in the clip, as far as one can tell
+    told: tuple[str, ...] = ()  # what else one should know of their folder
 
     def __len__(self) -> int:
         return len(self.words)
@@ -60,6 +63,7 @@ class Clips:
             tuple(self.paths[i] for i in rows),
             self.skipped,
             self.whole[rows],
+            self.told,
         )
 
     def said_whole(self, words: Sequence[str]) -> NDArray[np.intp]:
@@ -97,28 +101,35 @@ def load_words(folder: Path, subset: str) -> Clips:
     subsets by a hash of their name, as in Speech Commands, unless `validation_list.txt` and `testing_list.txt` lie in
     the folder; the recordings of a single speaker are parted by a hash of their own names. A subset may be empty.
     Of folders whose name begins with `_` only `_unknown_` is read; others are named in `skipped`, but for the noise of
-    Speech Commands.
+    Speech Commands. In `told` is what lies beside the folders, what lists name and is not there, and recordings so long
+    that most of them is not used.
     Raises AudioError if the folder holds no such recordings.
     """
-    listing = [(path, path.relative_to(folder).parts[0], _speaker(path, folder)) for path in _recordings(folder)]
-    listing = [(path, word, speaker) for path, word, speaker in listing if path.parent != folder and word[0] != "."]
+    recordings = _recordings(folder)
+    listing = [(path, _word(path, folder), _speaker(path, folder)) for path in recordings if path.parent != folder]
+    listing = [row for row in listing if row[1][0] != "."]
     special = sorted({word for _, word, _ in listing if word[0] == "_" and word not in (UNKNOWN, BACKGROUND)})
-    told = tuple(f"{folder / word}: is no word; name noise and silence with --noise" for word in special)
+    skipped = tuple(f"{folder / word}: is no word; name noise and silence with --noise" for word in special)
     foreign = sorted(path for path in _files(folder) if path.suffix.lower() in FOREIGN)
-    told += tuple(f"{path}: cannot be read; convert it: ffmpeg -i {path.name} {path.stem}.wav" for path in foreign)
+    skipped += tuple(f"{path}: cannot be read; convert it: ffmpeg -i {path.name} {path.stem}.wav" for path in foreign)
     listing = [row for row in listing if row[1] not in (*special, BACKGROUND)]
     if not listing and foreign:
-        raise AudioError(f"{folder}: no recordings in there but such as {told[-1]}")
+        raise AudioError(f"{folder}: no recordings in there but such as {skipped[-1]}")
     if not listing:
-        raise AudioError(f"{folder}: no recordings in there; put them into a folder per word: {folder.name}/stop/1.wav")
-    listed = _listed(folder)
+        example = f"{folder.resolve().name}/stop/1.wav"
+        raise AudioError(f"{folder}: no recordings in there; put them into a folder per word: {example}")
+    listed, told = _listed(folder, {path.relative_to(folder).as_posix() for path in recordings})
+    beside = [path for path in recordings if path.parent == folder]
+    if beside:
+        told += (f"{beside[0]}{_and_more(beside)}: of which word? put it into a folder that is called so",)
     alone = len({speaker for _, _, speaker in listing}) == 1
     keys = [path.relative_to(folder).as_posix() if alone else speaker for path, _, speaker in listing]
     wanted = [row for row, key in zip(listing, keys, strict=True) if _subset_of(row[0], key, folder, listed) == subset]
     if not wanted:
-        return Clips(np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), told, np.zeros(0, bool))
+        nothing = np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), skipped, np.zeros(0, bool)
+        return Clips(*nothing, told)
     clips = _decoded(wanted, subset, cut_up=False)
-    return replace(clips, skipped=(*told, *clips.skipped))
+    return replace(clips, skipped=(*skipped, *clips.skipped), told=(*told, *clips.told))
 
 
 def load_subset(
@@ -150,11 +161,23 @@ def join(parts: Sequence[Clips]) -> Clips:
         tuple(path for part in parts for path in part.paths),
         tuple(reason for part in parts for reason in part.skipped),
         np.concatenate([part.whole for part in parts]),
+        tuple(dict.fromkeys(note for part in parts for note in part.told)),
     )
 
 
 def _recordings(folder: Path) -> list[Path]:
+    """All under a folder. Raises AudioError if it is no folder, or nobody may look into it."""
+    try:
+        next(folder.iterdir(), None)
+    except NotADirectoryError:
+        raise AudioError(f"{folder}: is a file; name the folder that it lies in") from None
+    except OSError as error:
+        raise AudioError(f"{folder}: {error.strerror}; name a folder of recordings") from None
     return sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
+
+
+def _and_more(paths: Sequence[Path | str]) -> str:
+    return f" and {len(paths) - 1} more" if len(paths) > 1 else ""
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -169,17 +192,37 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in names)
 
 
+def _word(path: Path, folder: Path) -> str:
+    """Composed, as labels are: some file systems and archives take letters apart."""
+    return unicodedata.normalize("NFC", path.relative_to(folder).parts[0])
+
+
 def _speaker(path: Path, folder: Path) -> str:
     between = path.relative_to(folder).parts[1:-1]  # the word's folder and the file
     return between[0] if between else path.stem.partition("_nohash_")[0]
 
 
-def _listed(folder: Path) -> dict[str, set[str]] | None:
-    """The paths that the folder's own lists name for each subset; None: it has no lists."""
+def _listed(folder: Path, recordings: set[str]) -> tuple[dict[str, set[str]] | None, tuple[str, ...]]:
+    """The paths that the folder's own lists name for each subset, None if it has no lists; and what is to be told of
+    lines that name none of the recordings."""
     lists = {subset: folder / f"{subset}_list.txt" for subset in ("validation", "testing")}
     if not any(path.exists() for path in lists.values()):
-        return None
-    return {subset: set(_lines(path)) if path.exists() else set() for subset, path in lists.items()}
+        return None, ()
+    named = {subset: _paths_in(path) if path.exists() else {} for subset, path in lists.items()}
+    told = []
+    for subset, paths in named.items():
+        lost = [line for path, line in paths.items() if path not in recordings]
+        if lost:
+            told.append(
+                f"{lists[subset]}: {len(lost)} of {len(paths)} lines name no recording in the folder, "
+                f"such as {lost[0]}; a line is a path from there, word/file.wav"
+            )
+    return {subset: set(paths) for subset, paths in named.items()}, tuple(told)
+
+
+def _paths_in(listing: Path) -> dict[str, str]:
+    """The lines of a list, by the path that each means."""
+    return {os.path.normpath(line.strip()): line for line in _lines(listing) if line.strip()}
 
 
 def _lines(listing: Path) -> list[str]:
@@ -198,7 +241,7 @@ def _subset_of(path: Path, key: str, folder: Path, listed: dict[str, set[str]] |
         return next((subset for subset, names in listed.items() if name in names), "training")
     # Warden 2018: what has the same key stays in one subset, however much is added later. Reckoned as there, so that
     # somebody who is in Speech Commands as well is in the same subset of both.
-    share = int(hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest(), 16) % SHARES / (SHARES - 1)
+    share = int(hashlib.sha1(os.fsencode(key), usedforsecurity=False).hexdigest(), 16) % SHARES / (SHARES - 1)
     return "validation" if share < 0.1 else "testing" if share < 0.2 else "training"
 
 
@@ -209,6 +252,8 @@ def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str, *, cut_up: b
     if not (cache / "samples.npy").exists():
         _decode(listing, cache)
     index = np.load(cache / "index.npz")
+    long = [] if cut_up else index["paths"][index["seconds"] > LONG_S].tolist()
+    told = f"{long[0]}{_and_more(long)}: over {LONG_S:g} s; one word is taken, the loudest: cut it up" if long else ""
     return Clips(
         np.load(cache / "samples.npy"),
         tuple(index["words"].tolist()),
@@ -217,6 +262,7 @@ def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str, *, cut_up: b
         tuple(index["paths"].tolist()),
         tuple(index["skipped"].tolist()),
         index["whole"] if cut_up else np.ones(len(index["whole"]), bool),
+        (told,) if told else (),
     )
 
 
@@ -246,10 +292,11 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
 def _fingerprint(paths: Iterator[Path]) -> str:
     """A name for exactly these files as they are now: path, size, and times at which they or who may read them were
     changed."""
-    digest = hashlib.sha256(b"clips 6")
+    digest = hashlib.sha256(b"clips 7")
     for path in paths:
         status = path.stat() if path.exists() else None
-        digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)}\n".encode())
+        known = f"{path}\0{status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)}\n"
+        digest.update(os.fsencode(known))  # names may be of another encoding
     return digest.hexdigest()[:16]
 
 
@@ -271,7 +318,7 @@ def fit(samples: NDArray[np.float32]) -> NDArray[np.int16]:
 def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
     """Decode all clips into the cache; it appears whole or not at all."""
     samples = np.zeros((len(listing), WINDOW), np.int16)
-    whole = np.zeros(len(listing), bool)
+    whole, seconds = np.zeros(len(listing), bool), np.zeros(len(listing))
     kept, skipped = [], []
 
     def read(row: int) -> str | None:
@@ -280,7 +327,7 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
             recording = read_recording(path)
         except KwsdError as error:
             return str(error)
-        samples[row], whole[row] = fit(recording), is_whole(recording)
+        samples[row], whole[row], seconds[row] = fit(recording), is_whole(recording), recording.size / SAMPLE_RATE
         silent = int(samples[row].max()) - int(samples[row].min()) <= SILENT
         return f"{path}: is silent; record it again, or delete it" if silent else None
 
@@ -300,7 +347,7 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
         np.savez(
             unfinished / "index.npz",
             words=words, speakers=speakers, spans=spans, paths=paths, skipped=np.array(skipped, dtype=str),
-            whole=whole[kept],
+            whole=whole[kept], seconds=seconds[kept],
         )  # fmt: skip
         np.save(unfinished / "samples.npy", samples[kept] if skipped else samples)
         unfinished.rename(cache)
@@ -388,8 +435,12 @@ class Noise:
 
     def parts(self, subset: str) -> list[NDArray[np.int16]]:
         """The same by the folder it is from."""
-        first, last = SILENCE_PART[subset]
-        return [np.concatenate([n[int(first * n.size) : int(last * n.size)] for n in place]) for place in self._places]
+        return [np.concatenate([_cut_out(noise, subset) for noise in place]) for place in self._places]
+
+    def by_recording(self, subset: str) -> list[NDArray[np.int16]]:
+        """The same by the recording it is from, where that is a second or more; if it is of none, end to end."""
+        parts = [_cut_out(noise, subset) for place in self._places for noise in place]
+        return [part for part in parts if part.size >= WINDOW] or [self.part(subset)]
 
     @cached_property
     def _places(self) -> list[list[NDArray[np.int16]]]:
@@ -399,6 +450,11 @@ class Noise:
             place = f"{self.data}: no _background_noise_ in the data set; " if self.data else ""
             raise AudioError(f"{place}name recordings of noise with --noise")
         return [list(load_talk(place, ())[0].values()) for place in places]
+
+
+def _cut_out(noise: NDArray[np.int16], subset: str) -> NDArray[np.int16]:
+    first, last = SILENCE_PART[subset]
+    return noise[int(first * noise.size) : int(last * noise.size)]
 
 
 def _background(root: Path) -> Path | None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,6 @@ from kwsd.training.validation import in_batches, labelled_windows
 
 COMPARE_EVERY = 5  # of the test clips, every n-th is compared
 TOLERANCE = 1e-4  # on log-probabilities, eager against exported
-LICENCE = "CC BY 4.0 (training recordings); the network's code is MIT"
 
 
 def export_checkpoint(
@@ -47,6 +47,7 @@ def export_checkpoint(
     words: tuple[Path, ...] = (),
     noise: tuple[Path, ...] = (),
     second: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> ArtefactInfo:
     """`kwsd export` as the command line has it. `data` and `words` give the clips to compare on and the accuracy to
     store; without them the recording that kwsd comes with is compared on, and no figure is stored. `second` makes a
@@ -58,6 +59,9 @@ def export_checkpoint(
         raise ConfigError(f"{out}: the name says what it is to be: .onnx, or .pt for TorchScript", exit_code=USAGE)
     checkpoint = _checkpoint(source, labels)
     asked = None if second is None else _second_checkpoint(second, checkpoint.labels)
+    for path, trained in ((source, checkpoint), (second, asked)):
+        if trained is not None and trained.epoch < trained.recipe.get("epochs", 0):
+            say(f"{path}: has {trained.epoch} of its {trained.recipe['epochs']} epochs; kwsd train --resume goes on")
     recommended = checkpoint.recipe.get("thresholds", {}) | parse_thresholds(thresholds, checkpoint.labels)
     if data is None and not words:
         recording = read_recording(DEMO)
@@ -101,9 +105,10 @@ def parse_thresholds(given: tuple[str, ...], labels: tuple[str, ...]) -> dict[st
             value = -1.0
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"--threshold {text}: a score from 0 to 1, or LABEL=SCORE", exit_code=USAGE)
-        if label and label not in labels:
-            raise ConfigError(f"--threshold {text}: {label} is no label of this model; it has {', '.join(labels)}")
-        words = [label] if label else [name for name in labels if not name.startswith("_")]
+        keywords = [name for name in labels if not name.startswith("_")]
+        if label and label not in keywords:
+            raise ConfigError(f"--threshold {text}: {label} is no word of this model; it has {', '.join(keywords)}")
+        words = [label] if label else keywords
         thresholds |= dict.fromkeys(words, value)
     return thresholds
 
@@ -200,7 +205,7 @@ def _bare_simplenet(source: Path, state: dict[str, Any], labels: str | None) -> 
     weights = dict(zip(own, state.values(), strict=True))
     return Checkpoint(
         model="simplenet", labels=names, epoch=0, state=weights, average_state=None, best_state=weights,
-        best_score=0.0, optimiser={}, recipe={}, seed=0, command="",
+        best_score=0.0, optimiser={}, recipe={}, seed=0, command="", licence="unknown",
         data=f"unknown: exported from a bare state dict, {source.name}",
     )  # fmt: skip
 
@@ -219,7 +224,7 @@ def describe(checkpoint: Checkpoint, thresholds: dict[str, float], figures: tupl
         thresholds=thresholds,
         figures=figures,
         data=f"{checkpoint.data}; {checkpoint.command}" if checkpoint.command else checkpoint.data,
-        licence=LICENCE if checkpoint.command else "unknown",
+        licence=checkpoint.licence,
         weights_sha256=weights_hash(checkpoint.best_state),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kwsd.errors import IO, UNAVAILABLE, ConfigError, KwsdError
+from kwsd.errors import IO, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,11 @@ class History:
     def __init__(self, path: Path, epochs: int, board: Path | None = None) -> None:
         """Go on after so many epochs; what the file has of later ones was lost with their checkpoint.
 
-        `board` is a folder for TensorBoard. Raises ConfigError if that is not installed.
+        `board` is a folder for TensorBoard. Raises ConfigError if that is not installed, or if of a run that begins
+        the file would take another's place.
         """
+        if not epochs:
+            _check_place(path)
         self.path = path
         self._rows = [row for row in _read(path) if int(row["epoch"]) <= epochs] if epochs else []
         self._board = _open_board(board, epochs) if board else None
@@ -110,6 +113,20 @@ def _open_board(folder: Path, epochs: int) -> Any:
         return SummaryWriter(str(folder), purge_step=epochs + 1)
     except OSError as error:
         raise KwsdError(f"{folder}: cannot be written ({error.strerror}); choose another", exit_code=IO) from None
+
+
+def _check_place(path: Path) -> None:
+    """What a run before left there may go; anything else is somebody's."""
+    ours = ",".join(field.name for field in fields(EpochFigures))
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if file.readline().rstrip("\n") == ours:
+                return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise KwsdError(f"{path}: cannot be written ({error.strerror}); choose another --out", exit_code=IO) from None
+    raise ConfigError(f"{path}: is there already, and is no history of a run; choose another --out", exit_code=USAGE)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

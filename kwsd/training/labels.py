@@ -24,22 +24,23 @@ ALL = tuple(
 HOMOPHONES = {"know": "no", "write": "right", "wright": "right", "rite": "right", "noe": "no", "yep": "yes"}
 
 
-def parse_labels(text: str) -> tuple[str, ...]:
-    """`all` (35 words), `commands` (ten commands, unknown, silence) or a comma-separated list of labels.
+def parse_labels(text: str, at_least: int = 2) -> tuple[str, ...]:
+    """`all` (35 words), `commands` (ten commands, unknown, silence) or a comma-separated list of labels, in Unicode's
+    composed form (NFC): so that a word is the same however it was typed.
 
-    Raises ConfigError for an empty or repeated label, or a single one.
+    Raises ConfigError for an empty or repeated label, or fewer than `at_least`.
     """
     if text == "all":
         return ALL
     if text == "commands":
         return (*COMMANDS, UNKNOWN, SILENCE)
-    labels = tuple(part.strip() for part in text.split(","))
+    labels = tuple(unicodedata.normalize("NFC", part.strip()) for part in text.split(","))
     if not all(labels):
         raise ConfigError(f"--labels {text!r}: an empty label; write them as a,b,c")
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
         raise ConfigError(f"--labels: {', '.join(sorted(repeated))} is given more than once")
-    if len(labels) < 2:
+    if len(labels) < at_least:
         raise ConfigError(f"--labels {text}: a model tells words apart; give it at least two, such as {text},{UNKNOWN}")
     return labels
 

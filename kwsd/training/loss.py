@@ -10,13 +10,14 @@ def smoothed(targets: Tensor, labels: int, smoothing: float) -> Tensor:
     return F.one_hot(targets, labels) * (1.0 - smoothing) + smoothing / labels
 
 
-def corrected(posteriors: Tensor, targets: Tensor, keywords: Tensor) -> Tensor:
+def corrected(posteriors: Tensor, targets: Tensor, keywords: Tensor, silence: Tensor) -> Tensor:
     """A teacher's posteriors (batch, labels) of windows with these targets (batch,), without its false accepts.
 
     Where no keyword is to be heard, what it gives to `keywords`, a mask (labels,), goes to the target instead. Else who
-    learns from windows that are taken for keywords learns to take them for some.
+    learns from windows that are taken for keywords learns to take them for some. And where the target is one of
+    `silence`, a mask as well, all goes to it: music is taken for speech too readily.
     """
-    mistaken = posteriors * (keywords & ~keywords[targets, None])
+    mistaken = posteriors * ((keywords & ~keywords[targets, None]) | silence[targets, None])
     return (posteriors - mistaken).scatter_add(1, targets[:, None], mistaken.sum(1, keepdim=True))
 
 

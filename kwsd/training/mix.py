@@ -15,7 +15,7 @@ from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.training import augment
 from kwsd.training.dataset import Clips, Noise, load_subset, to_int16
-from kwsd.training.truth import Word, write_truth
+from kwsd.training.truth import Word, truth_beside, write_truth
 
 HISS_DBFS = -66.0  # the microphone's own noise, always there
 WORD_DBFS = -26.0  # level of every word where there is a signal-to-noise ratio to keep
@@ -75,6 +75,10 @@ def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None
     """An audio file, and beside it a .tsv of its words. Raises KwsdError if they cannot be written."""
     if not path.name:
         raise ConfigError(f"mix: {path} names no file", exit_code=USAGE)
+    if truth_beside(path).exists() and not path.exists():
+        raise ConfigError(
+            f"{truth_beside(path)}: is there already, of another recording; name {path.stem} otherwise", exit_code=USAGE
+        )
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # its ending says the format
     try:
         soundfile.write(unfinished, to_int16(recording), SAMPLE_RATE)

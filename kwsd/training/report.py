@@ -26,6 +26,7 @@ CURVE_COLUMNS = (
     "threshold", "missed, %", "false per hour",
     *itertools.chain(*((f"without {rule}: missed, %", "false per hour") for rule in LOOKING_BACK)),
 )  # fmt: skip
+MANY = 0.05  # of the words: more than so many that wariness costs say that the model hears them everywhere
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 :root { color-scheme: light dark }
@@ -69,6 +70,7 @@ def _summary(evaluation: StreamEvaluation) -> str:
         wrong = sum(1 for word in words.mistaken if word)
         lines += [f"{'wrong word instead':24s} {Rate(wrong, len(words.said))}"]
         lines += [f"{'false between them':24s} {_per_hour(words)}"]
+        lines += [f"{f'missed without {rule}':24s} {_missed_without(evaluation, rule)}" for rule in LOOKING_BACK]
         if words.latencies_s:
             p50, p95 = np.percentile(words.latencies_s, (50, 95))
             lines += [f"{'end of word → detection':24s} p50 {p50:.2f} s  p95 {p95:.2f} s of audio"]
@@ -80,6 +82,12 @@ def _summary(evaluation: StreamEvaluation) -> str:
     return "\n".join(lines)
 
 
+def _missed_without(evaluation: StreamEvaluation, rule: str) -> str:
+    with_it, without = (evaluation.at(without=name)[0].missed() for name in (None, rule))
+    many = rule == "wariness" and with_it.value - without.value > MANY
+    return f"{without}{'; this model hears words everywhere: train it longer, with more talk' if many else ''}"
+
+
 def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
     """For JSON."""
     words, talk = evaluation.at()
@@ -88,6 +96,7 @@ def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
         "thresholds": evaluation.rules.thresholds,
         "words": words.as_dict(),
         "per_word": {k: {"missed": words.missed(k).right, "of": words.missed(k).of} for k in keywords},
+        "without": {rule: {"missed": evaluation.at(without=rule)[0].missed().right} for rule in LOOKING_BACK},
         "talk": talk.as_dict() | {"left_out": evaluation.left_out, "continuous": evaluation.continuous},
         "curve": [
             {"threshold": threshold}
@@ -126,7 +135,7 @@ def _word_rows(evaluation: StreamEvaluation) -> Iterator[list[str]]:
         low, high = missed.interval
         figures = [f"{missed.value:.1%}", f"{low:.1%} to {high:.1%}", f"{missed.right} of {missed.of}"]
         instead = {other for word, other in zip(words.said, words.mistaken, strict=True) if word == keyword and other}
-        false = words.false_accepts.count(keyword), talk.false_accepts.count(keyword)
+        false = words.false_accepts.count(keyword), talk.false_accepts.count(keyword) if talk.hours else "–"
         figures = figures if missed.of else ["", "", "none said"]
         yield [keyword, f"{threshold:.3g}", *figures, ", ".join(sorted(instead)), *map(str, false)]
 
@@ -162,7 +171,7 @@ def draw_curve(evaluation: StreamEvaluation, path: Path | io.BytesIO) -> None:
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_xlim(left=-0.05)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("false accepts per hour of talk")
+    axes.set_xlabel(f"false accepts per hour {'of talk' if evaluation.talk.hours else 'between the words'}")
     axes.set_ylabel("words missed, %")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from kwsd.artefact import SILENCE
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.training import augment
 from kwsd.training.batches import AugmentedBatches, PlainBatches
@@ -48,6 +49,11 @@ class Run:
     def keywords(self) -> Tensor:
         """Which labels are, a mask (labels,)."""
         return torch.tensor([not label.startswith("_") for label in self.labels], device=self.device)
+
+    @cached_property
+    def silence(self) -> Tensor:
+        """Which label is silence, a mask (labels,)."""
+        return torch.tensor([label == SILENCE for label in self.labels], device=self.device)
 
     @property
     def judged(self) -> nn.Module:
@@ -103,7 +109,7 @@ def _step(run: Run, windows: Tensor, targets: Tensor, generator: torch.Generator
     recipe, group, n = run.recipe, run.group, len(windows)
     wanted = smoothed(targets, len(run.labels), recipe.label_smoothing)  # (batch, labels)
     if run.teacher is not None:
-        taught = corrected(run.teacher(windows), targets, run.keywords)
+        taught = corrected(run.teacher(windows), targets, run.keywords, run.silence)
         wanted = torch.lerp(wanted, taught, recipe.teacher_share)
     inputs = _frames(run, windows, generator) if recipe.augment else windows
     if recipe.mixup:

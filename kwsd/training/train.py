@@ -23,8 +23,8 @@ from kwsd.device import choose_device
 from kwsd.errors import USAGE, AudioError, ConfigError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training.batches import AugmentedBatches, PlainBatches
-from kwsd.training.begin import architecture, begin_with
-from kwsd.training.checkpoint import Checkpoint, load_checkpoint
+from kwsd.training.begin import Origin, begin_with, origin
+from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, Checkpoint, load_checkpoint
 from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, part_talk, transcribed
 from kwsd.training.history import EpochFigures, History
 from kwsd.training.labels import parse_labels
@@ -85,6 +85,14 @@ class Plan:
     out: Path
     options: TrainOptions
     say: Callable[[str], None]
+    origin: Origin | None = None  # what it goes on from, or begins with
+
+    @property
+    def licence(self) -> str:
+        """Under which the network may be given away."""
+        if self.options.data:
+            return SPEECH_COMMANDS
+        return self.origin.licence if self.origin else UNTOLD
 
 
 def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
@@ -93,24 +101,33 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     Under torchrun all its processes train one network, and the first writes and speaks.
     Ctrl-C raises KeyboardInterrupt after a usable checkpoint is on the disk.
     """
-    model, recipe = _recipe(options)
-    labels = parse_labels(options.labels or recipe.labels)
+    begun = _begun(options)
+    model, recipe = _recipe(options, begun)
+    labels = begun.labels if begun and not options.recipe else parse_labels(recipe.labels)
+    labels = parse_labels(options.labels) if options.labels else labels
     for label in recipe.thresholds:
         if label not in labels:
             raise ConfigError(f"thresholds: {label} is none of the labels {', '.join(labels)}")
     out = options.out or Path("models") / f"{model}.ckpt"
     device = choose_device(options.device)
     with join_process_group(device) as group:
-        plan = Plan(model, recipe, labels, out, options, say if group.leads else _nothing)
+        plan = Plan(model, recipe, labels, out, options, say if group.leads else _nothing, begun)
         Checkpoint.check_place(out)
         if out.exists() and not options.resume:
             raise ConfigError(f"{out}: is there already; go on with it by --resume, or name another with --out")
         torch.manual_seed(options.seed)
         _keep_memory()
         run = _prepare(plan, group.device(device), group)
-        if options.resume:  # --init has had its say in the run's first epoch
+        if options.resume:
             _resume(run, plan)
         return _epochs(run, plan)
+
+
+def _begun(options: TrainOptions) -> Origin | None:
+    """What the run goes on from, if its checkpoint has a name, or begins with."""
+    if options.resume and options.out and options.out.exists():
+        return origin(options.out)
+    return origin(options.init) if options.init else None
 
 
 def _nothing(_: str) -> None:
@@ -123,6 +140,8 @@ def _epochs(run: Run, plan: Plan) -> Checkpoint:
     beside = out.name.removesuffix(".ckpt")  # and no more: of `exp1.1` and `exp1.2` each has its own
     history = History(out.with_name(f"{beside}.csv"), run.epoch, plan.options.tensorboard) if leads else None
     saved = run.epoch > 0
+    if run.epoch >= run.recipe.epochs:
+        plan.say(f"{out}: has all its {run.epoch} epochs; --epochs says how many there are to be")
     try:
         while run.epoch < run.recipe.epochs:
             figures = _one_epoch(run, plan.say)
@@ -156,6 +175,8 @@ def _checkpoint(run: Run, plan: Plan) -> Checkpoint:
         seed=run.seed,
         command=plan.options.command,
         data=_describe(plan.options),
+        licence=plan.licence,
+        validated_on=run.held_out.name,
     )
 
 
@@ -207,14 +228,14 @@ def _keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-def _recipe(options: TrainOptions) -> tuple[str, Recipe]:
+def _recipe(options: TrainOptions, begun: Origin | None) -> tuple[str, Recipe]:
     """The network's name, and how it is trained."""
     if options.recipe:
         model, recipe = read_recipe(options.recipe)
         if options.model not in (None, model):
             raise ConfigError(f"--model {options.model}: {options.recipe} is for {model}; leave out one of the two")
     else:
-        model = options.model or architecture(options.init) if options.init else str(options.model)
+        model = options.model or (begun.model if begun else "")
         if model not in RECIPES:
             raise ConfigError(f"--model {model}: no such network; there are {', '.join(RECIPES)}")
         recipe = RECIPES[model]
@@ -230,7 +251,9 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     options, recipe, labels = plan.options, plan.recipe, plan.labels
     with group.first_of_machine_first():
         clips, validation = (_load(plan, subset) for subset in ("training", "validation"))
-    _check_labels(clips, labels, plan.say)
+    for note in dict.fromkeys((*clips.told, *validation.told)):
+        plan.say(note)
+    _check_labels(clips, plan)
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
     in_both = set(clips.speakers) & set(validation.speakers)
@@ -260,7 +283,7 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
             plan.say(f"{plan.model} learns from clips alone: --negatives are not used")
         windows, targets = labelled_windows(clips, labels, noise, "training")
         batches = PlainBatches(windows.numpy(), targets.numpy(), recipe.batch, options.seed)
-    if options.init:
+    if options.init and not options.resume:  # else it had its say in the run's first epoch
         some = (windows.to(device) for windows, _ in islice(batches.epoch(0), SEEN))
         new = begin_with(options.init, network, plan.model, labels, some)
         if new:
@@ -301,21 +324,50 @@ def _load(plan: Plan, subset: str) -> Clips:
     return clips
 
 
-def _check_labels(clips: Clips, labels: tuple[str, ...], say: Callable[[str], None]) -> None:
-    """Says which labels have nothing or too little to learn from. Raises AudioError if none has anything."""
+def _check_labels(clips: Clips, plan: Plan) -> None:
+    """Says which labels have too little to learn from, and what becomes of other words. Raises AudioError if one has
+    nothing."""
+    labels, say, spoken = plan.labels, plan.say, counts(clips.words)
     keywords = [label for label in labels if not label.startswith("_")]
-    missing = [label for label in keywords if label not in clips.words]
+    if set(spoken).isdisjoint(keywords):
+        raise AudioError(
+            f"none of the training clips is one of the labels {', '.join(labels)}; "
+            f"they are of {_some(spoken)}: name --labels"
+        )
+    missing = [label for label in keywords if label not in spoken]
     if missing:
-        meant = [f"; did you mean _{label}_?" for label in missing if f"_{label}_" in (UNKNOWN, SILENCE)]
-        say(f"no training clips of: {', '.join(missing)}{''.join(meant[:1])}")
-    if set(clips.words).isdisjoint(labels):
-        raise AudioError(f"none of the training clips is one of the labels {', '.join(labels)}")
-    spoken = counts(clips.words)
+        _tell_missing(missing, plan)
+    others = [f"{word} {n}" for word, n in spoken.items() if word not in labels]
+    if others:
+        say(f"{f'learnt as {UNKNOWN}' if UNKNOWN in labels else 'not used, as no labels'}: {_some(others)}")
+    elif UNKNOWN in labels and UNKNOWN not in spoken and not plan.options.negatives:
+        say(
+            f"there is nothing to learn {UNKNOWN} from, and whatever is said will be taken for one of the words: "
+            "name talk with --negatives, or record other words"
+        )
     few = [f"{label} {spoken[label]}" for label in keywords if 0 < spoken.get(label, 0) < FEW_CLIPS]
     if few:
         say(f"few training clips: {', '.join(few)}; {WANTED_CLIPS} of each, from ten people or more, are wanted")
     if len(set(clips.speakers)) == 1:
         say(f"all training clips are of one speaker ({clips.speakers[0]}); others will be understood poorly")
+
+
+def _tell_missing(missing: list[str], plan: Plan) -> None:
+    """A label that is known already may go without clips. Raises AudioError if there is another, but in a quick try of
+    what there is."""
+    meant = [f"; did you mean _{label}_?" for label in missing if f"_{label}_" in (UNKNOWN, SILENCE)]
+    told = f"no training clips of: {', '.join(missing)}{''.join(meant[:1])}"
+    if plan.options.quick or (plan.origin and set(missing) <= set(plan.origin.labels)):
+        plan.say(told)
+    else:
+        raise AudioError(f"{told}; record some, or leave it out of --labels")
+
+
+def _some(words: Iterable[str], most: int = 8) -> str:
+    """The first of them, and how many more there are."""
+    all_of_them = list(words)
+    more = len(all_of_them) - most
+    return ", ".join(all_of_them[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _load_negatives(
@@ -367,6 +419,9 @@ def _resume(run: Run, plan: Plan) -> None:
         raise ModelError(f"{plan.out}: a checkpoint of another kwsd; train again without --resume") from None
     run.epoch, run.best_score = checkpoint.epoch, checkpoint.best_score
     run.best_state = checkpoint.best_state
+    if run.best_score and checkpoint.validated_on != run.held_out.name:  # what is better must be better at the same
+        run.best_score = run.held_out.validate(checkpoint.network().to(run.device), run.device).score
+        plan.say(f"validated on other recordings than before: the best weights so far come to {run.best_score:.1%}")
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """How good a network is while it is trained: on clips it has not seen, and on talk and noise."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from kwsd.errors import AudioError
 from kwsd.training import augment
 from kwsd.training.batches import place, targets_of
 from kwsd.training.dataset import Clips, Noise, to_int16
-from kwsd.training.negatives import crops, to_float
+from kwsd.training.negatives import Negatives, crops, to_float
 
 BATCH = 256  # windows
 CLIPS_PER_SILENCE = 11
@@ -60,6 +62,14 @@ class HeldOut:
 
     def __len__(self) -> int:
         return sum(len(windows) for windows in (self.clips, self.spoken, *self.negatives))
+
+    @cached_property
+    def name(self) -> str:
+        """The same for the same windows and targets alone."""
+        digest = hashlib.sha256()
+        for part in (self.clips, self.targets, self.spoken, self.spoken_targets, *self.negatives):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
     def validate(self, network: nn.Module, device: torch.device) -> Validated:
         """Score all of it with a network."""
@@ -124,7 +134,8 @@ def labelled_windows(clips: Clips, labels: tuple[str, ...], noise: Noise, subset
     windows, wanted = torch.from_numpy(clips.samples[rows]), torch.from_numpy(targets[rows])
     if SILENCE in labels:
         n = max(1, rows.size // CLIPS_PER_SILENCE)
-        quiet = crops(noise.part(subset), n, np.random.default_rng(0)) * 32768.0
+        # Each within one recording: the sudden change where one follows another is in no room.
+        quiet = Negatives(noise.by_recording(subset)).by_chance(n, np.random.default_rng(0)) * 32768.0
         windows = torch.cat([windows, quiet.short()])
         wanted = torch.cat([wanted, torch.full((n,), labels.index(SILENCE))])
     return windows, wanted
