@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -10,11 +11,11 @@ from kwsd.artefact import read_artefact
 from kwsd.config import Config, FileConfig, HookConfig, HttpConfig, ListenConfig, PcmConfig, WyomingConfig
 from kwsd.door import check_group
 from kwsd.engines import check_engine
-from kwsd.errors import AudioError
+from kwsd.errors import NO_PERMISSION, AudioError
 from kwsd.listening import read_token
 from kwsd.outlets import http_secret
 from kwsd.pipeline import make_rules
-from kwsd.recording import open_recording
+from kwsd.recording import check_channel, open_recording
 from kwsd.secret import is_to_come
 from kwsd.sinks.hooks import make_hooks
 from kwsd.sinks.mqtt import read_broker
@@ -48,7 +49,7 @@ def looks(config: Config) -> Iterator[Callable[[], object]]:
     """At recordings, pipes, secrets and groups, one each; each raises KwsdError for what is not as it should be."""
     for stream in config.streams:
         if isinstance(stream, FileConfig):
-            yield partial(_look_at_recording, config.resolve(stream.path))
+            yield partial(_look_at_recording, config.resolve(stream.path), stream.channel)
         elif isinstance(stream, PcmConfig) and stream.path != "-":
             yield partial(_look_at_pipe, config.resolve(stream.path))
     if not is_to_come(config.listen.token_file):
@@ -59,13 +60,18 @@ def looks(config: Config) -> Iterator[Callable[[], object]]:
         yield partial(check_group, group, setting)
 
 
-def _look_at_recording(path: Path) -> None:
-    open_recording(path).close()
+def _look_at_recording(path: Path, channel: int | Literal["mix"]) -> None:
+    with open_recording(path) as recording:
+        check_channel(path, recording.channels, None if channel == "mix" else channel - 1)
 
 
 def _look_at_pipe(path: Path) -> None:
-    if not path.exists():
-        raise AudioError(f"{path}: no such file or FIFO; create it with mkfifo")
+    try:
+        path.stat()
+    except PermissionError:
+        raise AudioError(f"{path}: permission denied; make its folder readable", exit_code=NO_PERMISSION) from None
+    except OSError:
+        raise AudioError(f"{path}: no such file or FIFO; create it with mkfifo") from None
 
 
 def _groups(config: Config) -> dict[str, str | None]:

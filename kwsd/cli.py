@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kwsd import __version__
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import INTERNAL, INTERRUPTED, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
+from kwsd.paths import FIFO, FILE, kind_of
 
 Command = Callable[[argparse.Namespace], int]
 LONGEST_BENCH_S = 86_400.0
@@ -438,7 +439,7 @@ def _model(named: Path) -> Path:
     """A file, or a model that kwsd comes with, by its name."""
     from kwsd.config import shipped_model
 
-    return named if named.exists() else shipped_model(str(named)) or named
+    return named if kind_of(named) is not None else shipped_model(str(named)) or named
 
 
 def run(options: argparse.Namespace) -> int:
@@ -452,7 +453,24 @@ def run(options: argparse.Namespace) -> int:
 
     set_up_logging(logging.DEBUG if options.verbose else logging.INFO)
     source = (f"streams=[{_stream(options.source)}]",) if options.source is not None else ()
-    return run_daemon(lambda: load_config(options.config, _settings(options, *source)))
+    read_before = False
+
+    def load() -> "Config":
+        nonlocal read_before
+        if read_before and options.config:
+            _check_readable_again(options.config)
+        read_before = True
+        return load_config(options.config, _settings(options, *source))
+
+    return run_daemon(load)
+
+
+def _check_readable_again(config: Path) -> None:
+    """A reload is no reason for a silent default. Raises ConfigError where what was read is gone."""
+    if kind_of(config) == FIFO:
+        raise ConfigError(f"{config}: could be read only once; name a file, to be read again on reload")
+    if kind_of(config) == FILE and config.stat().st_size == 0:
+        raise ConfigError(f"{config}: is empty; write {{}} for kwsd's own configuration")
 
 
 def _stream(source: str) -> str:
@@ -465,7 +483,7 @@ def _stream(source: str) -> str:
 
     path = Path(source).absolute()
     name = printable(path.name)[:64]
-    if path.is_fifo():
+    if kind_of(path) == FIFO:
         return _yaml({"source": "pcm", "name": name, "path": path, "reopen": False})
     return _yaml({"source": "file", "name": name, "path": path})
 
@@ -604,7 +622,7 @@ def replay(options: argparse.Namespace) -> int:
 def _channel(text: str) -> int | None:
     if text == "mix":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--channel {text}: a number from 1, or mix", exit_code=USAGE)
     return int(text) - 1
 

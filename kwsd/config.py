@@ -13,6 +13,7 @@ from msgspec import Meta
 from kwsd.address import Address, parse_address
 from kwsd.errors import ConfigError
 from kwsd.event import EVENT_TYPES
+from kwsd.paths import kind_of
 from kwsd.settings_file import SettingsFile
 
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
@@ -28,7 +29,7 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Release = Annotated[float, Meta(gt=0.0, le=1.0)]  # no score falls below 0
 Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]
 Seconds = Annotated[float, Meta(ge=0.0, le=60.0)]
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=10_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Names = Annotated[tuple[str, ...], Meta(min_length=1)]
 
@@ -217,8 +218,13 @@ class Config(_Section, frozen=True, kw_only=True):
     folder: str = "."
 
     def resolve(self, path: str) -> Path:
-        """A path of the config, relative to the folder the config lies in."""
-        return Path(self.folder) / Path(path).expanduser()
+        """A path of the config, relative to the folder the config lies in. Raises ConfigError for what is none."""
+        if "\0" in path:
+            raise ConfigError(f"{path!r}: no path has a zero byte in it")
+        try:
+            return Path(self.folder) / Path(path).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{path}: nobody here is called so, or has a home; write the whole path") from None
 
     def chosen(self, known: Iterable[str]) -> dict[str, KeywordConfig]:
         """The keywords to listen for, of a model that knows these, each with what it does differently. One may be
@@ -267,7 +273,7 @@ def shipped_model(name: str) -> Path | None:
     """The artefact of a model that kwsd comes with, `commands` or `commands-fast`; None if it is none of their
     names."""
     path = MODELS / f"{name}.onnx"
-    return path if Path(name).name == name and path.exists() else None
+    return path if Path(name).name == name and kind_of(path) is not None else None
 
 
 def load_config(
@@ -302,6 +308,10 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
         raise place.error("debouncer.release", f"{release} is above the threshold {threshold}; set it lower")
     if not config.keywords:
         raise place.error("keywords", "is empty; name at least one keyword, or say all")
+    for i, stream in enumerate(config.streams):
+        if isinstance(stream, PcmConfig) and stream.channel != "mix" and stream.channel > stream.channels:
+            what = f"there are {stream.channels}, and no {stream.channel}; raise channels, or choose another, or mix"
+            raise place.error(f"streams.{i}.channel", what)
     names = [stream.name for stream in config.streams]
     for i, name in enumerate(names):
         if name in names[:i]:

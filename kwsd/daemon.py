@@ -21,7 +21,7 @@ from kwsd.aside import DaemonThreads
 from kwsd.config import Config
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
-from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, KwsdError
+from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, ConfigError, KwsdError
 from kwsd.event import (
     Answer,
     AudioEvent,
@@ -102,6 +102,7 @@ class Daemon:
         self.loading = False
         self._notifier = Notifier()
         self._stamp = Stamp()
+        self._passing: set[str] = set()  # streams of clients of the moment
         self._stop = asyncio.Event()
         self._reason = "end of audio"
         self._failure: KwsdError | None = None
@@ -142,11 +143,15 @@ class Daemon:
         make_rules(config, state.artefact.info)
         hooks = self._make_hooks(config, state.artefact)
         listening = Listening(config, self._reports())
-        await self._outlets.open(config, http_secret(config))
-        self._outlets.adopt(config, hooks)
-        self._spotter: Spotter = await self._in_thread(
-            lambda: make_spotter(state.artefact, config.device, config.engine)
-        )
+        try:
+            await self._outlets.open(config, http_secret(config))
+            self._outlets.adopt(config, hooks)
+            self._spotter: Spotter = await self._in_thread(
+                lambda: make_spotter(state.artefact, config.device, config.engine)
+            )
+        except BaseException:
+            listening.stop()  # or its socket would stay
+            raise
         state.listening = listening
         self._see_who_watches()
         listening.start(self._spotter, state.welcome)
@@ -336,8 +341,11 @@ class Daemon:
     def _on_satellite(self, event: StreamJoined | StreamLeft) -> None:
         if isinstance(event, StreamJoined):
             log.info("satellite %s: %d Hz, %d channels", event.stream, event.rate, event.channels)
+            if self._is_passing(event.stream):
+                self._passing.add(event.stream)
         else:
             log.info("stream %s: %s after %.1f s of audio", event.stream, event.reason, event.heard_s)
+            self._part_with(event.stream)
         self._emit(event)
         if isinstance(event, StreamJoined) and event.stream in self._state.adjustments.muting:
             self._emit(Muted(stream=event.stream, muted=True))
@@ -458,7 +466,7 @@ class Daemon:
                 self._notifier.reloading()
             before = self._state.thresholds
             try:
-                await self._switch_to(self._load())
+                await self._switch_to(self._load_again())
                 self._state.refused = ""
                 self._emit(Reload(ok=True))
                 log.info("reloaded")
@@ -476,6 +484,15 @@ class Daemon:
             if was_ready:
                 self._notifier.ready(self._state.summary())
             return refusal
+
+    def _load_again(self) -> Config:
+        """Raises KwsdError for whatever is wrong: a mistake in a file ends no daemon."""
+        try:
+            return self._load()
+        except KwsdError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{error!r}; please report this") from error
 
     async def _switch_to(self, config: Config) -> None:
         """All of a new configuration, or nothing of it. Raises KwsdError for why not."""
@@ -544,6 +561,7 @@ class Daemon:
         told = {stream.name for stream in old.ended}
         for state in old.states():
             if state.stream not in new.names and state.stream not in told:
+                self._part_with(state.stream)
                 self._emit(StreamLeft(stream=state.stream, reason="reload", heard_s=state.heard_s))
 
     def _silence(self, old: Listening) -> dict[str, float]:
@@ -602,6 +620,13 @@ class Daemon:
                 self._emit(Muted(stream=name, muted=muted))
         if self._state.listening is not None:
             self._tell_status()
+
+    def _part_with(self, stream: str) -> None:
+        """Another client of the moment will have the name of this one, and is not muted for it."""
+        if stream in self._passing:
+            self._passing.remove(stream)
+            muting = self._state.adjustments.muting.without([stream])
+            self._state.adjustments = replace(self._state.adjustments, muting=muting)
 
     async def _set_threshold(self, keyword: str, value: float | None) -> None:
         """Raises ConfigError for a keyword that is not listened for, or a threshold below its release."""

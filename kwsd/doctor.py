@@ -26,6 +26,7 @@ from kwsd.errors import KwsdError
 from kwsd.health import CLIPPED, CLIPPING, CONSTANT, MEANING, QUIET, SILENCE, STUCK, fault_in
 from kwsd.inlet import Inlet
 from kwsd.microphone import Microphone
+from kwsd.paths import SOCKET, kind_of
 from kwsd.pipeline import make_rules
 from kwsd.portaudio import portaudio
 from kwsd.ring import RingBuffer, Samples
@@ -204,7 +205,7 @@ def _sound_server() -> str | None:
         ("PipeWire", f"{runtime}/pipewire-0"),
         ("PulseAudio or PipeWire", f"{runtime}/pulse/native"),
     ):
-        if path and Path(path).is_socket() and answers(Path(path)):
+        if path and kind_of(Path(path)) == SOCKET and answers(Path(path)):
             return f"{name} at {path}"
     return None
 

@@ -175,7 +175,7 @@ class Endpoint:
     # --- who may come ---
 
     async def _guard(self, request: "web.Request", handler: Handler) -> "web.StreamResponse":
-        from aiohttp import web
+        from aiohttp import http_exceptions, web
 
         self._silent.discard(request.protocol)
         by_tcp = not _is_local(request)
@@ -188,7 +188,10 @@ class Endpoint:
         origin = request.headers.get("Origin")
         if request.method == "POST" and origin and _host_of(origin) != request.headers.get("Host"):
             raise web.HTTPForbidden(text="a page from elsewhere gives no commands\n")
-        return await handler(request)
+        try:
+            return await handler(request)
+        except (web.RequestPayloadError, http_exceptions.HttpProcessingError):
+            raise web.HTTPBadRequest(text="what was sent is not encoded as its headers say\n") from None
 
     def _knows_token(self, request: "web.Request") -> bool:
         kind, _, said = request.headers.get("Authorization", "").partition(" ")

@@ -40,6 +40,7 @@ class View:
     streams: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last scores of each
     seen_at: dict[str, float] = field(default_factory=dict)  # monotonic s
     ailments: dict[str, str] = field(default_factory=dict)
+    muted: set[str] = field(default_factory=set)
     peaks: dict[tuple[str, str], float] = field(default_factory=dict)  # (stream, keyword): the highest score of late
     heard: dict[str, int] = field(default_factory=dict)  # how often each keyword was
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
@@ -55,7 +56,7 @@ class View:
         if kind in {"hello", "answer", "heartbeat"}:
             if kind == "hello":
                 self.model, self.state = f" {event['model']}", "listening"
-                self.ailments = dict.fromkeys(event.get("muted", ()), "muted") | event.get("ailments", {})
+                self.ailments, self.muted = dict(event.get("ailments", {})), set(event.get("muted", ()))
             return
         if kind == "detection":
             self.heard[event["keyword"]] = self.heard.get(event["keyword"], 0) + 1
@@ -70,17 +71,13 @@ class View:
         elif kind in {"audio_restored", "audio_healed"}:
             self.ailments.pop(stream, None)
         elif kind == "mute":
-            self._note_mute(stream, event["muted"])
+            (self.muted.add if event["muted"] else self.muted.discard)(stream)
         elif kind == "stream_left":
             self.streams.pop(stream, None)
+            self.ailments.pop(stream, None)
+            self.muted.discard(stream)
         elif kind == "shutdown":
             self.state = f"stopped: {event['reason']}"
-
-    def _note_mute(self, stream: str, muted: bool) -> None:
-        if muted:
-            self.ailments.setdefault(stream, "muted")
-        elif self.ailments.get(stream) == "muted":
-            del self.ailments[stream]
 
     def fade(self) -> None:
         """Peaks fall with time."""
@@ -93,9 +90,10 @@ class View:
         """The whole screen."""
         from rich.console import Group
         from rich.panel import Panel
+        from rich.text import Text
 
         panels: list[RenderableType] = [
-            Panel(self._stream(name, now), title=name, title_align="left", border_style=self._colour(name, now))
+            Panel(self._stream(name, now), title=Text(name), title_align="left", border_style=self._colour(name, now))
             for name in list(self.streams)[:MOST_STREAMS]
         ]
         if len(self.streams) > MOST_STREAMS:
@@ -105,27 +103,33 @@ class View:
     def _head(self) -> "Text":
         from rich.text import Text
 
-        wrong = "".join(f"; {stream}: {ailment}" for stream, ailment in self.ailments.items())
+        wrong = "".join(f"; {stream}: {ailment}" for stream, ailment in self._what_is_wrong().items())
         return Text(f"kwsd{self.model}: {self.state}{wrong}   (Ctrl-C ends)", style="bold red" if wrong else "bold")
 
+    def _what_is_wrong(self) -> dict[str, str]:
+        """By stream: of a muted one that it is, only where nothing worse ails it."""
+        return dict.fromkeys(sorted(self.muted), "muted") | self.ailments
+
     def _colour(self, name: str, now: float) -> str:
-        return "red" if name in self.ailments or now - self.seen_at[name] > STALE_S else "green"
+        return "red" if name in self._what_is_wrong() or now - self.seen_at[name] > STALE_S else "green"
 
     def _stream(self, name: str, now: float) -> "Group":
         from rich.console import Group
+        from rich.text import Text
 
         scores = self.streams[name]
         quiet = "".join(
             f"   {label} {scores['posteriors'][label]:.2f}" for label in scores["posteriors"] if label.startswith("_")
         )
-        return Group(
+        level = (
             f"level {bar((scores['level_dbfs'] - QUIETEST_DBFS) / -QUIETEST_DBFS)} {scores['level_dbfs']:6.1f} dBFS"
-            f"   lag {scores['lag_ms']} ms   at {scores['at_s']:.1f} s{quiet}",
-            self._keywords(name, scores),
+            f"   lag {scores['lag_ms']} ms   at {scores['at_s']:.1f} s{quiet}"
         )
+        return Group(Text(level), self._keywords(name, scores))  # names may look like rich's markup
 
     def _keywords(self, name: str, scores: dict[str, Any]) -> "Table":
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
         for title in ("keyword", "score, and │ its threshold", "now", "peak", "heard"):
@@ -134,7 +138,7 @@ class View:
             threshold, peak = scores["thresholds"][keyword], max(score, self.peaks.get((name, keyword), 0.0))
             style = "bold green" if peak >= threshold else "yellow" if peak >= 0.5 * threshold else ""
             heard = str(self.heard.get(keyword, ""))
-            table.add_row(keyword, bar(score, threshold), f"{score:.2f}", f"{peak:.2f}", heard, style=style)
+            table.add_row(Text(keyword), bar(score, threshold), f"{score:.2f}", f"{peak:.2f}", heard, style=style)
         return table
 
     def _events(self) -> "Text":

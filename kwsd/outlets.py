@@ -111,8 +111,9 @@ class Outlets:
         ports = {a.port for a in (*now.addresses, *now.http_addresses, *now.wyoming_addresses) if a.path is None}
         if wanted:
             check_group(group, setting)
+        paths = {address.path for address in open_now}
         for address in wanted:
-            if address not in open_now and (address.path is not None or address.port not in ports):
+            if address.path not in paths if address.path else address.port not in ports:
                 try_door(address, setting, group)
 
     async def open(self, config: Config, secret: str) -> None:

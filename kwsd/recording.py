@@ -12,28 +12,43 @@ from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import IO, NO_PERMISSION, AudioError
+from kwsd.paths import FIFO, FOLDER, kind_of
 
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes, or more: what a program writes that pipes a WAV and cannot know its length
 DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
 
 
-def open_recording(path: Path) -> soundfile.SoundFile:
+SLOWEST, FASTEST = 4000, 384_000  # samples a second
+
+
+class Recording(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read from its beginning to its end."""
+
+    def seekable(self) -> bool:
+        """Never: else soundfile seeks after every read, which fails where a program that wrote into a pipe could not
+        say how long the whole is."""
+        return False
+
+
+def open_recording(path: Path) -> Recording:
     """Open an audio file of any rate and channel count.
 
     Raises AudioError, naming the file and the remedy, if it is missing, unreadable, empty or not audio.
     """
-    if path.is_dir():
+    if kind_of(path) == FOLDER:
         raise AudioError(f"{path}: is a folder; name a WAV, FLAC or Ogg file")
     try:
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: is empty (0 bytes); record it again")
-        recording = soundfile.SoundFile(os.fsencode(path))  # a text would have to be UTF-8
+        recording = Recording(os.fsencode(path))  # a text would have to be UTF-8
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file") from None
     except PermissionError:
         raise AudioError(f"{path}: permission denied; make its folder readable", exit_code=NO_PERMISSION) from None
+    except OSError as error:
+        raise AudioError(f"{path}: {error.strerror}; name another") from None
     except soundfile.LibsndfileError as error:
-        if path.is_fifo():
+        if kind_of(path) == FIFO:
             raise AudioError(f"{path}: is a FIFO; read raw samples from it with --source") from None
         if not os.access(path, os.R_OK):  # libsndfile does not say why
             raise AudioError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
@@ -43,10 +58,19 @@ def open_recording(path: Path) -> soundfile.SoundFile:
     if recording.frames == 0:
         recording.close()
         raise AudioError(f"{path}: holds no samples")
+    if not SLOWEST <= recording.samplerate <= FASTEST:
+        recording.close()
+        raise AudioError(f"{path}: {recording.samplerate} samples a second cannot be right; repair its header")
     return recording
 
 
-def read_blocks(recording: soundfile.SoundFile, frames: int) -> Iterator[NDArray[np.float32]]:
+def check_channel(path: Path, channels: int, channel: int | None) -> None:
+    """Raises AudioError for a channel, from 0, that a recording does not have."""
+    if channel is not None and channel >= channels:
+        raise AudioError(f"{path}: has {channels} channels, no channel {channel + 1}; choose another, or mix")
+
+
+def read_blocks(recording: Recording, frames: int) -> Iterator[NDArray[np.float32]]:
     """Blocks (frames, channels) until the file ends; the last may be shorter.
 
     Raises AudioError where the file breaks off inside a compressed packet.
@@ -80,8 +104,10 @@ def read_recording(path: Path) -> NDArray[np.float32]:
     return mono if rate == SAMPLE_RATE else np.asarray(soxr.resample(mono, rate, SAMPLE_RATE), dtype=np.float32)
 
 
-def is_truncated(recording: soundfile.SoundFile) -> bool:
+def is_truncated(recording: Recording) -> bool:
     """Whether the header promises more samples than the file holds (libsndfile notes it and reads on). The length of
     the whole file, where that of the samples stands as well, does not matter."""
-    notes = re.findall(r"^ *([\w ]+?) *: (\d+) \(should be \d+\)$", recording.extra_info, re.MULTILINE)
-    return any(int(promised) < UNKNOWN_LENGTH for chunk, promised in notes if chunk not in ("RIFF", "FORM"))
+    notes = re.findall(r"^ *([\w ]+?) *: (\d+) \(should be (\d+)\)$", recording.extra_info, re.MULTILINE)
+    return any(
+        int(held) < int(promised) < UNKNOWN_LENGTH for chunk, promised, held in notes if chunk not in ("RIFF", "FORM")
+    )

@@ -13,11 +13,14 @@ from kwsd.errors import NO_INPUT, NO_PERMISSION, ConfigError
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.2's booleans: `on`, `off`, `yes` and `no` are words here, and keywords they are."""
+    """YAML 1.2's booleans: `on`, `off`, `yes` and `no` are words here, and keywords they are. And so are dates."""
 
+
+WORDS = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+NO_VALUES = (ValueError, LookupError, AttributeError, TypeError)  # what a YAML reader ends with at `0x_` or `!!int foo`
 
 _Yaml.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in WORDS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Yaml.add_implicit_resolver(
@@ -73,7 +76,7 @@ class SettingsFile:
             line = f":{mark.line + 1}" if mark else ""
             hint = "; is it the beginning of a text? Put that in quotes" if "found '" in (error.problem or "") else ""
             raise ConfigError(f"{self.path}{line}: not valid YAML: {error.problem}{hint}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, *NO_VALUES) as error:
             raise ConfigError(f"{self.path}: not valid YAML: {error}") from None
         except RecursionError:
             raise ConfigError(f"{self.path}: is nested too deeply, or an alias in it holds itself") from None
@@ -106,12 +109,12 @@ class SettingsFile:
             raise ConfigError(f"{source}: {key!r} is not text in UTF-8")
         try:
             parsed = yaml.load(value, Loader=_Yaml)  # noqa: S506 - as above
-        except yaml.YAMLError:
+        except (yaml.YAMLError, *NO_VALUES):
             hint = f"if it is a text, put it in quotes of its own: '\"{value}\"'"
             raise ConfigError(f"{source}: {value!r} is not valid YAML; {hint}") from None
         *sections, last = key.split(".")
         branch = _reach(tree, source, sections, last)
-        if isinstance(branch, list) and last.isdigit() and int(last) < len(branch):
+        if isinstance(branch, list) and last.isdecimal() and int(last) < len(branch):
             branch[int(last)] = parsed
         elif isinstance(branch, dict):
             branch[last] = parsed
@@ -187,7 +190,7 @@ def _reach(tree: dict[str, Any], source: str, sections: list[str], last: str) ->
     """What holds the last of a dotted key's names; sections that are not there are made, entries of lists are not."""
     branch: Any = tree
     for depth, section in enumerate(sections):
-        if isinstance(branch, list) and section.isdigit() and int(section) < len(branch):
+        if isinstance(branch, list) and section.isdecimal() and int(section) < len(branch):
             branch = branch[int(section)]
         elif isinstance(branch, dict):
             if not isinstance(branch.get(section), dict | list):
@@ -203,7 +206,7 @@ def _reach(tree: dict[str, Any], source: str, sections: list[str], last: str) ->
 def _names(value: Any, name: str) -> bool:
     """Whether a value is a plain list of names, and this one among them. A number says which entry is meant."""
     names = isinstance(value, list) and all(isinstance(each, str) for each in value)
-    return names and name in value and not name.isdigit()
+    return names and name in value and not name.isdecimal()
 
 
 def structs(kind: Any) -> Iterator[type[msgspec.Struct]]:

@@ -177,16 +177,13 @@ class AudioFile(_Reader):
 
     def __init__(self, path: Path, channel: int | None, *, realtime: bool) -> None:
         """Raises AudioError if the file cannot be read, or lacks the channel."""
-        from kwsd.recording import open_recording
+        from kwsd.recording import check_channel, open_recording
 
         self._recording = open_recording(path)
         super().__init__(self._recording.samplerate, self._recording.channels, realtime=realtime)
         self._path, self.name = path, printable(path.name)
         self.channel = channel
-        if channel is not None and channel >= self._recording.channels:
-            raise AudioError(
-                f"{path}: has {self._recording.channels} channels, no channel {channel + 1}; choose another, or mix"
-            )
+        check_channel(path, self._recording.channels, channel)
 
     def blocks(self) -> Iterator[Frames]:
         """The file's frames; AudioError after the last where the file is cut short."""

@@ -38,15 +38,20 @@ class Running:
     """`with Running("--source", "-") as daemon: daemon.wait_for("ready")`"""
 
     def __init__(
-        self, *arguments: str, environment: dict[str, str] | None = None, log: IO[bytes] | int = subprocess.PIPE
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        log: IO[bytes] | int = subprocess.PIPE,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
-        """`log` is where its stderr goes, if it is not to be read here."""
+        """`log` is where its stderr goes, if it is not to be read here; of our files it has `pass_fds` open."""
         self.process = subprocess.Popen(
             [*HEED_CTRL_C, str(KWSD), "run", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment or clean_environment(),
+            pass_fds=pass_fds,
         )
         self.events: list[dict] = []
         self.arrivals: list[float] = []  # when each event was read, in seconds since the epoch

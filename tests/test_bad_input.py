@@ -21,6 +21,8 @@ import yaml
 from conftest import COMMAND, Result
 from running import PATIENCE_S, Running, clean_environment
 
+from kwsd.recording import DEMO
+
 NO_INPUT, UNAVAILABLE, IO, NO_PERMISSION, CONFIG = 66, 69, 74, 77, 78
 RATE = 16_000
 BEEP_S = 0.5  # when the beep of `beep()` begins
@@ -65,6 +67,18 @@ CONFIGS = {
     "no text": (b"\xff\xfe\x00", "is not text in UTF-8"),
     "a list": ("- a\n", "must hold `key: value` lines, not a list"),
     "a number": ("7\n", "must hold `key: value` lines, not a int"),
+    "a number that is none": ("window: {hop_ms: 0x_}\n", "not valid YAML"),
+    "a tag that does not fit": ("device: !!int foo\n", "not valid YAML"),
+    "a time that is none": ("device: !!timestamp x\n", "not valid YAML"),
+    "a number without end": (
+        f"debouncer: {{min_hits: {'9' * 30}}}\n", "kwsd.yaml:1: debouncer.min_hits: ", "expected int",
+    ),
+    "a home of nobody": ("model: ~nobodyatall/x\n", "~nobodyatall/x: nobody here is called so, or has a home"),
+    "a path with a zero byte": ('model: "a\\0b"\n', "no path has a zero byte in it"),
+    "a channel that there is not": (
+        "streams: [{source: pcm, channels: 2, channel: 3}]\n",
+        "kwsd.yaml:1: streams.0.channel: there are 2, and no 3; raise channels, or choose another, or mix",
+    ),
     "an alias that holds itself": ("window: &a [*a]\n", "an alias in it holds itself"),
     "nesting without end": ("window: " + "[" * 500, "is nested too deeply"),
     "a Python object": ("model: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
@@ -87,7 +101,7 @@ CONFIGS = {
     ),
     "a wrong type": (
         "debouncer:\n  release: high\n",
-        "kwsd.yaml:2: debouncer.release: expected float, got str; write a number, such as 0.5",
+        "kwsd.yaml:2: debouncer.release: expected float | nothing, got str; write a number, such as 0.5",
     ),
     "a number for a section": ("window: 3\n", "kwsd.yaml:1: window: expected keys, got int"),
     "an empty section": ("window:\n", "kwsd.yaml:1: window: expected keys, got nothing"),
@@ -175,6 +189,8 @@ def test_a_folder_as_config_is_refused(kwsd, tmp_path):
         ("streams.0.device=*USB*", "if it is a text, put it in quotes of its own: '\"*USB*\"'"),
         ("streams.0.device=USB: 2", "streams.0.device: expected int | str, got keys; put it in quotes"),
         ("streams.7.name=x", "--set streams.7.name=x: streams.7 is not there"),
+        ("streams.\N{SUPERSCRIPT TWO}.name=x", "is not there"),
+        ("window.hop_ms=0x_", "'0x_' is not valid YAML"),
     ],
 )
 def test_a_bad_setting_on_the_command_line_is_named_as_it_was_typed(setting, words, kwsd):
@@ -338,17 +354,19 @@ def test_a_model_may_be_called_anything(name, kwsd, tmp_path):
     assert kwsd("check", "--model", name).code == 0
 
 
-@pytest.mark.parametrize("name", ["\U0001f600.wav", "a: #b.wav", "two\nlines.wav"])
+@pytest.mark.parametrize("name", ["\U0001f600.wav", "a: #b.wav", "two\nlines.wav", os.fsdecode(b"Andr\xe9.wav")])
 def test_a_recording_may_be_called_anything(name, kwsd, models, tmp_path):
-    write_sound(tmp_path / name, beep())
+    write_sound(tmp_path / "a.wav", beep()).rename(tmp_path / name)
     result = kwsd("run", "--model", models / "good.pt", "--set", "sinks.socket.enabled=false", "--source", name)
     assert result.code == 0 and "ready" in result.types
+    result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, name)
+    assert result.code == 0 and result.types == ["detection"]
 
 
 def test_a_name_that_is_no_text_is_one_line(kwsd, models, tmp_path):
     name = os.fsdecode(b"bad\xff.wav")
-    result = kwsd("run", "--model", models / "good.pt", "--source", name)
-    assert result.code == CONFIG and "bad" in result.complaint
+    for command in (("run", "--source"), ("replay",)):
+        kwsd(*command, name, "--model", models / "good.pt").refused(NO_INPUT, "bad\\udcff.wav: no such file")
 
 
 @pytest.mark.parametrize("command", ["check", "run", "replay"])
@@ -548,7 +566,18 @@ def test_what_comes_before_the_damage_is_heard_and_the_damage_is_named(name, wri
     assert [(event["type"], event["keyword"]) for event in result.events] == [("detection", "yes")]
 
 
+@pytest.mark.parametrize("name", ["2024-02-31", "2024-02-28"])
+def test_a_date_is_a_word_like_others(name, kwsd, tmp_path):
+    shown = kwsd("check", "--config", write_config(tmp_path, f"streams: [{{source: microphone, name: {name}}}]\n"))
+    assert shown.code == 0 and f"name: {name}" in shown.out.replace("'", ""), shown.err
+
+
 NOT_THERE = {
+    "a channel of a recording": (
+        f"streams: [{{source: file, path: {DEMO}, channel: 3}}]",
+        NO_INPUT,
+        "has 1 channels, no channel 3; choose",
+    ),
     "a recording": ("streams: [{source: file, path: nowhere.wav}]", NO_INPUT, "nowhere.wav: no such file"),
     "a FIFO": ("streams: [{source: pcm, path: nowhere}]", NO_INPUT, "nowhere: no such file or FIFO; create it"),
     "a secret": ("listen: {on: ['unix:in'], token_file: nowhere}", CONFIG, "listen.token_file: ", "no such file"),
@@ -583,6 +612,39 @@ def test_a_wav_of_unknown_length_as_pipes_leave_it_is_heard_to_its_end(promised,
     path.write_bytes(content)
     result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, path)
     assert result.code == 0 and "cut short" not in result.err and result.events
+
+
+def test_a_flac_of_unknown_length_as_pipes_leave_it_is_heard_to_its_end(kwsd, tmp_path):
+    content = bytearray(DEMO.read_bytes())
+    content[21] &= 0xF0  # STREAMINFO: how many samples, and their checksum
+    content[22:42] = bytes(20)
+    (tmp_path / "a.flac").write_bytes(content)
+    for command in (("replay",), ("run", "--source")):
+        result = kwsd(*command, "a.flac")
+        assert result.code == 0, result.err
+        assert result.types.count("detection") == 10
+
+
+def test_an_aiff_of_unknown_length_is_not_cut_short(kwsd, models, tmp_path):
+    path = write_sound(tmp_path / "a.aiff", beep(seconds=2.0))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"SSND") + 4
+    content[at : at + 4] = bytes(4)
+    path.write_bytes(content)
+    result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, path)
+    assert "cut short" not in result.err
+
+
+@pytest.mark.parametrize("rate", [10, 2**31 - 1])
+def test_a_rate_that_cannot_be_right_is_named(rate, kwsd, models, tmp_path):
+    path = write_sound(tmp_path / "a.wav")
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    for command in (("replay",), ("run", "--source"), ("check", "--set")):
+        last = path if command[0] != "check" else "streams=[{source: file, path: a.wav}]"
+        result = kwsd(*command, last, "--model", models / "good.pt")
+        result.refused(NO_INPUT, f"a.wav: {rate} samples a second cannot be right")
 
 
 def test_what_a_recording_says_of_itself_does_not_make_it_cut_short(kwsd, models, tmp_path):
@@ -757,6 +819,24 @@ def test_a_file_we_may_not_read_is_refused(arguments, obedient, kwsd, models, tm
     kwsd(*arguments, "secret", *more, under=obedient).refused(
         NO_PERMISSION, "secret: permission denied; make it readable"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("replay", "forbidden/a.wav"), NO_PERMISSION, "forbidden/a.wav: permission denied; make its folder readable"),
+        (("run", "--source", "forbidden/a.wav"), NO_PERMISSION, "forbidden/a.wav: permission denied"),
+        (("check", "--model", "forbidden/a.onnx"), NO_PERMISSION, "forbidden/a.onnx: permission denied"),
+        (("check", "--set", "streams=[{source: pcm, path: forbidden/a}]"), NO_PERMISSION, "forbidden/a: permission"),
+        (("check", "--set", "hooks=[{run: [./forbidden/a]}]"), CONFIG, "hooks.0.run: ./forbidden/a is not there, or"),
+        (("replay", "a" * 300), NO_INPUT, "File name too long"),
+        (("check", "--set", f"model={'a' * 300}"), IO, "File name too long"),
+    ],
+    ids=["replay", "source", "model", "pcm", "hook", "long name", "long model"],
+)
+def test_what_lies_in_a_folder_we_may_not_enter_is_refused(arguments, code, words, obedient, kwsd, tmp_path):
+    (tmp_path / "forbidden").chmod(0)
+    kwsd(*arguments, under=obedient).refused(code, words)
 
 
 def test_a_live_daemon_keeps_its_socket_and_a_dead_one_leaves_it(kwsd, models, environment, tmp_path):

@@ -169,6 +169,31 @@ def test_a_port_in_use_is_refused(kwsd):
         result.refused(IO, f"http.on: tcp://127.0.0.1:{port}: cannot be bound (Address already in use)")
 
 
+def test_a_start_that_fails_leaves_no_socket_behind(kwsd, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        on = [f"http.on=['tcp://127.0.0.1:{taken.getsockname()[1]}']", "listen.on=['unix:in.sock']", "streams=[]"]
+        result = kwsd("run", *(part for setting in on for part in ("--set", setting)))
+    result.refused(IO, "Address already in use")
+    assert not (tmp_path / "in.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        ("/login", {"Content-Type": "multipart/form-data; boundary=x"}, b"--x\r\nContent"),
+        ("/login", {"Content-Encoding": "gzip"}, b"garbage"),
+        ("/command", {"Content-Type": "application/json", "Content-Encoding": "gzip"}, b"garbage"),
+    ],
+)
+def test_a_body_that_is_not_as_its_headers_say_is_refused(path, headers, body, tmp_path):
+    with Running("--source", "-", *serving(), environment=clean_environment(XDG_RUNTIME_DIR=str(tmp_path))) as daemon:
+        request = urllib.request.Request(f"http://{address_of(daemon)}{path}", body, headers)
+        with pytest.raises(urllib.error.HTTPError) as refusal, urllib.request.urlopen(request, timeout=5):
+            pass
+        assert refusal.value.code == 400
+        assert not any("Traceback" in line for line in daemon.errors)
+
+
 def test_without_the_libraries_it_says_which(kwsd, tmp_path):
     (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError('no', name='aiohttp')\n")
     result = kwsd("run", "--source", DEMO, *serving(), more={"PYTHONPATH": str(tmp_path)})

@@ -80,6 +80,28 @@ def test_what_is_wrong_with_a_stream_is_on_top_until_it_is_over():
     assert "mic: quiet" in drawn(told(SCORES, {"type": "audio_fault", "stream": "mic", "fault": "quiet"}))
 
 
+def test_a_stream_is_muted_until_it_is_not_whatever_else_ails_it():
+    lost, restored = {"type": "audio_lost", "stream": "mic"}, {"type": "audio_restored", "stream": "mic", "gap_s": 2.0}
+    mute, unmute = ({"type": "mute", "stream": "mic", "muted": muted} for muted in (True, False))
+    for events, head in (
+        ((mute,), "mic: muted"),
+        ((mute, lost), "mic: lost"),
+        ((lost, mute, restored), "mic: muted"),
+        ((lost, mute, unmute), "mic: lost"),
+        (({"type": "hello", "model": "x", "muted": ["mic"]}, lost, restored), "mic: muted"),
+    ):
+        assert head in drawn(told(SCORES, *events)).splitlines()[0]
+    left = {"type": "stream_left", "stream": "mic"}
+    for events in ((mute, unmute), (mute, lost, left), (mute, left)):
+        assert "mic:" not in drawn(told(SCORES, *events)).splitlines()[0]
+
+
+def test_names_that_look_like_markup_are_drawn_as_they_are():
+    odd = SCORES | {"stream": "[/kitchen]", "scores": {"[bold]": 0.5}, "thresholds": {"[bold]": 0.7}}
+    screen = drawn(told(odd | {"posteriors": {"[bold]": 0.5, "_[/x]": 0.5}}))
+    assert "[/kitchen]" in screen and "[bold]" in screen and "_[/x]" in screen
+
+
 def test_a_satellite_that_left_is_gone_and_many_streams_are_counted():
     many = [SCORES | {"stream": f"room {n}"} for n in range(9)]
     view = told(*many)

@@ -108,6 +108,55 @@ def test_an_address_may_be_widened_at_the_same_port(tmp_path):
         daemon.stop()
 
 
+def test_a_socket_of_ours_may_be_named_in_another_way(tmp_path):
+    with Daemon(tmp_path, {"streams": [], "listen": {"on": ["unix:in.sock"]}}) as daemon:
+        daemon.wait_for("ready")
+        answer = daemon.reload({"streams": [], "listen": {"on": [f"unix:{tmp_path}/./in.sock"]}})
+        assert answer["ok"], answer
+        with socket.socket(socket.AF_UNIX) as satellite:
+            satellite.connect(str(tmp_path / "in.sock"))
+            satellite.sendall(b'{"name": "shed", "rate": 16000, "channels": 1, "format": "s16le"}\n')
+            assert daemon.wait_for("stream_joined")["stream"] == "shed"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"streams": [{"source": "pcm", "channel": 2}]},
+        {"hooks": [{"run": ["~nobodyatall/lamp"]}]},
+        {"debouncer": {"min_hits": 10**30}},
+        {"model": "a\0b"},
+    ],
+)
+def test_whatever_is_wrong_in_a_file_ends_no_daemon(wrong, tmp_path):
+    with Daemon(tmp_path, {"streams": [TAPE]}) as daemon:
+        daemon.wait_for("ready")
+        assert not daemon.reload({"streams": [TAPE]} | wrong)["ok"]
+        assert daemon.reload({"streams": [TAPE]})["ok"]
+
+
+def test_a_config_that_could_be_read_only_once_is_not_taken_for_an_empty_one(tmp_path):
+    read, write = os.pipe()
+    os.write(write, json.dumps({"streams": [TAPE], "debouncer": {"threshold": 0.99}}).encode())
+    os.close(write)
+    environment = clean_environment(XDG_RUNTIME_DIR=str(tmp_path))
+    with Running("--config", f"/dev/fd/{read}", environment=environment, pass_fds=(read,)) as daemon:
+        os.close(read)
+        daemon.wait_for("ready")
+        daemon.process.send_signal(signal.SIGHUP)
+        answer = daemon.wait_for("reload")
+        assert not answer["ok"] and "could be read only once; name a file" in answer["error"]
+
+
+def test_a_config_that_is_emptied_is_not_taken_for_the_defaults(tmp_path):
+    with Daemon(tmp_path, {"streams": [TAPE]}) as daemon:
+        daemon.wait_for("ready")
+        daemon.file.write_text("")
+        daemon.process.send_signal(signal.SIGHUP)
+        answer = daemon.wait_for("reload")
+        assert not answer["ok"] and "kwsd.yaml: is empty; write {}" in answer["error"]
+
+
 def test_a_refused_reload_keeps_the_secret_of_before(tmp_path):
     port, secret = free_port(), tmp_path / "secret"
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from running import Running
+from running import KWSD, Running
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncClient
 from wyoming.error import Error
@@ -16,6 +17,7 @@ from wyoming.wake import Detect, Detection, NotDetected
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import CONFIG, IO
+from kwsd.memory import Memory
 from kwsd.recording import DEMO, read_recording
 
 SPEECH = read_recording(DEMO)
@@ -210,6 +212,31 @@ def test_a_reload_that_opens_everything_anew_leaves_clients_connected(service, t
         daemon.wait_for("ready")
         answers = asyncio.run(body(daemon))
     assert [event.type for event in answers] == ["detection"]
+
+
+def test_who_comes_after_a_muted_client_is_not_muted(tmp_path, environment):
+    path, config = tmp_path / "w", tmp_path / "kwsd.yaml"
+    config.write_text(f"streams: [{{source: file, path: {DEMO}, name: tape}}]\nwyoming: {{on: ['unix:{path}']}}\n")
+    environment = environment | {"STATE_DIRECTORY": str(tmp_path)}
+
+    def ctl(*order):
+        subprocess.run([KWSD, "ctl", *order], check=True, env=environment, capture_output=True)
+
+    async def muted(daemon):
+        async with AsyncClient.from_uri(f"unix://{path}") as client:
+            await client.write_event(AudioStart(SAMPLE_RATE, 2, 1).event())
+            joined = await asyncio.to_thread(daemon.wait_for, "stream_joined")
+            await asyncio.to_thread(ctl, "mute", joined["stream"])
+            answers = await heard(client, STOP, start=False)
+        await asyncio.to_thread(daemon.wait_for, "stream_left")
+        await asyncio.to_thread(ctl, "mute", "tape")
+        return [event.type for event in answers]
+
+    with Running("--config", str(config), environment=environment) as daemon:
+        daemon.wait_for("ready")
+        assert asyncio.run(muted(daemon)) == ["not-detected"]
+        daemon.stop()
+    assert [*Memory(environment).muting().exceptions] == ["tape"]
 
 
 # --- what is wrong ---

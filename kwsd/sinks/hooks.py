@@ -17,6 +17,7 @@ from kwsd.config import OF_HOOKS, HookConfig
 from kwsd.control import Subscribe, check_known
 from kwsd.errors import UNAVAILABLE, ConfigError
 from kwsd.event import Event, HookFailed, Line
+from kwsd.paths import FILE, kind_of
 from kwsd.secret import read_secret
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _command(config: HookConfig, where: str, resolve: Callable[[str], Path]) -> 
     named, *arguments = config.run
     path = resolve(named).absolute()  # `./prog` beside the config is no `prog` of the system's
     program = shutil.which(str(path) if "/" in named else named)
-    if program is None and "/" in named and path.is_file():
+    if program is None and "/" in named and kind_of(path) == FILE:
         raise ConfigError(f"{where}.run: {path} may not be run; chmod +x it")
     if program is None:
         raise ConfigError(f"{where}.run: {named} is not there, or no program; install it, or name its whole path")
