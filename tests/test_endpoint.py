@@ -190,6 +190,7 @@ def test_a_body_that_is_not_as_its_headers_say_is_refused(path, headers, body, t
         request = urllib.request.Request(f"http://{address_of(daemon)}{path}", body, headers)
         with pytest.raises(urllib.error.HTTPError) as refusal, urllib.request.urlopen(request, timeout=5):
             pass
+        refusal.value.close()
         assert refusal.value.code == 400
         assert not any("Traceback" in line for line in daemon.errors)
 
