@@ -145,6 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_monitor,
         _add_ctl,
         _add_replay,
+        _add_record,
         _add_train,
         _add_eval,
         _add_mix,
@@ -157,6 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+BLOCK_MS = 100.0
 DOCTOR_S, LONGEST_DOCTOR_S = 3.0, 4.0  # as much as an inlet keeps
 BENCH_S, SCALE_S = 60.0, 5.0  # how long a daemon is measured
 
@@ -256,6 +258,16 @@ def _add_replay(commands: "Commands") -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="WAV, FLAC or Ogg, any rate")
     parser.add_argument("--channel", default="mix", metavar="N", help="which channel, from 1, or mix (default)")
     _add_config_options(parser)
+
+
+def _add_record(commands: "Commands") -> None:
+    parser = _add(commands, "record", record, "Have words said, and keep each in a file of its own, to train on.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where DIR/<word>/<speaker>_nohash_<n>.wav go")
+    parser.add_argument("words", nargs="+", metavar="WORD", help="to be said, in turns; _unknown_ for other words")
+    parser.add_argument("--count", type=int, metavar="N", help="how often each (default: 20; of a FILE all there are)")
+    parser.add_argument("--speaker", metavar="NAME", help="who speaks (default: the user)")
+    parser.add_argument("--device", default="default", metavar="DEVICE", help="as kwsd devices names it, or its number")
+    parser.add_argument("--source", type=Path, metavar="FILE", help="cut up a recording of one word instead")
 
 
 def _add_train(commands: "Commands") -> None:
@@ -616,6 +628,34 @@ def replay(options: argparse.Namespace) -> int:
     for path in options.files:
         for event in replay_file(config, spotter, path, channel):
             show(stamp.line(event).decode())
+    return OK
+
+
+def record(options: argparse.Namespace) -> int:
+    """`kwsd record`"""
+    import getpass
+
+    from kwsd.record import Shelf, check
+    from kwsd.record import record as record_words
+    from kwsd.source import AudioFile, Source
+
+    shelf, count = Shelf(options.folder, options.speaker or getpass.getuser()), options.count
+    if count is not None and count < 1:
+        raise ConfigError(f"--count {count}: at least 1", exit_code=USAGE)
+    check(options.words, shelf.speaker)
+    if options.source and len(options.words) > 1:
+        raise ConfigError("--source: of which word? name one, and record the others by themselves", exit_code=USAGE)
+    source: Source
+    if options.source:
+        source = AudioFile(options.source, None, realtime=False)
+    else:
+        from kwsd.microphone import Microphone
+
+        device = int(options.device) if options.device.isdecimal() else options.device
+        source, count = Microphone(device, None, BLOCK_MS), count or 20
+    shelf.make_room(options.words)
+    kept = record_words(source, shelf, options.words, count, lambda line: show(f"{line}\n"))
+    say(f"{options.folder}: {', '.join(f'{n} of {word}' for word, n in kept.items())} more")
     return OK
 
 

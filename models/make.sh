@@ -39,6 +39,6 @@ train commands-fast --teacher "$work/teacher.onnx"
 for kind in onnx pt; do
     kwsd export "$work/commands-fast.ckpt" -o "$here/commands-fast.$kind" --data "$data"
     kwsd export "$work/commands-fast.ckpt" --second "$work/commands.ckpt" -o "$here/commands.$kind" --data "$data" \
-        --threshold 0.75 --threshold yes=0.8 --threshold no=0.6 --threshold down=0.65 --threshold stop=0.65 \
-        --threshold go=0.55 --threshold on=0.65 --threshold off=0.65
+        --threshold 0.75 --threshold left=0.55 --threshold right=0.7 --threshold no=0.6 --threshold stop=0.7 \
+        --threshold go=0.5 --threshold on=0.65 --threshold off=0.65
 done

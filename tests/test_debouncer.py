@@ -800,7 +800,7 @@ class Listener:
 
     def alone(self):
         lookback = max(1, self.rules.isolation // HOP)
-        talk = sum(row[UNKNOWN] > 0.7 for row in self.rows[-lookback:])
+        talk = sum(row[UNKNOWN] > 0.6 for row in self.rows[-lookback:])
         return self.speech < 0 or talk * HOP <= self.speech
 
 
