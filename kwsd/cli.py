@@ -633,13 +633,11 @@ def replay(options: argparse.Namespace) -> int:
 
 def record(options: argparse.Namespace) -> int:
     """`kwsd record`"""
-    import getpass
-
     from kwsd.record import Shelf, check
     from kwsd.record import record as record_words
     from kwsd.source import AudioFile, Source
 
-    shelf, count = Shelf(options.folder, options.speaker or getpass.getuser()), options.count
+    shelf, count = Shelf(options.folder, options.speaker or _user()), options.count
     if count is not None and count < 1:
         raise ConfigError(f"--count {count}: at least 1", exit_code=USAGE)
     check(options.words, shelf.speaker)
@@ -657,6 +655,15 @@ def record(options: argparse.Namespace) -> int:
     kept = record_words(source, shelf, options.words, count, lambda line: show(f"{line}\n"))
     say(f"{options.folder}: {', '.join(f'{n} of {word}' for word, n in kept.items())} more")
     return OK
+
+
+def _user() -> str:
+    """Who we are; not everybody has a name."""
+    import getpass
+
+    with contextlib.suppress(KeyError, OSError):
+        return getpass.getuser()
+    return f"user{os.getuid()}"
 
 
 def _channel(text: str) -> int | None:

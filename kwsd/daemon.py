@@ -629,7 +629,7 @@ class Daemon:
             self._state.adjustments = replace(self._state.adjustments, muting=muting)
 
     async def _set_threshold(self, keyword: str, value: float | None) -> None:
-        """Raises ConfigError for a keyword that is not listened for, or a threshold below its release."""
+        """Raises ConfigError for a keyword that is not listened for, or a threshold of 0 or below its release."""
         async with self._reloading:
             if self._state.listening is None:
                 raise KwsdError("kwsd is still starting; try again", exit_code=UNAVAILABLE)

@@ -238,7 +238,7 @@ def _rounded(scores: NDArray[np.float32]) -> list[float]:
 def make_rules(config: Config, info: ArtefactInfo) -> Rules:
     """The config's rules for the labels of a model, in samples.
 
-    Raises ConfigError for a keyword the model does not know, or a release level above its threshold.
+    Raises ConfigError for a keyword the model does not know, a release level above its threshold, or one of 0.
     """
     chosen = _keywords(config, info)
     common = config.debouncer
@@ -255,6 +255,8 @@ def make_rules(config: Config, info: ArtefactInfo) -> Rules:
     asked = [common.release if keyword.release is None else keyword.release for keyword in chosen.values()]
     release = [min(FALLBACK_RELEASE, t) if r is None else r for r, t in zip(asked, threshold, strict=True)]
     for label, low, high in zip(chosen, release, threshold, strict=True):
+        if high == 0.0:
+            raise ConfigError(f"{label}: with a threshold of 0 anything would be it, for ever; set it higher")
         if low > high:
             raise ConfigError(
                 f"{label}: its release {low:g} is above its threshold {high:g}; "

@@ -283,14 +283,15 @@ def test_nothing_is_told_after_the_last_event(environment, spoken, tmp_path):
 
 def test_what_cannot_be_done_is_one_line_with_a_remedy(kwsd, environment, tmp_path, spoken):
     config = tmp_path / "kwsd.yaml"
-    config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\n")
+    config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\nkeywords: {all: {}, go: {release: 0.2}}\n")
     kwsd("ctl", "status").refused(UNAVAILABLE, "no kwsd runs", "start one")
     with Running("--config", str(config), environment=environment) as daemon:
         say(daemon, spoken[:64_000])
         daemon.wait_for("ready")
         kwsd("ctl", "mute", "attic").refused(USAGE, "there is no stream 'attic'", "there are kitchen")
         kwsd("ctl", "threshold", "stopp", "0.5").refused(USAGE, "there is no keyword 'stopp'")
-        kwsd("ctl", "threshold", "stop", "0.1").refused(CONFIG, "release")
+        kwsd("ctl", "threshold", "stop", "0").refused(CONFIG, "stop: with a threshold of 0 anything would be it")
+        kwsd("ctl", "threshold", "go", "0.1").refused(CONFIG, "go: its release 0.2 is above its threshold 0.1")
         kwsd("ctl", "threshold", "stop", "high").refused(USAGE, "a number from 0 to 1")
         kwsd("ctl", "watch", "--types", "wombat").refused(USAGE, "no event is called 'wombat'")
         kwsd("ctl", "watch", "--keywords", "stopp").refused(USAGE, "there is no keyword 'stopp'", "stop")

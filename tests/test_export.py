@@ -429,7 +429,7 @@ def test_thresholds_are_for_all_words_or_one(given, thresholds):
 
 @pytest.mark.parametrize(
     ("given", "code"),
-    [("1.5", 2), ("-0.1", 2), ("nan", 2), ("no=", 2), ("0,8", 2), ("go=0.8", 78), ("_silence_=1", 78)],
+    [("1.5", 2), ("-0.1", 2), ("0", 2), ("nan", 2), ("no=", 2), ("0,8", 2), ("go=0.8", 78), ("_silence_=1", 78)],
 )
 def test_a_threshold_that_is_none_is_refused(given, code):
     with pytest.raises(ConfigError, match="--threshold") as failure:

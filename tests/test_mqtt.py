@@ -133,7 +133,7 @@ def test_a_switch_mutes_and_a_number_sets_a_threshold(broker, environment, spoke
         ("kitchen/mute", "WOMBAT", "OFF", "send ON or OFF"),
         ("threshold/stop", "high", str(RECOMMENDED["stop"]), "is no threshold"),
         ("threshold/stop", "nan", str(RECOMMENDED["stop"]), "is no threshold"),
-        ("threshold/stop", "0.1", str(RECOMMENDED["stop"]), "its release 0.4 is above"),
+        ("threshold/stop", "0", str(RECOMMENDED["stop"]), "with a threshold of 0 anything would be it"),
     ],
 )
 def test_what_cannot_be_done_is_logged_and_the_truth_is_told_again(

@@ -208,6 +208,12 @@ def test_by_default_the_release_is_no_higher_than_a_threshold(config):
     assert rules.release.tolist() == pytest.approx([0.3, 0.4])
 
 
+def test_a_threshold_of_nothing_is_refused(config):
+    keywords = {"stop": KeywordConfig(threshold=0.0)}
+    with pytest.raises(ConfigError, match="stop: with a threshold of 0 anything would be it"):
+        make_rules(msgspec.structs.replace(config, keywords=keywords), read_info(config.model_path))
+
+
 def test_a_release_above_a_recommended_threshold_is_refused(config):
     debouncer = msgspec.structs.replace(config.debouncer, release=0.99)
     with pytest.raises(ConfigError, match=r"release 0\.99 is above its threshold"):

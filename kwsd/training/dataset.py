@@ -176,7 +176,7 @@ def _recordings(folder: Path) -> list[Path]:
     return sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
 
 
-def _and_more(paths: Sequence[Path | str]) -> str:
+def _and_more(paths: Sequence[object]) -> str:
     return f" and {len(paths) - 1} more" if len(paths) > 1 else ""
 
 
@@ -252,8 +252,6 @@ def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str, *, cut_up: b
     if not (cache / "samples.npy").exists():
         _decode(listing, cache)
     index = np.load(cache / "index.npz")
-    long = [] if cut_up else index["paths"][index["seconds"] > LONG_S].tolist()
-    told = f"{long[0]}{_and_more(long)}: over {LONG_S:g} s; one word is taken, the loudest: cut it up" if long else ""
     return Clips(
         np.load(cache / "samples.npy"),
         tuple(index["words"].tolist()),
@@ -262,8 +260,14 @@ def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str, *, cut_up: b
         tuple(index["paths"].tolist()),
         tuple(index["skipped"].tolist()),
         index["whole"] if cut_up else np.ones(len(index["whole"]), bool),
-        (told,) if told else (),
+        () if cut_up else _of_long_ones(index["paths"][index["seconds"] > LONG_S].tolist()),
     )
+
+
+def _of_long_ones(paths: list[str]) -> tuple[str, ...]:
+    """What one should know of recordings of a word in which there are probably several."""
+    what = f"over {LONG_S:g} s; of a recording only the loudest word is taken: kwsd record --source cuts it up"
+    return (f"{paths[0]}{_and_more(paths)}: {what}",) if paths else ()
 
 
 def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, str]]:

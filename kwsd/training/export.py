@@ -103,8 +103,8 @@ def parse_thresholds(given: tuple[str, ...], labels: tuple[str, ...]) -> dict[st
             value = float(score)
         except ValueError:
             value = -1.0
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError(f"--threshold {text}: a score from 0 to 1, or LABEL=SCORE", exit_code=USAGE)
+        if not 0.0 < value <= 1.0:
+            raise ConfigError(f"--threshold {text}: a score above 0, up to 1, or LABEL=SCORE", exit_code=USAGE)
         keywords = [name for name in labels if not name.startswith("_")]
         if label and label not in keywords:
             raise ConfigError(f"--threshold {text}: {label} is no word of this model; it has {', '.join(keywords)}")
