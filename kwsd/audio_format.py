@@ -1,6 +1,7 @@
 """The one audio format behind every source: what the ring, the windows and the networks agree on."""
 
 SAMPLE_RATE = 16_000  # samples per second, mono float32, full scale ±1
+SLOWEST, FASTEST = 4000, 384_000  # samples per second that a source may have
 WINDOW = 16_000  # samples in the window a network sees: one second
 
 

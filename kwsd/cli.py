@@ -158,7 +158,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-BLOCK_MS = 100.0
 DOCTOR_S, LONGEST_DOCTOR_S = 3.0, 4.0  # as much as an inlet keeps
 BENCH_S, SCALE_S = 60.0, 5.0  # how long a daemon is measured
 
@@ -647,10 +646,11 @@ def record(options: argparse.Namespace) -> int:
     if options.source:
         source = AudioFile(options.source, None, realtime=False)
     else:
-        from kwsd.microphone import Microphone
+        from kwsd.config import Config, MicrophoneConfig
+        from kwsd.listening import make_source
 
         device = int(options.device) if options.device.isdecimal() else options.device
-        source, count = Microphone(device, None, BLOCK_MS), count or 20
+        source, count = make_source(MicrophoneConfig(device=device), Config(), (), patient=False), count or 20
     shelf.make_room(options.words)
     kept = record_words(source, shelf, options.words, count, lambda line: show(f"{line}\n"))
     say(f"{options.folder}: {', '.join(f'{n} of {word}' for word, n in kept.items())} more")
@@ -796,9 +796,10 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
 
 def _refuse(options: argparse.Namespace, why: str, names: Sequence[str]) -> None:
     """Options that would do nothing. Raises ConfigError if one is given."""
-    given = [name for name in names if getattr(options, name) not in (None, False, [])]
-    if given:
-        raise ConfigError(f"--{given[0].replace('_', '-')}: {why}; leave it out", exit_code=USAGE)
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:
+            raise ConfigError(f"--{name}: {why}; leave it out", exit_code=USAGE)
 
 
 def _within(budget: float, thresholds: dict[str, float], hours: float) -> str:
@@ -840,7 +841,6 @@ def export(options: argparse.Namespace) -> int:
 
     if not options.data and not options.words:
         _refuse(options, "goes with --data or --words", ("noise",))
-
     info = export_checkpoint(
         options.checkpoint,
         options.out,

@@ -11,6 +11,7 @@ import yaml
 from msgspec import Meta
 
 from kwsd.address import Address, parse_address
+from kwsd.audio_format import FASTEST, SAMPLE_RATE, SLOWEST
 from kwsd.errors import ConfigError
 from kwsd.event import EVENT_TYPES
 from kwsd.paths import kind_of
@@ -61,7 +62,7 @@ class PcmConfig(_Section, frozen=True, kw_only=True, tag_field="source", tag="pc
 
     path: str = "-"
     name: Name = "pcm"
-    rate: Annotated[int, Meta(ge=4000, le=384_000)] = 16_000
+    rate: Annotated[int, Meta(ge=SLOWEST, le=FASTEST)] = SAMPLE_RATE
     channels: Annotated[int, Meta(ge=1, le=64)] = 1
     format: Literal["s16le", "s32le", "f32le"] = "s16le"
     channel: Count | Literal["mix"] = "mix"

@@ -113,7 +113,8 @@ class Outlets:
             check_group(group, setting)
         paths = {address.path for address in open_now}
         for address in wanted:
-            if address.path not in paths if address.path else address.port not in ports:
+            is_ours = address.path in paths if address.path else address.port in ports
+            if not is_ours:
                 try_door(address, setting, group)
 
     async def open(self, config: Config, secret: str) -> None:

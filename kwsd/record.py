@@ -14,6 +14,7 @@ import soundfile
 from kwsd.artefact import UNKNOWN
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
+from kwsd.health import CLIPPED, CLIPPED_SHARE
 from kwsd.inlet import Inlet
 from kwsd.ring import RingBuffer, Samples
 from kwsd.source import Source
@@ -25,7 +26,6 @@ FLOOR = 200  # frames of 10 ms that the noise floor is of
 PAUSE = 40  # frames without a sound after which a word is over
 SHORTEST, LONGEST = 8, 120  # frames: less is a click, more is no single word
 MARGIN = 30  # frames before and after the word that are kept
-CLIPPED, MANY_CLIPPED = 0.99, 0.01  # full scale, nearly; a share of the samples
 SILENT_S = 10.0  # after which one is asked whether the microphone hears anything
 DEAD_S = 3.0  # without a block: it is gone
 LOOK_S = 0.05
@@ -93,7 +93,7 @@ class Cutter:
         problem = ""
         if end - first > LONGEST:
             problem = "too long for a word; say it alone, in a quiet room"
-        elif float(np.mean(np.abs(samples) >= CLIPPED)) > MANY_CLIPPED:
+        elif float(np.mean(np.abs(samples) >= CLIPPED)) > CLIPPED_SHARE:
             problem = "too loud, so that it is clipped; turn the microphone down, or step back"
         return Utterance(samples, (end - first) * FRAME / SAMPLE_RATE, problem)
 

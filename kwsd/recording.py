@@ -10,15 +10,12 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from kwsd.audio_format import SAMPLE_RATE
+from kwsd.audio_format import FASTEST, SAMPLE_RATE, SLOWEST
 from kwsd.errors import IO, NO_PERMISSION, AudioError
 from kwsd.paths import FIFO, FOLDER, kind_of
 
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes, or more: what a program writes that pipes a WAV and cannot know its length
 DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
-
-
-SLOWEST, FASTEST = 4000, 384_000  # samples a second
 
 
 class Recording(soundfile.SoundFile):  # type: ignore[misc]

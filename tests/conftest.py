@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from running import KWSD, PATIENCE_S, clean_environment
+from sound_server import SoundServer
 
 from kwsd.recording import DEMO
 
@@ -49,6 +50,15 @@ class Result:
         complaint = self.complaint
         assert [word for word in words if word not in complaint] == [], complaint
         assert self.code == code, complaint
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A PulseAudio in `tmp_path`, into which is spoken by `server.speak(path)`."""
+    server = SoundServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

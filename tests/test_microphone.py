@@ -33,14 +33,6 @@ def when(event):
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
-@pytest.fixture
-def server(tmp_path):
-    server = SoundServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
 def words(lines):
     return [json.loads(line)["keyword"] for line in lines if b'"detection"' in line]
 

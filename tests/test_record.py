@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from running import HEED_CTRL_C, KWSD, clean_environment
-from sound_server import SoundServer, missing
+from sound_server import missing
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import IO, NO_INPUT, USAGE
@@ -109,14 +109,6 @@ def test_what_cannot_be_recorded_is_refused(kwsd, tmp_path, asked, code, complai
 
 
 # --- at a microphone ---
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = SoundServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 def recording(server, *arguments):

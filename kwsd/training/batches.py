@@ -141,7 +141,7 @@ class AugmentedBatches:
         )
         if n["silence"]:
             quiet = augment.at_level(self.noise.draw(n["silence"], rng).to(self.device), SILENCE_DBFS, generator)
-            _switch_on(quiet[2::4], rng)
+            quiet[2::4] = _switched(quiet[2::4], rng)
             quiet[::8] = 0.0  # digital silence
             quiet[1::8] = augment.at_level(
                 torch.randn(quiet[1::8].shape, generator=generator).to(self.device), HISS_DBFS, generator
@@ -158,11 +158,10 @@ class AugmentedBatches:
         return windows, torch.from_numpy(targets).to(self.device)
 
 
-def _switch_on(noises: Tensor, rng: np.random.Generator) -> None:
-    """Makes one noise (n, 16000) give way to the next, in place: what begins or ends suddenly is no speech."""
-    others = noises.roll(1, 0)
-    for noise, other, at in zip(noises, others, rng.integers(0, WINDOW, len(noises)), strict=True):
-        noise[:at] = other[:at]
+def _switched(noises: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each noise (n, 16000) behind the beginning of another: what begins or ends suddenly is no speech."""
+    at = torch.from_numpy(rng.integers(0, WINDOW, (len(noises), 1))).to(noises.device)
+    return torch.where(torch.arange(WINDOW, device=noises.device) < at, noises.roll(1, 0), noises)
 
 
 def place(

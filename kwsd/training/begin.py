@@ -26,9 +26,10 @@ def begin_with(
     Raises ConfigError if they are of another kind of network; ModelError if the file is neither, or of another kwsd.
     """
     other = _read(path, model)
-    kind, theirs = _origin(other).model, _origin(other).labels
-    if kind != model:
-        raise ConfigError(f"{path}: is a {kind}, which --model {model} cannot begin with")
+    begun = _origin(other)
+    if begun.model != model:
+        raise ConfigError(f"{path}: is a {begun.model}, which --model {model} cannot begin with")
+    theirs = begun.labels
     learnt = NETWORKS[model](len(theirs)).to(next(network.parameters()).device)
     if isinstance(other, Artefact):
         _unfold(other, learnt)

@@ -103,8 +103,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     """
     begun = _begun(options)
     model, recipe = _recipe(options, begun)
-    labels = begun.labels if begun and not options.recipe else parse_labels(recipe.labels)
-    labels = parse_labels(options.labels) if options.labels else labels
+    labels = _labels(options, recipe, begun)
     for label in recipe.thresholds:
         if label not in labels:
             raise ConfigError(f"thresholds: {label} is none of the labels {', '.join(labels)}")
@@ -128,6 +127,13 @@ def _begun(options: TrainOptions) -> Origin | None:
     if options.resume and options.out and options.out.exists():
         return origin(options.out)
     return origin(options.init) if options.init else None
+
+
+def _labels(options: TrainOptions, recipe: Recipe, begun: Origin | None) -> tuple[str, ...]:
+    """Those that are asked for; else a recipe file's, those of what it begins with, or the network's own."""
+    if begun and not options.labels and not options.recipe:
+        return begun.labels
+    return parse_labels(options.labels or recipe.labels)
 
 
 def _nothing(_: str) -> None:
