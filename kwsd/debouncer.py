@@ -93,9 +93,7 @@ class Debouncer:
         self._low, self._near = np.minimum(rules.release, rules.threshold), rules.near
         self._recent = np.zeros((streams, rules.smoothing, len(self.labels)), np.float32)
         self._speech = np.zeros((streams, lookback), np.bool_)  # was it other speech, per hop
-        self._stirred = np.zeros(
-            (streams, max(1, rules.wary // rules.hop)), np.bool_
-        )  # did a keyword, per hop; no word
+        self._stirred = np.zeros((streams, max(1, rules.wary // rules.hop)), np.bool_)  # per hop; less what was a word
         self._unrest = int(self._stirred.shape[1] * (UNREST if rules.wary else 1))  # hops; more are no calm
         self._count = np.zeros(streams, np.int64)  # windows since the last gap
         self._last_end = np.full(streams, LONG_AGO, np.int64)
