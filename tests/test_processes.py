@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tiny_speech_commands as tiny
 import torch
-from running import clean_environment
+from running import clean_environment, free_port
 from torch import nn
 
 from kwsd.errors import ConfigError, KwsdError
 from kwsd.training.checkpoint import load_checkpoint
-from kwsd.training.processes import ProcessGroup, SyncedBatchNorm, join_process_group, shared
+from kwsd.training.processes import ProcessGroup, SyncedBatchNorm, join_process_group
 
 EPOCHS = 2
 CPU = torch.device("cpu")
@@ -65,13 +65,43 @@ def test_several_processes_come_to_the_loss_and_weights_of_one_on_the_same_batch
         torch.testing.assert_close(weights, expected.state[name], rtol=0, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_who_is_left_alone_says_so_in_one_line(folder):
+    command = [
+        sys.executable, "-m", "kwsd", "train", "--recipe", "recipe.yaml", "--epochs", "10000", "--data", "data",
+        "--device", "cpu", "--out", "left.ckpt",
+    ]  # fmt: skip
+    cache, port = str(folder / "cache-left"), str(free_port())
+    environment = clean_environment(
+        XDG_CACHE_HOME=cache, OMP_NUM_THREADS="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+    )
+    first, second = (
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    with first, second:
+        for line in first.stderr:
+            if line.startswith("kwsd: epoch 2/"):
+                break
+        second.kill()
+        rest = first.stderr.read()
+    assert first.returncode == 69, rest
+    assert rest.splitlines()[-1] == "kwsd: process 0 of 2: another one is gone; its line says why"
+
+
 def test_one_process_is_a_group_of_one_whatever_else_stands_in_the_environment():
     with join_process_group(CPU, {"WORLD_SIZE": "4"}) as group:
         assert group == ProcessGroup(0, 1, 0)
         assert group.leads
         assert torch.equal(group.shard(torch.arange(5)), torch.arange(5))
-        network = nn.Linear(1, 1)
-        assert shared(network, group) is network
+        network = nn.Sequential(nn.BatchNorm2d(1))
+        group.synchronise(network)
+        assert type(network[0]) is nn.BatchNorm2d
 
 
 @pytest.mark.parametrize("wrong", [{}, {"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"}])

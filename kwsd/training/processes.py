@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.nn.functional import all_reduce  # differentiable
-from torch.nn.parallel import DistributedDataParallel
 
 from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError
 
@@ -49,30 +48,46 @@ class ProcessGroup:
             dist.all_reduce(values)
         return values
 
+    def sum_gradients(self, network: nn.Module) -> None:
+        """Each gradient becomes the sum of those of all processes, in one message.
+
+        DistributedDataParallel would do it while others are still computed, which networks as small as ours do not
+        need. And when it goes it waits, with Python's lock in hand, for a thread that may be waiting for that lock.
+        """
+        if self.world_size == 1:
+            return
+        gradients = [weights.grad for weights in network.parameters() if weights.grad is not None]
+        sums = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = torch.split(sums, [gradient.numel() for gradient in gradients])
+        for gradient, its_sum in zip(gradients, parts, strict=True):
+            gradient.copy_(its_sum.view_as(gradient))
+
+    def synchronise(self, network: nn.Module) -> None:
+        """Has all processes begin with the weights of the first, and batch normalisation count the windows of all."""
+        if self.world_size == 1:
+            return
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, src=0)
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.BatchNorm2d:
+                    setattr(module, name, _synced(child))
+
     @contextmanager
     def first_of_machine_first(self) -> Iterator[None]:
         """What the first process of every machine does before the others, so that they find it done."""
         if self.world_size > 1 and self.local_rank:
-            self._meet()
+            dist.barrier()
         yield
         if self.world_size > 1 and not self.local_rank:
-            self._meet()
-
-    def _meet(self) -> None:
-        try:
             dist.barrier()
-        except RuntimeError:
-            raise KwsdError(
-                f"process {self.rank} of {self.world_size}: another one is gone; its line says why",
-                exit_code=UNAVAILABLE,
-            ) from None
 
 
 @contextmanager
 def join_process_group(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[ProcessGroup]:
     """The group that torchrun made this process part of, or a group of one.
 
-    Raises KwsdError if the others cannot be reached.
+    Raises KwsdError if the others cannot be reached, or not any more.
     """
     group = _process_group(environment)
     if group.world_size == 1:
@@ -88,6 +103,12 @@ def join_process_group(device: torch.device, environment: Mapping[str, str] = os
         ) from None
     try:
         yield group
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # which has no error of its own
+            raise
+        raise KwsdError(
+            f"process {group.rank} of {group.world_size}: another one is gone; its line says why", exit_code=UNAVAILABLE
+        ) from None
     finally:
         dist.destroy_process_group()
 
@@ -128,17 +149,6 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         gain = self.weight * torch.rsqrt(variance + self.eps)  # (channels,)
         out = wide * gain.view(1, -1, 1, 1) + (self.bias - mean * gain).view(1, -1, 1, 1)
         return out.to(x.dtype)
-
-
-def shared(network: nn.Module, group: ProcessGroup) -> nn.Module:
-    """The network as each process calls it to train: gradients are averaged on the way back."""
-    if group.world_size == 1:
-        return network
-    for module in network.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                setattr(module, name, _synced(child))
-    return cast(nn.Module, DistributedDataParallel(network, broadcast_buffers=False))
 
 
 def _synced(norm: nn.BatchNorm2d) -> SyncedBatchNorm:

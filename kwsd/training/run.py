@@ -30,7 +30,7 @@ class Run:
     """A training run in memory."""
 
     network: Any  # an nn.Module; with features, embed and decide where the recipe augments
-    learner: nn.Module  # what is called to train it: from frames on where the recipe augments; shared by the group
+    learner: nn.Module  # what is called to train it: from frames on where the recipe augments
     optimiser: torch.optim.Optimizer
     batches: PlainBatches | AugmentedBatches
     held_out: HeldOut
@@ -119,8 +119,8 @@ def _step(run: Run, windows: Tensor, targets: Tensor, generator: torch.Generator
     run.optimiser.zero_grad()
     log_probs = run.learner(group.shard(inputs))  # (batch / processes, labels)
     losses = cross_entropy(log_probs, group.shard(wanted))
-    # The mean over the whole batch, after the mean over processes that its gradients go through.
-    (losses.sum() * (group.world_size / n)).backward()  # type: ignore[no-untyped-call]
+    (losses.sum() / n).backward()  # type: ignore[no-untyped-call]
+    group.sum_gradients(run.network)
     run.optimiser.step()
     if run.average is not None:
         run.average.update_parameters(run.network)

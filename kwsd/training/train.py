@@ -30,7 +30,7 @@ from kwsd.training.history import EpochFigures, History
 from kwsd.training.labels import parse_labels
 from kwsd.training.negatives import Negatives
 from kwsd.training.precision import FromFrames
-from kwsd.training.processes import ProcessGroup, join_process_group, shared
+from kwsd.training.processes import ProcessGroup, join_process_group
 from kwsd.training.recipe import RECIPES, Recipe, read_recipe
 from kwsd.training.run import Run, learning_rate, moving_average, train_epoch
 from kwsd.training.teacher import load_teachers
@@ -294,13 +294,13 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
         new = begin_with(options.init, network, plan.model, labels, some)
         if new:
             plan.say(f"{options.init}: {', '.join(new)} must be learnt from nothing")
-    learner = shared(FromFrames(network, device, recipe.mixed_precision) if recipe.augment else network, group)
+    group.synchronise(network)
     optimiser = OPTIMISERS[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )  # fmt: skip
     return Run(
         network=network,
-        learner=learner,
+        learner=FromFrames(network, device, recipe.mixed_precision) if recipe.augment else network,
         optimiser=optimiser,
         batches=batches,
         held_out=hold_out(validation, labels, noise, quiet_talk),
