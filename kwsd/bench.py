@@ -5,6 +5,7 @@ The words come from the recording kwsd ships (`demo.flac`, synthetic speech) and
 
 import contextlib
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
@@ -165,7 +166,9 @@ def _asked(spotter: Spotter) -> NDArray[np.int64]:
 
 
 def measure_bound(config: Config, spotter: Spotter, streams: int) -> Figures | None:
-    """The least a hop of one stream can cost on this core; None where the model cannot be counted."""
+    """The least a hop of one stream can cost on this core; None where it cannot be counted."""
+    if importlib.util.find_spec("onnx") is None:
+        return None
     from kwsd.bound import peak, work
 
     counted = work(config.model_path, spotter, samples(config.window.hop_ms / 1000))
@@ -377,6 +380,8 @@ def report(figures: Figures) -> str:
     ]
     if figures["bound"]:
         rows.append(("inference at least", _bound(figures["bound"], stages["inference_us"]["p50"])))
+    elif importlib.util.find_spec("onnx") is None:
+        rows.append(("inference at least", "not measured without onnx; pip install 'kwsd[train]'"))
     if stages["second_asked_percent"] is not None:
         rows.append(("second network", f"asked about {stages['second_asked_percent']} % of these windows"))
     rested = figures["stages_rested"]

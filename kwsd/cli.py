@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import faulthandler
+import importlib.util
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from kwsd.paths import FIFO, FILE, kind_of
 
 Command = Callable[[argparse.Namespace], int]
 LONGEST_BENCH_S = 86_400.0
-TORCH = ("torch", "torchaudio")  # which the Debian package comes without
+TRAINING = {"torch", "torchaudio", "onnx", "matplotlib", "tqdm"}  # of which a daemon needs nothing
 
 
 def main() -> NoReturn:
@@ -55,8 +56,8 @@ def main() -> NoReturn:
             traceback.print_exc()
         if interrupted.is_set():  # a library that was just imported made another error of it
             code = INTERRUPTED
-        elif isinstance(error, ModuleNotFoundError) and error.name in TORCH:
-            say(f"{error.name} is not installed; to train or evaluate, or for TorchScript, see the README for how")
+        elif isinstance(error, ModuleNotFoundError) and error.name in TRAINING:
+            say(f"{error.name} is not installed; pip install 'kwsd[train]'")
             code = UNAVAILABLE
         else:
             say(f"internal error: {error!r}; run it with --debug for details, and please report it")
@@ -910,6 +911,8 @@ def bench(options: argparse.Namespace) -> int:
         raise ConfigError(f"--seconds {options.seconds:g}: more than 0, at most a day", exit_code=USAGE)
     if options.picture and not options.scale:
         raise ConfigError("--picture: only --scale has something to draw", exit_code=USAGE)
+    if options.picture and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--picture: matplotlib is not installed; pip install 'kwsd[train]'", exit_code=UNAVAILABLE)
     config = load_config(options.config, _settings(options))
     if options.scale:
         return _bench_scale(options, config)

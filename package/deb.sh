@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build kwsd_VERSION_ARCHITECTURE.deb in a folder: `deb.sh FOLDER`. kwsd and all that it imports lie in a virtual environment
-# of their own, on Debian's Python; torch and torchaudio, which are several GB and only for training and TorchScript, do not.
+# of their own, on Debian's Python; what is only for training and TorchScript, which is several GB, does not.
 set -eu
 umask 022
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -46,7 +46,7 @@ find "$root$home/bin" ! -name kwsd ! -name 'python*' -type f -delete
 sed -i "1s|.*|#!$home/bin/python|" "$root$home/bin/kwsd"
 sed -i '/^command = /d' "$root$home/pyvenv.cfg"
 rm -f "$root$home"/lib/python3*/site-packages/kwsd-*.dist-info/direct_url.json
-rm -r "$root$home/include" "$root$home/share"
+rm -rf "$root$home/include" "$root$home/share"
 find "$root$home/lib" -name __pycache__ -exec rm -r {} +
 find "$root$home/lib" -type f -exec chmod 644 {} +
 "$own" -m compileall -q -j 0 -s "$root" -p / --invalidation-mode unchecked-hash "$root$home/lib"
@@ -77,7 +77,7 @@ put 644 /usr/share/doc/kwsd/CHANGELOG.md <"$top/CHANGELOG.md"
 
 for script in postinst prerm postrm; do put 755 "/DEBIAN/$script" <"$here/$script"; done
 echo /etc/kwsd/config.yaml | put 644 /DEBIAN/conffiles
-training=$("$python" "$here/requirements.py" --left-out "$top/setup.cfg" | sed "s/.*/'&'/" | paste -sd ' ')
+training=$("$python" "$here/requirements.py" --left-out "$top/setup.cfg" | sed "s/ //g; s/.*/'&'/" | paste -sd ' ')
 "$python" - >"$work/depends" <<END # /bin/kill, by which the unit reloads, is procps's
 import sys
 print("python3 (>= {0}.{1}), python3 (<< {0}.{2})".format(*sys.version_info[:2], sys.version_info[1] + 1))

@@ -1,8 +1,7 @@
-"""The Debian package: what it lacks is told in one line, and the one that KWSD_DEB names installs, hears and goes."""
+"""The Debian package: what it lacks, and the one that KWSD_DEB names installs, hears and goes."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from live_systemd import REPOSITORY, Machine, why_not
 from running import clean_environment
 
+from kwsd.cli import TRAINING
 from kwsd.recording import DEMO
 
 DEB = os.environ.get("KWSD_DEB", "") and str(Path(os.environ["KWSD_DEB"]).resolve())
@@ -24,19 +24,10 @@ def requirements(*options):
     return {re.match(r"[\w.-]+", line)[0] for line in lines}
 
 
-def test_the_package_holds_all_that_kwsd_asks_for_but_torch():
-    assert requirements("--left-out") == {"torch", "torchaudio"}
+def test_the_package_holds_all_that_kwsd_asks_for_but_what_is_for_training():
+    assert requirements("--left-out") == TRAINING
     assert requirements() >= {"numpy", "onnxruntime", "sounddevice", "msgspec", "shtab", "rich", "aiohttp"}
     assert not requirements() & requirements("--left-out")
-
-
-@pytest.mark.parametrize(
-    "command", [("train", "--model", "simplenet", "--data", "."), ("replay", "--model", "a.pt", str(DEMO))]
-)
-def test_without_torch_one_line_says_that_it_is_missing(kwsd, tmp_path, command):
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    shutil.copy(REPOSITORY / "models" / "commands.pt", tmp_path / "a.pt")
-    kwsd(*command, more={"PYTHONPATH": str(tmp_path)}).refused(69, "torch is not installed")
 
 
 # --- a package ---

@@ -26,7 +26,8 @@ def check_engine(artefact: Artefact, device: str, engine: str = AUTO) -> None:
     there, or not for this file or device."""
     if not artefact.is_onnx and importlib.util.find_spec("torch") is None:
         raise ModelError(
-            f"{artefact.path}: is TorchScript, and torch is not installed; the README says how, or take an ONNX file",
+            f"{artefact.path}: is TorchScript, and torch is not installed; "
+            "pip install 'kwsd[torch]', or take an ONNX file",
             exit_code=UNAVAILABLE,
         )
     if not artefact.is_onnx and engine != AUTO:
@@ -70,16 +71,18 @@ def _make(artefact: Artefact, device: str, engine: str) -> Spotter:
 def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:
     if engine == NATIVE:
         return _load_native(artefact)
+    unfit = ""
     if engine == AUTO:
         try:
             return native.load(artefact)
         except UnfitError as reason:
             log.debug("ONNX Runtime runs %s, not kwsd's own engine: %s", artefact.path, reason)
+            unfit = f"not for kwsd's own engine ({reason}), and "
     try:
         from kwsd.engines import onnx
     except ImportError as error:
         raise ModelError(
-            f"{artefact.path}: ONNX Runtime, which would run it, cannot be loaded ({error}); install it anew",
+            f"{artefact.path}: {unfit}ONNX Runtime, which would run it, cannot be loaded ({error}); install it anew",
             exit_code=UNAVAILABLE,
         ) from None
     return onnx.load(artefact)
