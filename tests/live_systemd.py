@@ -53,7 +53,8 @@ systemd-sysusers
 
 mkdir -p /run/sound /etc/systemd/system/kwsd.service.d
 printf 'pcm.!default { type pulse device mouth.monitor }\\nctl.!default { type pulse }\\n' > /etc/asound.conf
-printf '[Service]\\nEnvironment=PULSE_SERVER=unix:SOUND\\n' > /etc/systemd/system/kwsd.service.d/tests.conf
+printf '[Service]\\nEnvironment=PULSE_SERVER=unix:SOUND LD_LIBRARY_PATH=/opt/python/lib\\n' \\
+    > /etc/systemd/system/kwsd.service.d/tests.conf
 cat > /etc/systemd/system/sound-server.service <<'UNIT'
 [Service]
 Environment=HOME=/run/sound XDG_RUNTIME_DIR=/run/sound

@@ -99,6 +99,18 @@ class Running:
             if event["type"] == kind:
                 return event
 
+    def wait_for_log(self, words: str, times: int = 1) -> str:
+        """What follows the words on the line that has them for the nth time: stderr comes when it comes, before an
+        event or after it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            found = [line.partition(words)[2].strip() for line in self.errors if words in line]
+            if len(found) >= times:
+                return found[times - 1]
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not {times} times in {PATIENCE_S} s: {words}; stderr {self.errors}")
+            time.sleep(0.02)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
         """Exit code, and how long stopping took."""
         begun = time.monotonic()

@@ -17,15 +17,9 @@ from kwsd.errors import CONFIG, IO, UNAVAILABLE
 from kwsd.recording import DEMO
 
 
-def address_of(daemon):
-    """The TCP address, once it is logged."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        for line in daemon.errors:
-            if "metrics and health on" in line:
-                return line.split("tcp://")[1].split(",")[0].strip()
-        time.sleep(0.02)
-    raise AssertionError(daemon.errors)
+def address_of(daemon, times=1):
+    """The TCP address, once it is logged for the nth time."""
+    return daemon.wait_for_log("metrics and health on tcp://", times).partition(",")[0]
 
 
 def get(address, path):

@@ -92,7 +92,7 @@ def test_satellite_and_rooms(folder, environment, tmp_path):
     options = ("--set", f"streams={DEMO_STREAM}", "--set", 'listen.on=["tcp://0.0.0.0:0"]')
     with Running("--config", str(folder / "rooms.yaml"), *options, environment=environment) as daemon:
         daemon.wait_for("ready")
-        [port] = [line.split("tcp://0.0.0.0:")[1].split()[0] for line in daemon.errors if "listening on" in line]
+        port = daemon.wait_for_log("tcp://0.0.0.0:").split()[0]
         command = (sys.executable, folder / "satellite.py", "kitchen", f"127.0.0.1:{port}")
         known = (*command, folder / "token")
         with raw.open("rb") as stdin, Program(*known, environment=environment, folder=folder, stdin=stdin) as satellite:
@@ -131,7 +131,7 @@ def test_wyoming(folder, environment):
     options = ("--set", 'wyoming.on=["tcp://127.0.0.1:0"]', "--set", "wyoming.zeroconf=null")
     with Running("--config", str(folder / "wyoming.yaml"), *options, environment=environment) as daemon:
         daemon.wait_for("ready")
-        assert [line for line in daemon.errors if "Wyoming clients on tcp://127.0.0.1:" in line]
+        daemon.wait_for_log("Wyoming clients on tcp://127.0.0.1:")
         daemon.stop()
 
 

@@ -88,15 +88,8 @@ class Daemon(Running):
         }
         config.write_text(json.dumps(settings))
         super().__init__("--config", str(config), environment=environment)
-        deadline = time.monotonic() + PATIENCE_S
-        while not self._announced():
-            assert time.monotonic() < deadline and self.process.poll() is None, self.errors
-            time.sleep(0.02)
-        self.port = int(self._announced()[0].partition("tcp://127.0.0.1:")[2].partition(",")[0])
+        self.port = int(self.wait_for_log("listening on tcp://127.0.0.1:").partition(",")[0])
         self.tcp = ("127.0.0.1", self.port)
-
-    def _announced(self):
-        return [line for line in self.errors if "listening on tcp://" in line]
 
     def of(self, stream, kind):
         return [event for event in self.events if event["type"] == kind and event.get("stream") == stream]

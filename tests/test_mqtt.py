@@ -379,10 +379,7 @@ def test_a_satellite_that_left_before_the_broker_had_confirmed_it_is_unavailable
     options = kitchen(broker, f"listen.on=['unix:{door}']")
     with Running(*options, environment=environment) as daemon, socket.socket(socket.AF_UNIX) as satellite:
         everything.has(f"{BASE}/availability", "online")
-        deadline = time.monotonic() + 20
-        while not door.exists() or not any("listening on" in line for line in daemon.errors):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        daemon.wait_for_log("listening on")
         broker.hang()
         satellite.connect(str(door))
         satellite.sendall(b'{"name": "attic"}\n' + bytes(32_000))
@@ -479,10 +476,7 @@ def with_tls(folder, port, password="open sesame", **files):
 
 def test_over_tls_with_user_and_password_from_files(locked, tmp_path, environment):
     with Running(*with_tls(tmp_path, locked), environment=environment) as daemon:
-        deadline = time.monotonic() + 20
-        while not any("connected" in line for line in daemon.errors):
-            assert time.monotonic() < deadline, daemon.errors
-            time.sleep(0.05)
+        daemon.wait_for_log("connected")
         assert daemon.stop()[0] == 0
     assert "open sesame" not in "".join(daemon.errors)
 

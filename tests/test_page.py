@@ -395,7 +395,7 @@ def test_a_secret_that_was_replaced_counts_after_a_reload_and_a_refused_one_dist
         token.write_text("new")
         daemon.process.send_signal(signal.SIGHUP)
         assert daemon.wait_for("reload")["ok"] is True
-        [_, address] = [line.split("tcp://")[1].strip() for line in daemon.errors if "metrics and health on" in line]
+        address = address_of(daemon, 2)
         assert ask(address, "/status", Authorization="Bearer old")[0] == 401
         assert ask(address, "/status", Authorization="Bearer new")[0] == 200
 

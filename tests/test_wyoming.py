@@ -368,7 +368,7 @@ def test_it_is_found_by_mdns(tmp_path, environment):
     options = ["streams=[]", "wyoming.on=['tcp://0.0.0.0:0']", "wyoming.unprotected=true", f"wyoming.zeroconf={name}"]
     with Running(*(part for setting in options for part in ("--set", setting)), environment=environment) as daemon:
         daemon.wait_for("ready")
-        [port] = [int(line.rsplit(":", 1)[1]) for line in daemon.errors if "Wyoming clients on" in line]
+        port = int(daemon.wait_for_log("Wyoming clients on tcp://").rpartition(":")[2])
         zeroconf = Zeroconf()
         browser = ServiceBrowser(zeroconf, "_wyoming._tcp.local.", Listener())
         deadline = time.monotonic() + 10
