@@ -261,8 +261,10 @@ class Endpoint:
         self._obeying.add(obeying)
         obeying.add_done_callback(self._obeying.discard)
         closing = asyncio.ensure_future(self._closing.wait())
-        await asyncio.wait([obeying, closing], return_when=asyncio.FIRST_COMPLETED)
-        closing.cancel()
+        try:
+            await asyncio.wait([obeying, closing], return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also where the client has hung up
+            closing.cancel()
         if not obeying.done():  # it is the reload that closes this, and cannot be waited for
             raise web.HTTPServiceUnavailable(text=f"{REOPENED}\n")
         answer = obeying.result()

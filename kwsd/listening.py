@@ -505,7 +505,8 @@ class Listening:
                 self._reports.idle()
             self._look_round()
             if self.listener is None and self._pipeline.finished:
-                self._reports.over(self._supervisor.failure)
+                if not self._stopping:  # else it is who stops it that ended the sources, and a reload goes on
+                    self._reports.over(self._supervisor.failure)
                 return
             self._part_with_sources()
             self._wait()

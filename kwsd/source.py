@@ -106,8 +106,9 @@ class _Reader:
 
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Begin to deliver."""
-        self._thread = threading.Thread(target=self._deliver, args=(inlet, wake), name="source", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._deliver, args=(inlet, wake), name="source", daemon=True)
+        thread.start()
+        self._thread = thread  # now that it can be joined: a daemon that ends amid a reload stops what just starts
 
     def stop(self) -> None:
         """Deliver no more."""

@@ -5,20 +5,20 @@ import configparser
 import re
 import sys
 
-EXTRAS = ("monitor", "http", "mqtt", "wyoming")  # that a daemon may use
-TRAINING = "train"  # several GB, and a daemon with a model in ONNX never imports them
+HELD = ("monitor", "http", "mqtt", "wyoming")  # extras that a daemon may use
+LEFT_OUT = ("torch", "train")  # several GB, and a daemon with a model in ONNX never imports them
 
 
 def main() -> None:
     """Print one requirement per line."""
     setup = configparser.ConfigParser()
     setup.read(sys.argv[-1])
-    extras = setup["options.extras_require"]
-    asked = [extras[TRAINING]] if sys.argv[1] == "--left-out" else [extras[extra] for extra in EXTRAS]
-    if sys.argv[1] != "--left-out":
+    left_out = sys.argv[1] == "--left-out"
+    asked = [setup["options.extras_require"][extra] for extra in (LEFT_OUT if left_out else HELD)]
+    if not left_out:
         asked.append(setup["options"]["install_requires"])
     for line in "\n".join(asked).splitlines():
-        if re.match(r"\w", line):
+        if re.match(r"(?!kwsd\[)\w", line):  # no comment, and no other extra
             print(line)
 
 

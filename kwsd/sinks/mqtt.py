@@ -459,8 +459,8 @@ def _tls(config: MqttConfig, resolve: Callable[[str], Path]) -> ssl.SSLContext:
     if config.ca_file is not None:
         with _blamed("ca_file", config.ca_file, resolve) as path:
             context = ssl.create_default_context(cafile=path)
-        # Python 3.13 refuses what openssl makes where nobody asks it for extensions, as most who sign for themselves.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    # Python 3.13 refuses what openssl makes where nobody asks it for extensions, as most who sign for themselves.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if config.cert_file is not None:
         with _blamed("cert_file", config.cert_file, resolve) as path:
             context.load_cert_chain(path, resolve(config.key_file) if config.key_file else None)
