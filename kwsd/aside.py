@@ -1,16 +1,31 @@
-"""What asyncio runs aside, in threads: looking up names and connecting, which may hang for longer than anyone waits."""
+"""Threads: how they are started, and those that asyncio looks up names and connects in, which may hang for longer than
+anyone waits."""
 
+import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+from kwsd.errors import UNAVAILABLE, KwsdError
+
+
+def start(thread: threading.Thread) -> None:
+    """Raises KwsdError where the system has no thread to give."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise KwsdError(
+            f"no thread can be started for {thread.name} ({error}); allow more tasks (TasksMax=, ulimit -u)",
+            exit_code=UNAVAILABLE,
+        ) from None
 
 
 class DaemonThreads(ThreadPoolExecutor):
     """An executor nobody waits for when all else has ended; Python waits for its own even while it exits."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **more: Any) -> "Future[Any]":
-        """Run it in a thread of its own."""
+        """Run it in a thread of its own. Without one it fails as the network does: nobody can be reached for now."""
         future: Future[Any] = Future()
 
         def work() -> None:
@@ -21,7 +36,10 @@ class DaemonThreads(ThreadPoolExecutor):
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=work, name="aside", daemon=True).start()
+        try:
+            start(threading.Thread(target=work, name="aside", daemon=True))
+        except KwsdError as error:
+            future.set_exception(OSError(errno.EAGAIN, str(error)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -555,6 +555,7 @@ def monitor(options: argparse.Namespace) -> int:
     if alone and options.socket:
         raise ConfigError("monitor: --socket watches a daemon that runs; leave out the other options", exit_code=USAGE)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(monitoring.ended_by_signals())
         if alone:
             path = stack.enter_context(monitoring.daemon_of_our_own(_own_daemon(options)))
         else:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kwsd.artefact import Artefact, read_artefact
-from kwsd.aside import DaemonThreads
+from kwsd.aside import DaemonThreads, start
 from kwsd.config import Config
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
@@ -68,6 +68,7 @@ SOUND_S = 5.0  # the sound system has so long to open the devices of a new confi
 MOST_REPORTS = 20  # of the inference thread, not dealt with yet: more, and it waits
 STATUS_EVERY_S = 1.0  # for systemd
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
+ACCEPTING = ("_accept_connection", "_start_serving")  # of asyncio; the second takes it up again after a rest
 
 
 class Stopped(Exception):
@@ -239,8 +240,8 @@ class Daemon:
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(deliver, result, error)
 
+        start(threading.Thread(target=body, name="loading", daemon=True))
         self.loading = True
-        threading.Thread(target=body, name="loading", daemon=True).start()
         stopping = asyncio.ensure_future(self._stop.wait())
         either: list[asyncio.Future[Any]] = [done, stopping]
         await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
@@ -313,7 +314,7 @@ class Daemon:
                 Heartbeat(
                     uptime_s=round(self._state.uptime_s, 1),
                     detections=self._state.detections,
-                    windows=lags.windows,
+                    windows=lags.scored,
                     lag_p99_ms=lags.percentile_ms(99.0),
                     streams=self._state.streams(),
                 )
@@ -417,8 +418,10 @@ class Daemon:
             error = context.get("exception")
             if isinstance(error, Exception) and _belongs_to_library(error):
                 log.warning("%s: %r", context["message"], error)  # its connection is lost by that, which is noticed
-            elif isinstance(error, OSError) and error.errno in SHORTAGES:
+            elif isinstance(error, OSError) and (error.errno in SHORTAGES or _is_of_accepting(error)):
                 log.warning("nobody can connect now: %s", error.strerror)
+            elif isinstance(error, ValueError) and _is_of_accepting(error):
+                log.debug("a door was closed while it rested: %s", error)  # as it does when descriptors ran out
             elif isinstance(error, Exception):
                 self._on_fault("main thread", error)
             else:
@@ -428,8 +431,7 @@ class Daemon:
         self._loop.set_exception_handler(in_loop)
 
     def _on_fault(self, where: str, error: Exception) -> None:
-        failure = KwsdError(f"{where}: {error!r}; please report this", exit_code=INTERNAL)
-        failure.__cause__ = error
+        failure = _fault(where, error)
         self._end(str(failure), failure)
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
@@ -657,7 +659,7 @@ class Daemon:
             if coming is not None:
                 coming.cancel()
         if self._state.listening is not None:
-            await asyncio.to_thread(self._state.listening.stop)
+            await self._stop_listening(self._state.listening)
             await asyncio.sleep(0)  # what the inference thread reported last
         if self._outlets.are_open:
             self._emit(Shutdown(reason=self._reason, detections=self._state.detections))
@@ -666,9 +668,26 @@ class Daemon:
         if self._failure is None:  # else it is the last line, which the caller writes
             log.info("stopped: %s", self._reason)
 
+    async def _stop_listening(self, listening: Listening) -> None:
+        """Whatever goes wrong with that, the sinks are to have the last event."""
+        try:
+            try:
+                await asyncio.to_thread(listening.stop)
+            except OSError:  # there is no thread for it
+                listening.stop()
+        except Exception as error:
+            self._failure = self._failure or _fault("stopping", error)
+
     def _running(self) -> Listening:
         assert self._state.listening is not None
         return self._state.listening
+
+
+def _fault(where: str, error: Exception) -> KwsdError:
+    """Of an exception nobody expected."""
+    failure = KwsdError(f"{where}: {error!r}; please report this", exit_code=INTERNAL)
+    failure.__cause__ = error
+    return failure
 
 
 def _belongs_to_library(error: Exception) -> bool:
@@ -676,6 +695,12 @@ def _belongs_to_library(error: Exception) -> bool:
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     of_library = any(name.startswith(LIBRARIES) for name in (*modules, type(error).__module__))
     return of_library and not any(name.startswith("kwsd") for name in modules)
+
+
+def _is_of_accepting(error: Exception) -> bool:
+    """Whether it was raised where asyncio accepts connections, and harms only whoever is at the door."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(code.co_name in ACCEPTING and "asyncio" in code.co_filename for code in codes)
 
 
 def _artefact_of(config: Config) -> Artefact:

@@ -179,7 +179,7 @@ class Heartbeat(_Event, frozen=True, kw_only=True, tag="heartbeat"):
     uptime_s: float
     detections: int
     windows: int  # scored since the last heartbeat
-    lag_p99_ms: int | None  # from the arrival of their last samples to their scores; null: there were none
+    lag_p99_ms: int | None  # from the arrival of their last samples to their scores; null: none could be late
     streams: tuple[StreamState, ...]
 
 

@@ -81,6 +81,7 @@ class Inlet:
         self._counts = array("q", [0, 0])  # blocks and overflows; arrays, as C may write them
         self._clock = array("d", [time.monotonic()])  # wrote_at
         self.lost = 0  # samples at 16 kHz that came and were not listened to
+        self.keeps_time = False  # of a source that can wait: whether it writes in real time, all the same
         self.ended = False  # nothing will be written any more
         self.drained = False  # and all of it is in the ring
         self.silences: list[float] = []  # seconds, one for each time the source was opened again and delivered

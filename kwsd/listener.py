@@ -27,6 +27,7 @@ import numpy as np
 from msgspec import Meta
 
 from kwsd.address import Address, url
+from kwsd.aside import start
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.door import SocketFile, bind_address
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
@@ -172,7 +173,7 @@ class Listener:
     def start(self, hello: Callable[[str], Line]) -> None:
         """Begin to serve. `hello` makes the first line for a satellite of a name."""
         self._hello = hello
-        self._thread.start()
+        start(self._thread)
 
     def stop(self) -> None:
         """Hang up on everybody. What they sent is in the ring."""
@@ -514,9 +515,10 @@ class Listener:
 
     def _close_bell(self) -> None:
         self._epoll.close()
-        for descriptor in (self._bell, self._rope):
+        ours = self._bell, self._rope
+        self._bell = self._rope = -1  # before they are closed: another file may have these numbers next
+        for descriptor in ours:
             os.close(descriptor)
-        self._bell = self._rope = -1  # another file may have these numbers next
 
     def _close_doors(self) -> None:
         for door, _ in self._doors.values():

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 
 from kwsd import load
+from kwsd.aside import start
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples, seconds
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
@@ -123,7 +125,7 @@ class Listening:
             for name, source, inlet in zip(self._names, self.sources, self._inlets, strict=True)
         ]
         self.streams += [FREE] * (self._ring.streams - len(self.streams))
-        self._live = np.array([stream.live for stream in self.streams])
+        self._in_time = np.array([stream.live for stream in self.streams])  # whose windows can be late
         self._overload = load.Overload(config.window.hop_ms)
         self._lags, self._lags_told = load.LagMeter(), load.LagMeter()  # of this second, and since they were asked for
         self.lags_ever = load.LagMeter()  # but for the last second
@@ -133,7 +135,8 @@ class Listening:
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._pipeline: Pipeline | None = None
-        self._successor: tuple[Config, Spotter] | None = None
+        self._in_use = config  # by the pipeline; `self.config` may be a later one
+        self._successors: deque[tuple[Config, Spotter]] = deque()
         self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, self._tell)
         self._left: set[int] = set()  # sources that ended, and were told
         self._quiet = Quiet(self._inlets)
@@ -182,7 +185,7 @@ class Listening:
             else:
                 source.start(inlet, self._waker(inlet))
         sys.setswitchinterval(SWITCH_S)
-        self._thread.start()
+        start(self._thread)
         if self.listener is not None:
             self.listener.start(hello)
 
@@ -249,7 +252,7 @@ class Listening:
             self.listener.trust(token)
         self.config = config
         self._supervisor.adopt(config.capture)
-        self._successor = config, spotter
+        self._successors.append((config, spotter))
         self._wake()
 
     def _tell(self, event: AudioEvent, failure: KwsdError | None) -> None:
@@ -440,7 +443,7 @@ class Listening:
                 inlet.want_more(LOOK_S)
             self._sleep(self._look_s)
             self._look_round()
-            if self._stopping or self._successor is not None or self.watched or self.listener is not None:
+            if self._stopping or self._successors or self.watched or self.listener is not None:
                 return True
             if not self._is_quiet():
                 return False
@@ -484,9 +487,9 @@ class Listening:
     def _listen(self) -> None:
         assert self._pipeline is not None
         while not self._stopping:
-            if self._successor is not None:
-                (config, spotter), self._successor = self._successor, None
-                self._take_over(self.pipeline(config, spotter))
+            while self._successors:
+                self._in_use, spotter = self._successors.popleft()
+                self._take_over(self.pipeline(self._in_use, spotter))
             self._meet_satellites()
             if self._may_doze():
                 self._look_round()
@@ -523,11 +526,17 @@ class Listening:
         if len(scored):
             self.windows += len(scored)
             self.scored_at = now
-        of_live = self._live[scored.streams] & (scored.ends > self._dozed_until[scored.streams])
-        if of_live.any():
-            streams, ends = scored.streams[of_live], scored.ends[of_live]
+        self._lags_told.scored += len(scored)
+        reached = self._ring.written
+        for source, inlet in self._supplies():
+            if not source.live:
+                self._in_time[inlet.stream] = inlet.keeps_time
+                reached[inlet.stream] = inlet.came  # it is not all in the ring
+        timed = self._in_time[scored.streams] & (scored.ends > self._dozed_until[scored.streams])
+        if timed.any():
+            streams, ends = scored.streams[timed], scored.ends[timed]
             wrote_at = np.array([self._wrote_at(stream) for stream in streams.tolist()])
-            lags = now - wrote_at + (self._ring.written[streams] - ends) / SAMPLE_RATE
+            lags = now - wrote_at + (reached[streams] - ends) / SAMPLE_RATE
             self._lags.note(lags)
             self._lags_told.note(lags)
         if now - self._looked_at >= LOOK_EVERY_S:
@@ -541,7 +550,7 @@ class Listening:
     def _stretch(self, lag_ms: int | None) -> None:
         """Go on at the hop that the load allows."""
         assert self._pipeline is not None
-        self._take_over(self.pipeline(self.config, self._pipeline.spotter))
+        self._take_over(self.pipeline(self._in_use, self._pipeline.spotter))
         self._reports.overload(Overload(hop_ms=self.hop_ms, lag_ms=lag_ms))
 
     def _take_over(self, successor: Pipeline) -> None:

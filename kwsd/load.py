@@ -20,6 +20,7 @@ class LagMeter:
 
     def __init__(self) -> None:
         self._counts = np.zeros(LONGEST_MS + 1, np.int64)
+        self.scored = 0  # windows, those of which no lag is noted among them
 
     def note(self, lags_s: NDArray[np.float64] | Sequence[float]) -> None:
         """Lags of windows (n,) in seconds."""

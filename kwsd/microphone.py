@@ -1,10 +1,12 @@
 """Microphones: opened, and opened again whenever they stop delivering."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from kwsd.aside import start
 from kwsd.ears import Ears, make_ears
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.inlet import Inlet
@@ -120,8 +122,9 @@ class Microphone:
                 self._cover_ears()
                 if time.monotonic() - self._opened_at >= SETTLED_S:
                     self._pause = FIRST_PAUSE_S
-                self._reopening = threading.Thread(target=self._reopen, name="reopening", daemon=True)
-                self._reopening.start()
+                reopening = threading.Thread(target=self._reopen, name="reopening", daemon=True)
+                start(reopening)
+                self._reopening = reopening
         return True
 
     def stop(self) -> None:
@@ -133,8 +136,7 @@ class Microphone:
             self._cover_ears()
             closing = self._reopening
             if closing is None and not self._starting:  # who starts it closes it
-                closing = threading.Thread(target=self._leave, name="closing", daemon=True)
-                closing.start()
+                closing = _aside(self._leave)
         if closing is not None:
             closing.join(CLOSE_S)
 
@@ -182,8 +184,9 @@ class Microphone:
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        closing = threading.Thread(target=stream.close, args=(True,), name="closing", daemon=True)
-        closing.start()
+        closing = _aside(functools.partial(stream.close, True))
+        if closing is None:
+            return
         closing.join(CLOSE_S)
         while closing.is_alive() and self.fatal is None:
             before = strangers_cpu_s()
@@ -243,6 +246,17 @@ class Microphone:
                 return False
         self._opened_at = time.monotonic()
         return True
+
+
+def _aside(close: Callable[[], None]) -> threading.Thread | None:
+    """A thread that closes, since a driver may hang; None if there was none to be had, and it is done."""
+    closing = threading.Thread(target=close, name="closing", daemon=True)
+    try:
+        start(closing)
+    except KwsdError:
+        close()
+        return None
+    return closing
 
 
 def _channels_for(channel: int | None, device: Device) -> int:

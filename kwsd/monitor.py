@@ -1,7 +1,9 @@
 """`kwsd monitor`: what a daemon hears, as it hears it, in a terminal: level, scores against thresholds, events, lag."""
 
 import contextlib
+import ctypes
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kwsd.door import answers
 from kwsd.errors import IO, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ MOST_EVENTS = 8
 MOST_STREAMS = 6
 STALE_S = 2.0  # without scores
 FADE = 0.9  # a peak that is not reached again falls by this factor with every refresh
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 COMING_S = 60.0  # a daemon of our own may take so long until it answers
 CALM = {"ready", "audio_restored", "audio_healed", "stream_joined", "heartbeat", "hello"}
 
@@ -175,7 +179,7 @@ def describe(event: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
-    """A `kwsd run` with these arguments and a socket of its own.
+    """A `kwsd run` with these arguments and a socket of its own, that ends with us, however we end.
 
     Raises KwsdError with its last line if it ends before it listens.
     """
@@ -192,10 +196,16 @@ def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
         command = [sys.executable, "-m", "kwsd", "run", *arguments, *settings]
         log = Path(folder) / "log"
         with log.open("wb") as stderr:
-            daemon = subprocess.Popen(command, stdin=None, stdout=subprocess.DEVNULL, stderr=stderr)  # noqa: S603 - us
+            daemon = subprocess.Popen(  # noqa: S603 - us
+                command,
+                stdin=None,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - we have no threads yet
+            )
         try:
             deadline = time.monotonic() + COMING_S
-            while not path.exists():
+            while not answers(path):
                 if daemon.poll() is not None or time.monotonic() > deadline:
                     last = (log.read_text(errors="replace").strip().splitlines() or ["it does not start"])[-1]
                     raise KwsdError(last.removeprefix("kwsd: "), exit_code=daemon.returncode or IO)
@@ -204,6 +214,26 @@ def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
         finally:
             daemon.terminate()
             daemon.wait()
+
+
+def _end_with_parent() -> None:
+    """In a new process: SIGTERM when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Whoever ends us, or closes our terminal, has us leave in order. Raises SystemExit for that."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def monitor(lines: Callable[[], Iterator[dict[str, Any]]]) -> None:

@@ -40,6 +40,7 @@ MOST = 20_000  # streams
 JOIN_PER_S = 100  # streams: their first windows are whole ones
 SETTLE_S = 2.0  # until the daemon is measured
 SPREAD = 977  # samples from one stream's place in the recording to the next one's
+COMING_S = 60.0  # that all streams may take to come, beyond the time it takes them to set out
 END_S = 30.0  # that a daemon may take to end
 
 
@@ -169,15 +170,17 @@ def through_listener(config: Config, cores: list[int], streams: int, seconds: fl
             for share, core in zip(shares, cores, strict=True)
             if share
         ]
+        begun: list[multiprocessing.Process] = []
         try:
             _wait_until_listening(daemon)
             for client in clients:
                 client.start()
+                begun.append(client)
             return _watch(daemon, streams, config.window.hop_ms, seconds)
         finally:
             stop.set()
             daemon.terminate()
-            for client in clients:
+            for client in begun:
                 client.join(timeout=10)
             _end(daemon)
 
@@ -197,11 +200,13 @@ def _write_config(config: Config, folder: Path, streams: int) -> Path:
 
 def _wait_until_listening(daemon: "subprocess.Popen[bytes]") -> None:
     assert daemon.stderr is not None
+    line = b"it said nothing"
     for line in daemon.stderr:
         if b"listening on" in line:
             threading.Thread(target=_throw_away, args=(daemon.stderr,), daemon=True).start()
             return
-    raise KwsdError("bench: the daemon did not start; try kwsd run by hand", exit_code=UNAVAILABLE)
+    why = line.decode(errors="replace").strip().removeprefix("kwsd: ")
+    raise KwsdError(f"bench: the daemon did not start: {why}", exit_code=UNAVAILABLE)
 
 
 def _end(daemon: "subprocess.Popen[bytes]") -> None:
@@ -224,15 +229,18 @@ def _throw_away(lines: Any) -> None:
 
 
 def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, seconds: float) -> Point:
-    """What the daemon says of itself once all are there, and what it takes."""
+    """What the daemon says of itself once all are there, and what it takes. Raises KwsdError if some do not come."""
     assert daemon.stdout is not None
     joined, skipped, lags, windows = 0, 0, [], 0
     settled = begun = cpu = 0.0
+    deadline = time.monotonic() + streams / JOIN_PER_S + COMING_S
     for line in daemon.stdout:
         event = json.loads(line)
         joined += event["type"] == "stream_joined"
         if not settled and joined == streams:
             settled = time.monotonic() + WINDOW / SAMPLE_RATE + SETTLE_S
+        if not settled and time.monotonic() > deadline:
+            break
         if not settled or time.monotonic() < settled:
             continue
         skipped += event.get("skipped_windows", 0)
@@ -245,6 +253,11 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
             begun, cpu = begun or time.monotonic(), cpu or cpu_s(daemon.pid)
             if time.monotonic() - begun >= seconds:
                 break
+    if not settled:
+        raise KwsdError(
+            f"bench: of {streams} satellites {joined} came; are there descriptors (ulimit -n) and memory for all?",
+            exit_code=UNAVAILABLE,
+        )
     elapsed = max(1e-3, time.monotonic() - begun)
     return Point(
         streams=streams,

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kwsd.aside import start
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, NO_PERMISSION, AudioError, ConfigError, KwsdError
 from kwsd.inlet import Inlet
@@ -29,6 +30,8 @@ SOON_S = 0.003  # until the inference thread says what it waits for next
 PAUSED_S = 0.25  # what comes so much later than it should was not kept from us, but written later
 DRIFT = 0.02  # of what it comes later, this counts for a slower clock
 ROOMY_S = 0.1  # of audio that fits a pipe of which one need not see the first byte at once
+TRUST_S = 2.0  # a writer is looked at so long, to tell whether it keeps time
+FASTER = 0.1  # than time: one that writes so much faster can be made to wait, and loses nothing by it
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 PART_S = 0.02  # until the rest of a sample is looked for
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
@@ -107,7 +110,7 @@ class _Reader:
     def start(self, inlet: Inlet, wake: Callable[[], None]) -> None:
         """Begin to deliver."""
         thread = threading.Thread(target=self._deliver, args=(inlet, wake), name="source", daemon=True)
-        thread.start()
+        start(thread)
         self._thread = thread  # now that it can be joined: a daemon that ends amid a reload stops what just starts
 
     def stop(self) -> None:
@@ -463,6 +466,7 @@ class RawPcm(_Reader):
         missing = min(self._inlet.missing, room // 2, there + int(MOST_S * self.rate)) - there
         if there:
             self._pace.note(self._read_frames + there)
+            self._inlet.keeps_time = self._pace.keeps_time
         if missing > 0 and (there or (self._came and roomy)):
             due_s = self._pace.due_in(self._read_frames + there + missing) + BEHIND_S
             if due_s > 0.0:
@@ -477,11 +481,20 @@ class Pace:
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._begun_at: float | None = None  # when its first sample must have been written, monotonic s
+        self.keeps_time = False  # as a microphone does: what it writes is late if it is not heard soon
+        self._judged_at, self._ahead_s = 0.0, 0.0  # monotonic s, and how much it was faster than time since
 
     def note(self, frames: int) -> None:
         """So many have come by now, since the first."""
-        begun_at = time.monotonic() - frames / self._rate
-        if self._begun_at is None or begun_at < self._begun_at or begun_at > self._begun_at + PAUSED_S:
+        now = time.monotonic()
+        begun_at = now - frames / self._rate
+        if self._begun_at is None:
+            self._begun_at, self._judged_at = begun_at, now
+        self._ahead_s += max(0.0, self._begun_at - begun_at)
+        if now - self._judged_at >= TRUST_S:
+            self.keeps_time = self._ahead_s < FASTER * (now - self._judged_at)
+            self._judged_at, self._ahead_s = now, 0.0
+        if begun_at < self._begun_at or begun_at > self._begun_at + PAUSED_S:
             self._begun_at = begun_at
         else:  # we look a little late ourselves, and that must not add up; but its clock may be slower than ours
             self._begun_at += DRIFT * max(0.0, begun_at - self._begun_at - 2 * BEHIND_S)

@@ -93,8 +93,8 @@ class Supervisor:
     def ailment(self, stream: int) -> str | None:
         """What is wrong with a stream: `lost`, or the fault that was told; None if nothing is."""
         charge = self._charges[stream]
-        lost = charge.lost or (charge.silent_since is not None and not charge.source.live)
-        return "lost" if lost else charge.health.fault if charge.health else None
+        lost, health = charge.lost or (charge.silent_since is not None and not charge.source.live), charge.health
+        return "lost" if lost else health.fault if health else None
 
     def silences(self) -> dict[str, float]:
         """Streams that delivered before and are not heard now, and since when (monotonic s)."""
@@ -116,9 +116,10 @@ class Supervisor:
             self._see_who_is_back(charge)
             if not charge.lost:
                 self._see_who_is_lost(charge, passed)
-            if not charge.lost and charge.health and now - charge.examined_at >= HEALTH_S:
+            health = charge.health  # which a reload may take away meanwhile
+            if not charge.lost and health and now - charge.examined_at >= HEALTH_S:
                 if charge.inlet.wrote_at > charge.examined_at:
-                    self._examine(charge, charge.health, min(now - charge.examined_at, 2 * HEALTH_S))
+                    self._examine(charge, health, min(now - charge.examined_at, 2 * HEALTH_S))
                 charge.examined_at = now
 
     def _see_who_is_back(self, charge: _Charge) -> None:

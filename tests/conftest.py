@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -91,6 +92,29 @@ def three_words(tmp_path):
     path = tmp_path / "three_words.wav"
     soundfile.write(path, speech[: round(THREE_WORDS_S * rate)], rate)
     return path
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """`ca.pem`, and `broker.pem` with `broker.key` that it vouches for."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=tmp_path)
+
+    new = ("-newkey", "rsa:2048", "-nodes", "-days", "2")
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=an authority of our own")
+    openssl("req", *new[:-2], "-keyout", "broker.key", "-out", "broker.csr", "-subj", "/CN=127.0.0.1")
+    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl(
+        "x509", "-req", "-in", "broker.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+        "-extfile", "names", "-out", "broker.pem",
+    )  # fmt: skip
+    for key in tmp_path.glob("*.key"):
+        key.chmod(0o644)  # mosquitto gives up root before it reads them
+    tmp_path.chmod(0o755)
+    return tmp_path
 
 
 METADATA = {

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -27,13 +28,14 @@ def heard(tmp_path, environment):
     """`heard(yaml)` has a daemon with these hooks hear the demo recording, and gives it when that is over; or, in real
     time, when an event of the type `until` was told."""
 
-    def run(hooks, *, until=None, more=""):
+    def run(hooks, *, until=None, more="", trusted=None):
         realtime = "false" if until is None else "true"
         config = tmp_path / "kwsd.yaml"
         config.write_text(
             f"streams: [{{source: file, path: {DEMO}, name: demo, realtime: {realtime}}}{more}]\nhooks:\n{hooks}"
         )
-        with Running("--config", str(config), environment=environment) as daemon:
+        trusting = {"SSL_CERT_FILE": str(trusted)} if trusted else {}
+        with Running("--config", str(config), environment=environment | trusting) as daemon:
             if until is not None:
                 daemon.wait_for(until)
                 daemon.stop()
@@ -276,6 +278,17 @@ def test_a_webhook_that_says_no_moves_or_does_not_answer_is_told(heard, web, pat
     [failure] = failures(heard(hook, until="hook_failed"))
     assert failure["reason"].startswith(reason)
     assert [path for path, _, _ in web.posted] == [f"/{path}"]
+
+
+def test_whoever_the_system_trusts_is_posted_to_though_he_signed_as_openssl_does_unasked(heard, web, certificates):
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificates / "broker.pem", certificates / "broker.key")
+    web.socket = tls.wrap_socket(web.socket, server_side=True)
+    hook = f"  - {{post: '{web.url.replace('http:', 'https:')}/x', keywords: [stop]}}\n"
+    [failure] = failures(heard(hook))
+    assert "CERTIFICATE_VERIFY_FAILED" in failure["reason"] and web.posted == []
+    assert failures(heard(hook, trusted=certificates / "ca.pem")) == []
+    assert [path for path, _, _ in web.posted] == ["/x"]
 
 
 # --- configuration ---

@@ -1,7 +1,10 @@
 """Lags are counted to the millisecond, and the hop follows the load without swinging."""
 
+import contextlib
 import itertools
 import math
+import os
+import threading
 import time
 
 import msgspec
@@ -11,7 +14,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwsd.config import FileConfig, load_config
+from kwsd.config import FileConfig, PcmConfig, load_config
 from kwsd.engines import load_spotter
 from kwsd.listening import LATE_S, SLACK_S, Listening, Reports, wait_s
 from kwsd.load import CALM_LOOKS, LONGEST_CALM, LONGEST_MS, LagMeter, Overload
@@ -143,12 +146,43 @@ def wait_for(what, seconds=20.0):
         time.sleep(0.02)
 
 
-def test_a_daemon_that_cannot_keep_up_looks_less_often_says_so_and_comes_back(tmp_path):
-    tape = tmp_path / "tape.wav"
+@contextlib.contextmanager
+def on_tape(folder, speech):
+    """A recording that is played in real time."""
+    soundfile.write(folder / "tape.wav", speech, 16_000)
+    yield FileConfig(path=str(folder / "tape.wav"))
+
+
+@contextlib.contextmanager
+def through_a_pipe(folder, speech):
+    """A writer that keeps time, as a recorder does; were it made to wait, it would lose what is said."""
+    pipe, over = folder / "pipe", threading.Event()
+    os.mkfifo(pipe)
+
+    def write():
+        samples = (speech * 32767).astype("<i2")
+        with contextlib.suppress(BrokenPipeError), pipe.open("wb", 0) as writer:
+            begun = time.monotonic()
+            for start in range(0, len(samples), 1600):
+                writer.write(samples[start : start + 1600].tobytes())
+                if over.wait(max(0.0, begun + (start + 1600) / 16_000 - time.monotonic())):
+                    return
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    yield PcmConfig(path=str(pipe))
+    over.set()
+    writing.join()
+
+
+@pytest.mark.parametrize("played", [on_tape, through_a_pipe])
+def test_a_daemon_that_cannot_keep_up_looks_less_often_says_so_and_comes_back(tmp_path, played):
     speech = read_recording(DEMO)
-    soundfile.write(tape, np.concatenate([speech, speech]), 16_000)
-    config = load_config(None, environment={})
-    config = msgspec.structs.replace(config, streams=(FileConfig(path=str(tape)),))
+    with played(tmp_path, np.concatenate([speech, speech])) as stream:
+        looks_less_often_and_comes_back(msgspec.structs.replace(load_config(None, environment={}), streams=(stream,)))
+
+
+def looks_less_often_and_comes_back(config):
     overloads, heard, skipped, lost = [], [], [], []
 
     def progress(progress):
@@ -206,6 +240,30 @@ def test_scoring_waits_where_more_is_heard_than_is_dealt_with(tmp_path):
     finally:
         listening.stop()
     assert len(heard) == 100, "nothing is lost by waiting"
+
+
+def test_other_keywords_that_come_just_as_the_hop_changes_are_taken_up_with_their_model(tmp_path):
+    config = load_config(None, ("streams=[]", f"listen.on=[unix:{tmp_path}/audio.sock]"), environment={})
+    over, overloads = [], []
+    reports = Reports(lambda _: None, lambda *_: None, over.append, overload=overloads.append)
+    first = load_spotter(config.model_path, "cpu").first
+    listening = Listening(config, reports)
+    other = Slowed(first)
+    other.info = msgspec.structs.replace(first.info, labels=("Hugo", *first.info.labels[1:]), thresholds={"Hugo": 0.5})
+
+    def look(*_):
+        if not overloads:
+            listening.replace(msgspec.structs.replace(config, keywords=("Hugo",)), other)
+            listening._overload.stretch = 2
+        return listening._overload.stretch
+
+    listening._overload.look = look
+    listening.start(first)
+    try:
+        wait_for(lambda: over or (overloads and listening._pipeline.rules.keywords == ("Hugo",)))
+        assert not over and listening._pipeline.schedule.hop == 3200
+    finally:
+        listening.stop()
 
 
 def test_who_waits_for_others_can_be_stopped(tmp_path):

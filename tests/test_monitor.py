@@ -6,9 +6,11 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import termios
 import time
+from pathlib import Path
 
 import pytest
 from running import KWSD, Running, clean_environment
@@ -152,6 +154,11 @@ class Terminal:
     def press(self, keys):
         os.write(self._fd, keys)
 
+    def close(self):
+        """The window is closed."""
+        os.close(self._fd)
+        os.waitpid(self.pid, 0)
+
     def ended(self, seconds=10.0):
         """The exit code."""
         deadline = time.monotonic() + seconds
@@ -182,6 +189,26 @@ def test_it_watches_a_daemon_that_runs_and_ends_with_it(tmp_path):
         daemon.stop()
         assert terminal.ended() == 0
     assert len(daemon.detections) >= 1 and not [e for e in daemon.events if e["type"] == "scores"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, "its terminal is closed"])
+def test_a_daemon_of_its_own_ends_with_it_however_it_ends(tmp_path, how):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    config = tmp_path / "kwsd.yaml"
+    config.write_text(f"streams: [{{source: pcm, path: {pipe}, name: pipe}}]")
+    terminal = Terminal("--config", str(config), environment=clean_environment(XDG_RUNTIME_DIR=str(tmp_path)))
+    terminal.wait_for("listening")
+    [daemon] = map(int, Path(f"/proc/{terminal.pid}/task/{terminal.pid}/children").read_text().split())
+    watched = os.pidfd_open(daemon)
+    if isinstance(how, signal.Signals):
+        os.kill(terminal.pid, how)
+        assert terminal.ended() in (128 + how, -how)
+    else:
+        terminal.close()
+    ended, _, _ = select.select([watched], [], [], 10.0)
+    os.close(watched)
+    assert ended, "the daemon goes on"
 
 
 def test_it_needs_a_terminal(kwsd):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -414,29 +413,6 @@ def test_a_broker_that_hangs_while_kwsd_stops_has_its_last_will(broker, environm
 
 
 # --- secrets and TLS ---
-
-
-@pytest.fixture
-def certificates(tmp_path):
-    """`ca.pem`, and `broker.pem` with `broker.key` that it vouches for."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=tmp_path)
-
-    new = ("-newkey", "rsa:2048", "-nodes", "-days", "2")
-    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=an authority of our own")
-    openssl("req", *new[:-2], "-keyout", "broker.key", "-out", "broker.csr", "-subj", "/CN=127.0.0.1")
-    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-    openssl(
-        "x509", "-req", "-in", "broker.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-        "-extfile", "names", "-out", "broker.pem",
-    )  # fmt: skip
-    for key in tmp_path.glob("*.key"):
-        key.chmod(0o644)  # mosquitto gives up root before it reads them
-    tmp_path.chmod(0o755)
-    return tmp_path
 
 
 def secret(path, text):

@@ -161,6 +161,20 @@ def write(fifo, audio):
         writer.write(audio)
 
 
+def test_how_late_a_writer_that_keeps_time_is_heard_is_told(environment, spoken):
+    with Running("--source", "-", "--set", "events.heartbeat_s=1", environment=environment) as daemon:
+        begun = time.monotonic()
+        for start in range(0, 7 * 32_000, 3200):
+            daemon.process.stdin.write(spoken[start : start + 3200])
+            daemon.process.stdin.flush()
+            time.sleep(max(0.0, begun + (start + 3200) / 32_000 - time.monotonic()))
+        daemon.process.stdin.close()
+        assert daemon.finish() == 0
+    beats = [event for event in daemon.events if event["type"] == "heartbeat"]
+    assert 35 <= sum(beat["windows"] for beat in beats) <= 75, "ten a second, but for the first second and the last"
+    assert beats[0]["lag_p99_ms"] is None and [beat for beat in beats[2:] if (beat["lag_p99_ms"] or 0) > 100]
+
+
 def test_whoever_writes_into_a_fifo_may_go_and_another_is_heard(environment, fifo, spoken):
     with listening(environment, fifo) as daemon:
         write(fifo, spoken)
@@ -367,6 +381,16 @@ def test_when_more_will_have_come_is_told_by_what_was_seen_soonest(clock):
     assert pace.due_in(frames + 1600) == pytest.approx(0.1 - 0.04, abs=2e-3), "it was read 40 ms late"
     clock.now += 1.0
     assert pace.due_in(frames + 1600) < 0.0
+
+
+@pytest.mark.parametrize(("speed", "keeps_time"), [(0.9, True), (1.0, True), (1.05, True), (1.3, False), (50.0, False)])
+def test_who_writes_much_faster_than_time_does_not_keep_it(clock, speed, keeps_time):
+    pace = Pace(SAMPLE_RATE)
+    for n in range(1, 100):
+        assert not (pace.keeps_time and n < 40), "at first it is not known"
+        clock.now = 50.0 + 0.05 * n
+        pace.note(round(800 * n * speed))
+    assert pace.keeps_time == keeps_time
 
 
 def test_a_writer_that_paused_begins_anew(clock):

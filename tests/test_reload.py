@@ -1,7 +1,9 @@
 """A reload takes all of a new configuration or nothing of it, and leaves no half of a daemon behind."""
 
+import asyncio.constants
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -53,6 +55,26 @@ class Daemon(Running):
             except OSError:  # it was closed meanwhile
                 continue
         return found
+
+
+def test_a_door_at_which_descriptors_ran_out_may_be_closed_while_it_rests(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    config = {"streams": [{"source": "pcm", "path": str(pipe), "name": "pipe"}], "sinks": {"socket": {"path": "s"}}}
+    with Daemon(tmp_path, config) as daemon, pipe.open("wb") as feeding:
+        feeding.write(bytes(2 * 2 * SAMPLE_RATE))
+        feeding.flush()
+        daemon.wait_for("ready")
+        limit = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (3, limit[1]))
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(tmp_path / "s"))
+            daemon.wait_for_log("nobody can connect now: Too many open files")
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limit)
+            config["sinks"]["socket"]["queue"] = 300  # for which the socket is opened anew
+            assert daemon.reload(config)["ok"]
+        time.sleep(1.5 * asyncio.constants.ACCEPT_RETRY_DELAY)
+        assert daemon.stop()[0] == 0
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import json
 import os
+import tempfile
 
 import pytest
 
-from kwsd import peers
+from kwsd import peers, scale
 from kwsd.config import load_config
 from kwsd.engines import load_spotter
-from kwsd.errors import UNAVAILABLE, USAGE
+from kwsd.errors import UNAVAILABLE, USAGE, KwsdError
 from kwsd.scale import NEAR, Point, best, draw, engine, largest, on_one_core, through_listener
 
 HOP_MS = 100.0
@@ -72,6 +73,22 @@ def test_through_the_listener_too(config):
     assert measured.streams == 7 and measured.skipped == 0
     assert measured.windows_per_s == pytest.approx(70, rel=0.15)
     assert measured.core_percent > 0
+
+
+def test_satellites_that_do_not_come_are_not_waited_for_for_ever(config, monkeypatch):
+    monkeypatch.setattr(scale, "COMING_S", 2.0)
+    monkeypatch.setattr(scale, "_speak", lambda *_: None)
+    with pytest.raises(KwsdError, match="of 3 satellites 0 came") as refused:
+        through_listener(config, sorted(os.sched_getaffinity(0))[-1:], 3, 1.0)
+    assert refused.value.exit_code == UNAVAILABLE
+
+
+def test_why_the_daemon_does_not_start_is_told(config, tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(KwsdError, match=r"did not start: listen\.on: .* is too long for a socket"):
+        through_listener(config, sorted(os.sched_getaffinity(0))[-1:], 3, 1.0)
 
 
 def test_the_picture_is_drawn(tmp_path):

@@ -55,6 +55,24 @@ def test_ten_readers_each_get_a_hello_and_then_every_line(tmp_path):
         assert [line["n"] for line in lines[1:]] == [0, 1, 2, 3, 4]
 
 
+def test_what_nobody_expected_of_a_command_is_reported(tmp_path):
+    async def scenario():
+        async def obey(_):
+            raise RuntimeError("nobody expected this")
+
+        reported = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+        sink = await UnixSocket.open(tmp_path / "s", 16, lambda: HELLO, obey=obey)
+        incoming, outgoing = await asyncio.open_unix_connection(str(sink.path))
+        outgoing.write(b'{"command": "status"}\n')
+        assert (await incoming.read()).startswith(HELLO)
+        outgoing.close()
+        await sink.close()
+        return reported
+
+    assert [str(error) for error in asyncio.run(scenario())] == ["nobody expected this"]
+
+
 def test_a_frozen_reader_loses_its_oldest_lines_and_is_told_how_many(tmp_path):
     async def scenario():
         sink = await opened(tmp_path / "s", queue=16)

@@ -19,6 +19,7 @@ from kwsd.errors import UNAVAILABLE, ConfigError
 from kwsd.event import Event, HookFailed, Line
 from kwsd.paths import FILE, kind_of
 from kwsd.secret import read_secret
+from kwsd.tls import trusting
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -155,9 +156,9 @@ class Hooks:
         asyncio.get_running_loop().call_soon(self._failed, failed)  # not amid an event that is being told
 
     async def _post(self, hook: Hook, call: Call) -> None:
-        from aiohttp import ClientError, ClientSession, ClientTimeout
+        from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
-        self._session = self._session or ClientSession()
+        self._session = self._session or ClientSession(connector=TCPConnector(ssl=trusting()))
         headers = {"Content-Type": "application/json"}
         if hook.token:
             headers["Authorization"] = f"Bearer {hook.token}"
@@ -233,7 +234,7 @@ async def _run_program(hook: Hook, call: Call) -> None:
             env=_environment(call.event),
             start_new_session=True,  # a group of its own, to be ended as a whole
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: asyncio had no thread to wait for it in
         complaints.close()
         raise Failure(f"cannot be started ({getattr(error, 'strerror', None) or error})") from None
     try:

@@ -50,6 +50,7 @@ from kwsd.event import (
 )
 from kwsd.home_assistant import Setting, Topics
 from kwsd.secret import credential, read_secret
+from kwsd.tls import trusting
 
 if TYPE_CHECKING:
     from aiomqtt import Client, Message
@@ -455,12 +456,10 @@ async def greet(broker: Broker, site: str) -> bool:
 
 
 def _tls(config: MqttConfig, resolve: Callable[[str], Path]) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    context = trusting()
     if config.ca_file is not None:
         with _blamed("ca_file", config.ca_file, resolve) as path:
-            context = ssl.create_default_context(cafile=path)
-    # Python 3.13 refuses what openssl makes where nobody asks it for extensions, as most who sign for themselves.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+            context = trusting(path)
     if config.cert_file is not None:
         with _blamed("cert_file", config.cert_file, resolve) as path:
             context.load_cert_chain(path, resolve(config.key_file) if config.key_file else None)

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from kwsd.aside import start
 from kwsd.event import Dropped, Event, Line, unnumbered
 
 QUEUE = 1024  # lines kept for a reader that is slow
@@ -22,7 +23,7 @@ class Stdout:
         self._ready = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._write_all, name="stdout", daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     def __call__(self, _: Event, line: Line) -> None:
         """Queue a line; the oldest goes if the queue is full."""

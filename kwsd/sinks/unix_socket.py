@@ -134,7 +134,10 @@ class UnixSocket:
             self._on_watched()
             for task in (sending, gone):
                 task.cancel()
-            await asyncio.gather(sending, gone, return_exceptions=True)
+            for error in await asyncio.gather(sending, gone, return_exceptions=True):
+                if isinstance(error, Exception) and not isinstance(error, OSError):  # which nobody expected
+                    context = {"message": "a reader of the events socket", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(context)
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()
             writer.close()
