@@ -13,7 +13,7 @@ from kwsd.door import check_group
 from kwsd.engines import check_engine
 from kwsd.errors import NO_PERMISSION, AudioError
 from kwsd.listening import read_token
-from kwsd.outlets import http_secret
+from kwsd.outlets import check_libraries, http_secret
 from kwsd.pipeline import make_rules
 from kwsd.recording import check_channel, open_recording
 from kwsd.secret import is_to_come
@@ -22,8 +22,8 @@ from kwsd.sinks.mqtt import read_broker
 
 
 def check(config: Config) -> None:
-    """Raises KwsdError for a model, recording, pipe, secret, group or program that is named and not there, or not as it
-    should be. What only systemd will give the service is not looked for."""
+    """Raises KwsdError for a model, recording, pipe, library, secret, group or program that is wanted and not there, or
+    not as it should be. What only systemd will give the service is not looked for."""
     artefact = read_artefact(config.model_path, config.model_sha256)
     rules = make_rules(config, artefact.info)
     check_engine(artefact, config.device, config.engine)
@@ -46,12 +46,14 @@ def broker_is_to_come(config: Config) -> bool:
 
 
 def looks(config: Config) -> Iterator[Callable[[], object]]:
-    """At recordings, pipes, secrets and groups, one each; each raises KwsdError for what is not as it should be."""
+    """At recordings, pipes, libraries, secrets and groups, one each; each raises KwsdError for what is not as it should
+    be."""
     for stream in config.streams:
         if isinstance(stream, FileConfig):
             yield partial(_look_at_recording, config.resolve(stream.path), stream.channel)
         elif isinstance(stream, PcmConfig) and stream.path != "-":
             yield partial(_look_at_pipe, config.resolve(stream.path))
+    yield partial(check_libraries, config)
     if not is_to_come(config.listen.token_file):
         yield partial(read_token, config)
     if not is_to_come(config.http.token_file):

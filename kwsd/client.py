@@ -24,12 +24,11 @@ def usual_socket(otherwise: str = "name its --socket") -> Path:
     places = [SYSTEM_SOCKET]
     with contextlib.suppress(ConfigError):
         places.insert(0, default_path())
+    places = list(dict.fromkeys(places))  # for root they may be one
     found = [place for place in places if os.path.exists(place)]  # noqa: PTH110 - a closed folder is no error
     if not found:
-        raise KwsdError(
-            f"no kwsd runs: {' and '.join(map(str, places))} are not there; start one, or {otherwise}",
-            exit_code=UNAVAILABLE,
-        )
+        missing = f"{' and '.join(map(str, places))} {'are' if len(places) > 1 else 'is'} not there"
+        raise KwsdError(f"no kwsd runs: {missing}; start one, or {otherwise}", exit_code=UNAVAILABLE)
     # That we may not use one is worth being told, too.
     return next((place for place in found if answers(place) or not os.access(place, os.W_OK)), found[0])
 

@@ -49,7 +49,7 @@ from kwsd.listening import Listening, Reports, make_sources, read_token
 from kwsd.log import UNLIMITED
 from kwsd.memory import Memory
 from kwsd.metrics import lines
-from kwsd.outlets import Deeds, Outlets, http_secret
+from kwsd.outlets import Deeds, Outlets, check_libraries, http_secret
 from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks.hooks import Hook, make_hooks
 from kwsd.source import Source
@@ -142,6 +142,7 @@ class Daemon:
         """What fails fast comes first: the model's metadata, devices, sockets; then torch; then sound."""
         state, config = self._state, self._state.config
         make_rules(config, state.artefact.info)
+        check_libraries(config)
         hooks = self._make_hooks(config, state.artefact)
         listening = Listening(config, self._reports())
         try:

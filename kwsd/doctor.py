@@ -143,7 +143,7 @@ def compiled_parts() -> Finding:
 
 
 def _named(config: Config) -> Findings:
-    """Recordings, pipes, secrets and groups."""
+    """Recordings, pipes, libraries, secrets and groups."""
     for look in looks(config):
         try:
             look()
@@ -319,6 +319,10 @@ def _broker(config: Config) -> Findings:
         return
     try:
         broker = read_broker(mqtt, config.resolve)
+    except KwsdError as error:
+        yield Finding(FAIL, f"MQTT broker: {error}")
+        return
+    try:
         heard = asyncio.run(greet(broker, mqtt.site))
     except KwsdError as error:
         yield Finding(FAIL, f"MQTT broker: {error}", "start it, or correct sinks.mqtt: broker, its files and ca_file")

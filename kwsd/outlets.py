@@ -89,15 +89,8 @@ class Outlets:
 
     def check(self, config: Config) -> None:
         """Raises KwsdError for what would keep services from being opened, before those that are open are touched."""
-        if config.http.on:
-            from kwsd import endpoint
-
-            endpoint.check_libraries()
-            http_secret(config)
-        if config.wyoming.on:
-            from kwsd import wyoming
-
-            wyoming.check_libraries(config.wyoming)
+        check_libraries(config)
+        http_secret(config)
         now = self._config
         self.try_doors(config.http_addresses, now.http_addresses, "http.on", config.http.group)
         self.try_doors(config.wyoming_addresses, now.wyoming_addresses, "wyoming.on", config.wyoming.group)
@@ -210,7 +203,7 @@ class Outlets:
             page = self.status if config.http.page else None
             host = Host(state.metrics, state.problems, state.hello, page, state.suggestion, deeds.obey, deeds.watched)
             self._endpoint = await Endpoint.open(config.http_addresses, config.http.group, host, secret)
-            log.info("metrics and health on %s", ", ".join(self._endpoint.addresses))
+            log.info("%smetrics and health on %s", "page, " if page else "", ", ".join(self._endpoint.addresses))
         self._served, self.secret = config.http, secret
 
     async def _open_wyoming(self, config: Config) -> None:
@@ -227,6 +220,18 @@ class Outlets:
             log.info("Wyoming clients on %s", ", ".join(self._wyoming.addresses))
         self._state.wyoming = tuple(self._wyoming.addresses) if self._wyoming else ()
         self._offered = config.wyoming
+
+
+def check_libraries(config: Config) -> None:
+    """Raises ConfigError for one that a service of the config wants and that is not installed."""
+    if config.http.on:
+        from kwsd import endpoint
+
+        endpoint.check_libraries()
+    if config.wyoming.on:
+        from kwsd import wyoming
+
+        wyoming.check_libraries(config.wyoming)
 
 
 def http_secret(config: Config) -> str:

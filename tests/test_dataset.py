@@ -532,6 +532,21 @@ def test_speakers_are_parted_as_those_of_speech_commands(tmp_path):
         assert sorted(load_words(tmp_path / "words", subset).speakers) == sorted(speakers)
 
 
+def test_a_word_whose_speakers_would_all_be_tested_on_is_learnt_all_the_same(tmp_path):
+    """By the hash of their names `ann` and `root` are to test on."""
+    names = [f"{word}/{who}_nohash_{n}.wav" for word in ("lamp", "saw") for who in ("ann", "root") for n in range(20)]
+    folder = tones(tmp_path / "words", *names, "saw/00b01445_nohash_0.wav")
+    subsets = words_in(folder)
+    assert sum(map(len, subsets.values())) == len(names) + 1
+    said = {subset: [path for path in paths if path.startswith("lamp")] for subset, paths in subsets.items()}
+    assert len(said["training"]) > 20 and said["validation"] and said["testing"]
+    assert [path for path in subsets["training"] if path.startswith("saw")] == ["saw/00b01445_nohash_0.wav"]
+    (told,) = load_words(folder, "training").told
+    assert told.startswith(f"{folder}/lamp: by the hash of their names ann, root would only be tested on")
+    (folder / "testing_list.txt").write_text("".join(f"{name}\n" for name in names))
+    assert words_in(folder)["training"] == ["saw/00b01445_nohash_0.wav"], "who has lists knows what they say"
+
+
 def test_what_somebody_said_on_several_days_is_theirs(tmp_path):
     folder = tones(tmp_path / "words", "lamp/ann/monday/1.wav", "lamp/ann/tuesday/1.wav", "lamp/bob/monday/1.wav")
     (folder / "validation_list.txt").write_text("")

@@ -2,12 +2,11 @@
 
 import csv
 import dataclasses
-import sys
 import time
 
 import pytest
 
-from kwsd.errors import ConfigError, KwsdError
+from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.training.history import EpochFigures, History
 
 FIGURES = EpochFigures(
@@ -88,10 +87,10 @@ def test_the_figures_go_to_tensorboard_as_well_and_a_resumed_run_takes_back_what
     assert [(point.step, point.value) for point in board.Scalars("loss")] == [(1, 3.0), (2, 2.5)]
 
 
-def test_without_tensorboard_the_remedy_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install tensorboard"):
-        History(tmp_path / "a.csv", 0, tmp_path / "board")
+def test_without_tensorboard_the_remedy_is_named_before_anything_is_looked_for(kwsd, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorboard'] = None\n")
+    command = ("train", "--model", "simplenet", "--data", "nowhere", "--tensorboard", "board")
+    kwsd(*command, more={"PYTHONPATH": str(tmp_path)}).refused(UNAVAILABLE, "pip install 'kwsd[tensorboard]'")
 
 
 def test_a_folder_for_tensorboard_that_cannot_be_is_named(tmp_path):

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import re
 import secrets
 import socket
 import ssl
@@ -174,7 +175,7 @@ class Mqtt:
                     await self._serve()
                 return
             except (MqttError, OSError, ValueError) as error:  # ValueError: a broker whose topics are no text
-                self._note_loss(str(error))
+                self._note_loss(_said(error))
             finally:
                 _let_go(self._client)
             await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
@@ -451,8 +452,13 @@ async def greet(broker: Broker, site: str) -> bool:
                     async for _ in client.messages:
                         return True
     except (MqttError, OSError, ValueError) as error:
-        raise ConfigError(f"{broker.name}: {error}", exit_code=UNAVAILABLE) from None
+        raise ConfigError(f"{broker.name}: {_said(error)}", exit_code=UNAVAILABLE) from None
     return False
+
+
+def _said(error: Exception) -> str:
+    """Without the number that the library puts in front."""
+    return re.sub(r"^\[code:\d+\] ", "", str(error))
 
 
 def _tls(config: MqttConfig, resolve: Callable[[str], Path]) -> ssl.SSLContext:

@@ -99,10 +99,11 @@ def load_words(folder: Path, subset: str) -> Clips:
     Who speaks is what the name begins with, up to `_nohash_` as in Speech Commands, or the folder between:
     `folder/<word>/<speaker>/*.wav`; a recording with neither has a speaker of its own. Speakers are parted into
     subsets by a hash of their name, as in Speech Commands, unless `validation_list.txt` and `testing_list.txt` lie in
-    the folder; the recordings of a single speaker are parted by a hash of their own names. A subset may be empty.
+    the folder; the recordings of a single speaker are parted by a hash of their own names, and so are those of a word
+    of which none would be to train on. A subset may be empty.
     Of folders whose name begins with `_` only `_unknown_` is read; others are named in `skipped`, but for the noise of
-    Speech Commands. In `told` is what lies beside the folders, what lists name and is not there, and recordings so long
-    that most of them is not used.
+    Speech Commands. In `told` is which words those are, what lies beside the folders, what lists name and is not there,
+    and recordings so long that most of them is not used.
     Raises AudioError if the folder holds no such recordings.
     """
     recordings = _recordings(folder)
@@ -124,7 +125,14 @@ def load_words(folder: Path, subset: str) -> Clips:
         told += (f"{beside[0]}{_and_more(beside)}: of which word? put it into a folder that is called so",)
     alone = len({speaker for _, _, speaker in listing}) == 1
     keys = [path.relative_to(folder).as_posix() if alone else speaker for path, _, speaker in listing]
-    wanted = [row for row, key in zip(listing, keys, strict=True) if _subset_of(row[0], key, folder, listed) == subset]
+    subsets = [_subset_of(row[0], key, folder, listed) for row, key in zip(listing, keys, strict=True)]
+    if listed is None and not alone:
+        learnt = {word for (_, word, _), part in zip(listing, subsets, strict=True) if part == "training"}
+        for i, (path, word, _) in enumerate(listing):
+            if word not in learnt:
+                subsets[i] = _subset_of(path, path.relative_to(folder).as_posix(), folder, None)
+        told += tuple(_known_voices(folder, listing, learnt))
+    wanted = [row for row, part in zip(listing, subsets, strict=True) if part == subset]
     if not wanted:
         nothing = np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), skipped, np.zeros(0, bool)
         return Clips(*nothing, told)
@@ -163,6 +171,19 @@ def join(parts: Sequence[Clips]) -> Clips:
         np.concatenate([part.whole for part in parts]),
         tuple(dict.fromkeys(note for part in parts for note in part.told)),
     )
+
+
+def _known_voices(folder: Path, listing: Sequence[tuple[Path, str, str]], learnt: set[str]) -> Iterator[str]:
+    """What is told of words that would not be learnt if speakers were parted by their names."""
+    speakers: dict[str, set[str]] = {}
+    for _, word, speaker in listing:
+        if word not in learnt:
+            speakers.setdefault(word, set()).add(speaker)
+    for word, who in sorted(speakers.items()):
+        yield (
+            f"{folder / word}: by the hash of their names {', '.join(sorted(who))} would only be tested on; so that "
+            "the word is learnt, its recordings are parted by their own names, and tested on known voices"
+        )
 
 
 def _recordings(folder: Path) -> list[Path]:

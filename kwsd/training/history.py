@@ -103,12 +103,19 @@ class History:
         return [int(row["epoch"]) for row in known], [float(row[name]) for row in known]
 
 
+def check_board() -> None:
+    """Raises ConfigError if the library for TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - to see whether it is there
+    except ImportError:
+        missing = "--tensorboard: tensorboard is not installed; pip install 'kwsd[tensorboard]'"
+        raise ConfigError(missing, exit_code=UNAVAILABLE) from None
+
+
 def _open_board(folder: Path, epochs: int) -> Any:
     """A SummaryWriter, in whose curves what came after so many epochs is gone."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("--tensorboard: is not installed; pip install tensorboard", exit_code=UNAVAILABLE) from None
+    from torch.utils.tensorboard import SummaryWriter
+
     try:
         return SummaryWriter(str(folder), purge_step=epochs + 1)
     except OSError as error:

@@ -26,7 +26,7 @@ from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import Origin, begin_with, origin
 from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, Checkpoint, load_checkpoint
 from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, part_talk, transcribed
-from kwsd.training.history import EpochFigures, History
+from kwsd.training.history import EpochFigures, History, check_board
 from kwsd.training.labels import parse_labels
 from kwsd.training.negatives import Negatives
 from kwsd.training.precision import FromFrames
@@ -107,6 +107,8 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     for label in recipe.thresholds:
         if label not in labels:
             raise ConfigError(f"thresholds: {label} is none of the labels {', '.join(labels)}")
+    if options.tensorboard:
+        check_board()
     out = options.out or Path("models") / f"{model}.ckpt"
     device = choose_device(options.device)
     with join_process_group(device) as group:
