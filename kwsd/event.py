@@ -81,7 +81,7 @@ class AudioLost(_Event, frozen=True, kw_only=True, tag="audio_lost"):
 
 
 class AudioRestored(_Event, frozen=True, kw_only=True, tag="audio_restored"):
-    """A microphone delivers again."""
+    """A stream delivers again."""
 
     stream: str
     gap_s: float  # in which nothing was heard; the stream's time axis has it, too
@@ -114,11 +114,11 @@ class StreamJoined(_Event, frozen=True, kw_only=True, tag="stream_joined"):
 
 
 class StreamLeft(_Event, frozen=True, kw_only=True, tag="stream_left"):
-    """A satellite is gone, and all it sent has been heard."""
+    """A satellite is gone, or a recording or pipe has ended while others go on, and all of it has been heard."""
 
     stream: str
     reason: str
-    heard_s: float  # audio it sent
+    heard_s: float  # audio that came
 
 
 class Muted(_Event, frozen=True, kw_only=True, tag="mute"):
