@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.cascade import Cascade
-from kwsd.config import Config, FileConfig, MicrophoneConfig
+from kwsd.config import OF_OURS, Config, FileConfig, MicrophoneConfig
 from kwsd.engines import load_spotter
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.event import Stamp
@@ -258,7 +258,8 @@ def _daemon(config: Config, streams: list[dict[str, Any]], folder: Path) -> "Ite
 def _write_config(config: Config, streams: list[dict[str, Any]], folder: Path) -> Path:
     """The same settings with other streams."""
     tree = msgspec.to_builtins(config)
-    del tree["folder"]
+    for hidden in OF_OURS:
+        del tree[hidden]
     tree["model"] = str(config.model_path.resolve())
     tree["streams"] = streams
     tree["sinks"]["socket"]["enabled"] = True

@@ -24,14 +24,15 @@ from kwsd.sinks.mqtt import read_broker
 def check(config: Config) -> None:
     """Raises KwsdError for a model, recording, pipe, library, secret, group or program that is wanted and not there, or
     not as it should be. What only systemd will give the service is not looked for."""
-    artefact = read_artefact(config.model_path, config.model_sha256)
-    rules = make_rules(config, artefact.info)
-    check_engine(artefact, config.device, config.engine)
-    make_hooks(hooks_to_check(config), rules.keywords, config.resolve)
-    if config.sinks.mqtt.broker is not None and not broker_is_to_come(config):
-        read_broker(config.sinks.mqtt, config.resolve)
-    for look in looks(config):
-        look()
+    with config.blamed():
+        artefact = read_artefact(config.model_path, config.model_sha256)
+        rules = make_rules(config, artefact.info)
+        check_engine(artefact, config.device, config.engine)
+        make_hooks(hooks_to_check(config), rules.keywords, config.resolve)
+        if config.sinks.mqtt.broker is not None and not broker_is_to_come(config):
+            read_broker(config.sinks.mqtt, config.resolve)
+        for look in looks(config):
+            look()
 
 
 def hooks_to_check(config: Config) -> tuple[HookConfig, ...]:

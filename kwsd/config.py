@@ -1,5 +1,6 @@
 """`config.yaml` → one frozen `Config`, strict. Command line > `KWSD_*` environment > file > default."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from kwsd.settings_file import SettingsFile
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
 MODELS = DEFAULT_PATH.with_name("models")  # those that kwsd comes with
 MISSING = "no such config; leave out --config to use the one kwsd comes with"
+OF_OURS = ("folder", "places")  # fields of a config that are no keys
 ALL = "all"  # of a model's words; as a key of `keywords`, those that are not named
 ENVIRONMENT = "KWSD_"
 OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
@@ -199,7 +201,7 @@ class EventsConfig(_Section, frozen=True, kw_only=True):
 
 
 class Config(_Section, frozen=True, kw_only=True):
-    """Everything a run needs to know. `folder` is what relative paths start from."""
+    """Everything a run needs to know. `folder` is what relative paths start from, `places` where a key was set."""
 
     model: str = "commands"
     model_sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
@@ -217,6 +219,7 @@ class Config(_Section, frozen=True, kw_only=True):
     hooks: tuple[HookConfig, ...] = ()
     http: HttpConfig = HttpConfig()
     folder: str = "."
+    places: dict[str, str] = {}
 
     def resolve(self, path: str) -> Path:
         """A path of the config, relative to the folder the config lies in. Raises ConfigError for what is none."""
@@ -226,6 +229,21 @@ class Config(_Section, frozen=True, kw_only=True):
             return Path(self.folder) / Path(path).expanduser()
         except RuntimeError:
             raise ConfigError(f"{path}: nobody here is called so, or has a home; write the whole path") from None
+
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Where it turns out that a key cannot be used: raises ConfigError with the place at which that was set."""
+        try:
+            yield
+        except ConfigError as error:
+            key = str(error).partition(": ")[0]
+            within = [where for other, where in self.places.items() if other.startswith(f"{key}.")]
+            while key and key not in self.places:
+                key = key.rpartition(".")[0]
+            place = self.places.get(key) or next(iter(within), None)
+            if place is None:
+                raise
+            raise ConfigError(f"{place}: {error}", exit_code=error.exit_code) from error.__cause__
 
     def chosen(self, known: Iterable[str]) -> dict[str, KeywordConfig]:
         """The keywords to listen for, of a model that knows these, each with what it does differently. One may be
@@ -285,19 +303,21 @@ def load_config(
     `path` None takes the config that came with kwsd; relative paths then start where we are. Raises ConfigError naming
     file, line, key and remedy.
     """
-    place = SettingsFile(path or DEFAULT_PATH, Config, MISSING, hidden=("folder",))
+    place = SettingsFile(path or DEFAULT_PATH, Config, MISSING, hidden=OF_OURS)
     tree = place.read()
     for source, key, value in (*_from_environment(environment), *_from_settings(settings)):
         if key.startswith("keywords.") and tree.get("keywords", ALL) == ALL:
             tree["keywords"] = {ALL: {}}  # one word is to differ, not to be the only one
         place.override(tree, source, key, value)
-    if "folder" in tree:
-        raise place.error("folder", "unknown key; relative paths start where the config lies")
+    for key in OF_OURS:
+        if key in tree:
+            raise place.error(key, "unknown key; relative paths start where the config lies")
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise place.complain(error) from None
-    config = msgspec.structs.replace(config, folder=str(path.parent if path else Path.cwd()))
+    places = {key: where for key, where in place.places.items() if path or not where.startswith(f"{DEFAULT_PATH}:")}
+    config = msgspec.structs.replace(config, folder=str(path.parent if path else Path.cwd()), places=places)
     _check_across_fields(config, place)
     return config
 
@@ -434,7 +454,9 @@ def _from_settings(settings: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
 def effective_yaml(config: Config) -> str:
     """The whole configuration as it will be used, as YAML that reads back to the same."""
     tree = msgspec.to_builtins(config)
-    folder = tree.pop("folder")
+    folder = tree["folder"]
+    for hidden in OF_OURS:
+        del tree[hidden]
     tree["model"] = str(config.model_path)
     return f"# relative paths start from {folder}\n" + str(
         yaml.dump(tree, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True)

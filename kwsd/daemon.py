@@ -124,7 +124,8 @@ class Daemon:
         self._capture_signals()
         self._capture_faults()
         try:
-            await self._start_up()
+            with self._state.config.blamed():
+                await self._start_up()
             await self._stop.wait()
         except Stopped:
             pass
@@ -469,7 +470,9 @@ class Daemon:
                 self._notifier.reloading()
             before = self._state.thresholds
             try:
-                await self._switch_to(self._load_again())
+                config = self._load_again()
+                with config.blamed():
+                    await self._switch_to(config)
                 self._state.refused = ""
                 self._emit(Reload(ok=True))
                 log.info("reloaded")

@@ -98,9 +98,10 @@ def examine(load: Callable[[], Config], seconds: float) -> Findings:
 
 def _model(config: Config) -> Findings:
     try:
-        artefact = read_artefact(config.model_path, config.model_sha256)
-        rules = make_rules(config, artefact.info)
-        spotter = make_spotter(artefact, config.device, config.engine)
+        with config.blamed():
+            artefact = read_artefact(config.model_path, config.model_sha256)
+            rules = make_rules(config, artefact.info)
+            spotter = make_spotter(artefact, config.device, config.engine)
     except KwsdError as error:
         yield Finding(FAIL, f"model: {error}")
         return
@@ -146,7 +147,8 @@ def _named(config: Config) -> Findings:
     """Recordings, pipes, libraries, secrets and groups."""
     for look in looks(config):
         try:
-            look()
+            with config.blamed():
+                look()
         except KwsdError as error:
             yield Finding(FAIL, str(error))
 
@@ -318,7 +320,8 @@ def _broker(config: Config) -> Findings:
         )
         return
     try:
-        broker = read_broker(mqtt, config.resolve)
+        with config.blamed():
+            broker = read_broker(mqtt, config.resolve)
     except KwsdError as error:
         yield Finding(FAIL, f"MQTT broker: {error}")
         return
@@ -345,7 +348,8 @@ def _hooks(config: Config) -> Findings:
     except KwsdError:  # told above
         return
     try:
-        hooks = make_hooks(hooks_to_check(config), keywords, config.resolve)
+        with config.blamed():
+            hooks = make_hooks(hooks_to_check(config), keywords, config.resolve)
     except KwsdError as error:
         yield Finding(FAIL, f"hook: {error}")
         return

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from kwsd import event
-from kwsd.config import DEFAULT_PATH, Config
+from kwsd.config import DEFAULT_PATH, OF_OURS, Config
 from kwsd.config_comments import comments
 from kwsd.settings_file import structs
 
@@ -37,7 +37,9 @@ def config_schema() -> Schema:
     for section in set(structs(Config)):
         _describe(sections[section.__name__], said[section], sections)
     keys = sections["Config"]["properties"]
-    del keys["folder"], sections["Config"]["description"]  # where the file lies is no key of it
+    del sections["Config"]["description"]
+    for hidden in OF_OURS:
+        del keys[hidden]
     return {"$schema": DIALECT, "title": "kwsd configuration"} | schema
 
 

@@ -135,6 +135,11 @@ class SettingsFile:
         line = f":{self._lines[where]}" if where else ""
         return ConfigError(f"{self.path}{line}: {key}: {what}")
 
+    @property
+    def places(self) -> dict[str, str]:
+        """By key, where each was set."""
+        return {key: f"{self.path}:{line}" for key, line in self._lines.items() if key} | self._sources
+
     def complain(self, error: msgspec.ValidationError) -> ConfigError:
         """msgspec's words for a wrong value, turned into ours."""
         message, _, path = str(error).partition(" - at `")

@@ -1004,3 +1004,27 @@ def test_a_disk_that_fills_while_checkpointing_leaves_the_checkpoint_before(kwsd
 def test_a_checkpoint_in_a_forbidden_folder_is_refused(obedient, kwsd, data):
     result = kwsd(*TRAIN, "--epochs", "1", "--out", "forbidden/a.ckpt", under=obedient)
     last_line_refused(result, NO_PERMISSION, "forbidden/a.ckpt: cannot write a checkpoint (Permission denied); choose")
+
+
+# --- what is right in itself, and does not fit what there is ---
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("keywords:\n  stop: {}\n  stopp: {}\n", ("kwsd.yaml:4: keywords.stopp: the model does not know it", "stop")),
+        ("keywords: [stop,\n  stopp]\n", ("kwsd.yaml:2: keywords.stopp: the model does not know it",)),
+        ("hooks:\n  - run: [nope-nope]\n", ("kwsd.yaml:3: hooks.0.run: nope-nope is not there",)),
+        ("listen:\n  on: ['unix:a']\n  group: wombats\n", ("kwsd.yaml:4: listen.group: there is no group 'wombats'",)),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_line_by_check_run_and_doctor(kwsd, tmp_path, lines, words):
+    (tmp_path / "kwsd.yaml").write_text(f"streams: [{{source: pcm}}]\n{lines}")
+    for command in ("check", "run"):
+        kwsd(command, "--config", "kwsd.yaml").refused(CONFIG, *words)
+    assert words[0] in kwsd("doctor", "--config", "kwsd.yaml").out
+
+
+@pytest.mark.parametrize("setting", ["keywords=[stopp]", "keywords.stopp.threshold=0.4"])
+def test_so_is_what_the_command_line_set(kwsd, setting):
+    kwsd("check", "--set", setting).refused(CONFIG, f"--set {setting}: keywords.stopp: the model does not know it")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kwsd.config import Config
+from kwsd.config import OF_OURS, Config
 from kwsd.event import EVENT_TYPES
 from kwsd.settings_file import structs
 
@@ -72,7 +72,7 @@ def test_a_line_that_begins_with_a_dot_is_not_lost(pages):
 @needs_man
 def test_the_page_of_the_config_has_every_key_and_its_default(pages):
     text = read(pages["kwsd.yaml.5"])
-    keys = {key for section in structs(Config) for key in section.__struct_fields__} - {"folder"}
+    keys = {key for section in structs(Config) for key in section.__struct_fields__} - {*OF_OURS}
     assert [key for key in sorted(keys) if key not in text] == []
     assert "debouncer.release score under which a word may count again; null: 0.4, or the threshold where" in text
     assert "(number above 0 to 1 or null; without it, null)" in text

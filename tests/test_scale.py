@@ -87,7 +87,7 @@ def test_why_the_daemon_does_not_start_is_told(config, tmp_path, monkeypatch):
     deep = tmp_path / ("x" * 120)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with pytest.raises(KwsdError, match=r"did not start: listen\.on: .* is too long for a socket"):
+    with pytest.raises(KwsdError, match=r"did not start: .*listen\.on: .* is too long for a socket"):
         through_listener(config, sorted(os.sched_getaffinity(0))[-1:], 3, 1.0)
 
 
