@@ -152,7 +152,7 @@ class Pipeline:
             runner_up=RunnerUp(detection.runner_up, round(detection.runner_up_score, 3)),
             start_s=seconds(max(0, first + start - origin)),
             end_s=seconds(first + end - origin),
-            latency_ms=self._age_ms(detection.stream, detection.end) if self.streams[detection.stream].live else None,
+            latency_ms=self._age_ms(detection.stream, detection.end) if self._is_timed(detection.stream) else None,
             level_dbfs=round(level_dbfs(window[start:end]), 1),
             model=self.spotter.info.id,
         )
@@ -187,9 +187,14 @@ class Pipeline:
             at_s=seconds(miss.end - self.streams[miss.stream].origin),
         )
 
+    def _is_timed(self, stream: int) -> bool:
+        """Whether what is heard of a stream can be late."""
+        return self.streams[stream].live or self.inlets[stream].keeps_time
+
     def _age_ms(self, stream: int, end: int) -> int:
         """From the arrival of a window's last sample until now."""
-        arrived_after = (int(self.ring.written[stream]) - end) / SAMPLE_RATE
+        reached = int(self.ring.written[stream]) if self.streams[stream].live else self.inlets[stream].came
+        arrived_after = (reached - end) / SAMPLE_RATE
         return max(0, round((time.monotonic() - self._wrote_at(stream) + arrived_after) * 1000))
 
     def _overruns(self, skipped: Indices) -> list[Overrun]:

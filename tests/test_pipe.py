@@ -172,6 +172,8 @@ def test_how_late_a_writer_that_keeps_time_is_heard_is_told(environment, spoken)
         assert daemon.finish() == 0
     beats = [event for event in daemon.events if event["type"] == "heartbeat"]
     assert 35 <= sum(beat["windows"] for beat in beats) <= 75, "ten a second, but for the first second and the last"
+    timed = [event["latency_ms"] for event in daemon.detections if "latency_ms" in event]
+    assert timed and max(timed) < 1000
     assert beats[0]["lag_p99_ms"] is None and [beat for beat in beats[2:] if (beat["lag_p99_ms"] or 0) > 100]
 
 
