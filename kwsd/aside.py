@@ -1,7 +1,11 @@
 """Threads: how they are started, and those that asyncio looks up names and connects in, which may hang for longer than
 anyone waits."""
 
+import asyncio
+import contextlib
 import errno
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +23,31 @@ def start(thread: threading.Thread) -> None:
             f"no thread can be started for {thread.name} ({error}); allow more tasks (TasksMax=, ulimit -u)",
             exit_code=UNAVAILABLE,
         ) from None
+
+
+class NoThread(OSError):
+    """asyncio takes it for a network that is down."""
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """A loop with `DaemonThreads`, which nobody waits for when it ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_default_executor(DaemonThreads())
+        if sys.version_info < (3, 12):
+            self._wait_without_threads()
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Python would start one more thread to wait in."""
+
+    def _wait_without_threads(self) -> None:
+        """Has Python 3.11 wait for programs as later ones do, where the system can: without a thread for each."""
+        with contextlib.suppress(OSError):
+            os.close(os.pidfd_open(os.getpid()))
+            watcher = asyncio.PidfdChildWatcher()
+            watcher.attach_loop(self)
+            asyncio.set_child_watcher(watcher)
 
 
 class DaemonThreads(ThreadPoolExecutor):
@@ -39,7 +68,7 @@ class DaemonThreads(ThreadPoolExecutor):
         try:
             start(threading.Thread(target=work, name="aside", daemon=True))
         except KwsdError as error:
-            future.set_exception(OSError(errno.EAGAIN, str(error)))
+            future.set_exception(NoThread(errno.EAGAIN, str(error)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kwsd.artefact import Artefact, read_artefact
-from kwsd.aside import DaemonThreads, start
+from kwsd.aside import Loop, NoThread, start
 from kwsd.config import Config
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
@@ -68,6 +68,7 @@ SOUND_S = 5.0  # the sound system has so long to open the devices of a new confi
 MOST_REPORTS = 20  # of the inference thread, not dealt with yet: more, and it waits
 STATUS_EVERY_S = 1.0  # for systemd
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
+BROKEN = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)  # of a door that lets nobody in any more
 ACCEPTING = ("_accept_connection", "_start_serving")  # of asyncio; the second takes it up again after a rest
 
 
@@ -78,7 +79,8 @@ class Stopped(Exception):
 def run(load: Callable[[], Config]) -> int:
     """Run until a signal, the end of all audio, or a failure; the exit code. `load` reads the configuration."""
     daemon = Daemon(load)
-    code = asyncio.run(daemon.main())
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        code = runner.run(daemon.main())
     if daemon.loading:  # torch is half imported in a thread, and cannot be waited for
         os._exit(code)
     return code
@@ -120,7 +122,6 @@ class Daemon:
     async def main(self) -> int:
         """Startup, main loop, shutdown. Raises KwsdError for what went wrong."""
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(DaemonThreads())
         self._capture_signals()
         self._capture_faults()
         try:
@@ -421,7 +422,7 @@ class Daemon:
             if isinstance(error, Exception) and _belongs_to_library(error):
                 log.warning("%s: %r", context["message"], error)  # its connection is lost by that, which is noticed
             elif isinstance(error, OSError) and (error.errno in SHORTAGES or _is_of_accepting(error)):
-                log.warning("nobody can connect now: %s", error.strerror)
+                log.warning("nobody can connect now: %s", error.strerror or error)
             elif isinstance(error, ValueError) and _is_of_accepting(error):
                 log.debug("a door was closed while it rested: %s", error)  # as it does when descriptors ran out
             elif isinstance(error, Exception):
@@ -677,7 +678,7 @@ class Daemon:
         try:
             try:
                 await asyncio.to_thread(listening.stop)
-            except OSError:  # there is no thread for it
+            except NoThread:
                 listening.stop()
         except Exception as error:
             self._failure = self._failure or _fault("stopping", error)
@@ -703,6 +704,8 @@ def _belongs_to_library(error: Exception) -> bool:
 
 def _is_of_accepting(error: Exception) -> bool:
     """Whether it was raised where asyncio accepts connections, and harms only whoever is at the door."""
+    if isinstance(error, OSError) and error.errno in BROKEN:
+        return False
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(code.co_name in ACCEPTING and "asyncio" in code.co_filename for code in codes)
 

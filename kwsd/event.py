@@ -33,9 +33,7 @@ class Heard(_Event, frozen=True, kw_only=True, tag="detection"):
     runner_up: RunnerUp
     start_s: float  # the word's first sample, on the stream's own time axis
     end_s: float
-    latency_ms: int | None = (
-        None  # arrival of the deciding window's last sample → event; if it comes in real time
-    )
+    latency_ms: int | None = None  # arrival of the deciding window's last sample → event; if it comes in real time
     level_dbfs: float  # of the word
     model: str
 

@@ -12,12 +12,14 @@ import soxr
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.compiled import at
+from kwsd.load import Arrival
 from kwsd.pcm import mono
 from kwsd.ring import RingBuffer, Samples
 
 SECONDS = 4.0  # of audio kept at the source's own rate: how long inference may sleep before samples are lost
 PIECE_S = 0.25  # of audio converted at once
 LUMPS = 300  # blocks after which a resampler has held back as much as it ever does
+HELD_BACK = 2000  # samples at 16 kHz: as much as from any rate, at least
 MARGIN = 16  # samples more: a millisecond
 
 
@@ -80,6 +82,7 @@ class Inlet:
         self.stream, self.channel = stream, channel
         self._counts = array("q", [0, 0])  # blocks and overflows; arrays, as C may write them
         self._clock = array("d", [time.monotonic()])  # wrote_at
+        self._arrival = Arrival()  # of what `write` was given
         self.lost = 0  # samples at 16 kHz that came and were not listened to
         self.keeps_time = False  # of a source that can wait: whether it writes in real time, all the same
         self.ended = False  # nothing will be written any more
@@ -146,6 +149,7 @@ class Inlet:
     def write(self, frames: Samples) -> None:
         """A block (frames, channels) in ±1. Copies it and returns."""
         if frames.size:
+            self._arrival.note(self.came, time.monotonic())
             self.append(memoryview(frames).cast("B"))  # type: ignore[arg-type]
 
     def append(self, block: bytes) -> None:
@@ -224,6 +228,11 @@ class Inlet:
     def came(self) -> int:
         """Where the 16 kHz ring would end if all that is written were converted, and nothing held back."""
         return self._origin + round(self.native.ends[0] * SAMPLE_RATE / self.rate)
+
+    def arrived_at(self, sample: int) -> float:
+        """When so much was written that the 16 kHz ring reaches a sample, whatever the resampler holds back (monotonic
+        s)."""
+        return self._arrival.of(sample + (HELD_BACK if self.rate != SAMPLE_RATE else 0))
 
     @property
     def room(self) -> float:

@@ -33,6 +33,7 @@ from kwsd.door import SocketFile, bind_address
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
 from kwsd.event import Line, Refused, unnumbered
 from kwsd.inlet import resampler
+from kwsd.load import Arrival
 from kwsd.pcm import FORMATS, PcmDecoder, mono
 from kwsd.ring import RingBuffer, Samples
 
@@ -127,7 +128,7 @@ class Listener:
         self.first, self.slots = first, ring.streams - first
         self.news: deque[Joined | Left] = deque()  # for the inference thread, which takes them in this order
         self.due = array("q", bytes(8 * ring.streams))  # index that completes the next window, told by the same
-        self.wrote_at = [0.0] * ring.streams  # when each slot's last block came
+        self.arrivals = [Arrival() for _ in range(ring.streams)]  # of what each slot holds
         self.failure: KwsdError | None = None
         self.active = 0  # satellites that have a slot
         self._due_of_all = np.frombuffer(self.due, np.int64)
@@ -286,14 +287,13 @@ class Listener:
         self._take(satellite, chunk, now)
 
     def _take(self, satellite: Satellite, chunk: memoryview, now: float) -> None:
-        taken_before = satellite.taken
+        taken_before, slot = satellite.taken, satellite.slot
+        self.arrivals[slot].note(self._ring.ends[slot], now)
         try:
             satellite.take(chunk)
         except ValueError as error:
             self._part_with(satellite, str(error))
             return
-        slot = satellite.slot
-        self.wrote_at[slot] = now
         if self._ring.ends[slot] >= self.due[slot]:
             self.due[slot] = np.iinfo(np.int64).max  # counted; `expect` says what comes next
             self._pending += 1
@@ -390,7 +390,7 @@ class Listener:
         self._by_slot[slot] = satellite
         self.active += 1
         self.due[slot] = self._ring.ends[slot] + WINDOW
-        self.wrote_at[slot] = satellite.begun
+        self.arrivals[slot] = Arrival(self._ring.ends[slot], satellite.begun)
         self._decode_into(satellite, header, decoder)
         self.news.append(Joined(slot, header.name, self._ring.ends[slot], header.rate, header.channels, header.passing))
         self._wake()
@@ -448,6 +448,7 @@ class Listener:
     def _end(self, satellite: Satellite, reason: str) -> None:
         """No more of its audio will come."""
         self.active -= 1
+        self.arrivals[satellite.slot].note(self._ring.ends[satellite.slot], time.monotonic())
         satellite.finish()
         heard = satellite.taken * SAMPLE_RATE // satellite.rate
         self.news.append(Left(satellite.slot, reason, heard))

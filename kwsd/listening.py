@@ -196,7 +196,7 @@ class Listening:
         batch = max(1, config.window.max_batch // self._overload.stretch)  # as much audio as before
         window = msgspec.structs.replace(config.window, hop_ms=hop_ms, max_batch=batch)
         config = msgspec.structs.replace(config, window=window)
-        return Pipeline(config, spotter, self._ring, self._inlets, self.streams, wrote_at=self._wrote_at)
+        return Pipeline(config, spotter, self._ring, self._inlets, self.streams, arrived_at=self._arrived_at)
 
     @property
     def ended(self) -> frozenset[StreamConfig]:
@@ -238,7 +238,17 @@ class Listening:
         if stream < len(self._inlets):
             return self._inlets[stream].wrote_at
         assert self.listener is not None
-        return self.listener.wrote_at[stream]
+        return self.listener.arrivals[stream].at
+
+    def _arrived_at(self, stream: int, sample: int) -> float:
+        """When a stream had come as far as a sample (monotonic s)."""
+        if stream >= len(self._inlets):
+            assert self.listener is not None
+            return self.listener.arrivals[stream].of(sample)
+        inlet = self._inlets[stream]
+        if not self.sources[stream].live:
+            return inlet.arrived_at(sample)
+        return inlet.wrote_at - (self._ring.ends[stream] - sample) / SAMPLE_RATE
 
     def lags(self) -> load.LagMeter:
         """Of the windows scored since this was last asked. May be asked from any thread."""
@@ -527,16 +537,12 @@ class Listening:
             self.windows += len(scored)
             self.scored_at = now
         self._lags_told.scored += len(scored)
-        reached = self._ring.written
         for source, inlet in self._supplies():
-            if not source.live:
-                self._in_time[inlet.stream] = inlet.keeps_time
-                reached[inlet.stream] = inlet.came  # it is not all in the ring
+            self._in_time[inlet.stream] = source.live or inlet.keeps_time
         timed = self._in_time[scored.streams] & (scored.ends > self._dozed_until[scored.streams])
         if timed.any():
-            streams, ends = scored.streams[timed], scored.ends[timed]
-            wrote_at = np.array([self._wrote_at(stream) for stream in streams.tolist()])
-            lags = now - wrote_at + (reached[streams] - ends) / SAMPLE_RATE
+            windows = zip(scored.streams[timed].tolist(), scored.ends[timed].tolist(), strict=True)
+            lags = now - np.array([self._arrived_at(stream, end) for stream, end in windows])
             self._lags.note(lags)
             self._lags_told.note(lags)
         if now - self._looked_at >= LOOK_EVERY_S:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kwsd.audio_format import SAMPLE_RATE
+
+TOGETHER_S = 0.005  # what comes so soon after something else was written with it
 LONGEST_MS = 10_000  # later than this counts as this
 STRETCHES = (1, 2, 4)  # times the hop
 FULL_SHARE = 0.9  # of the time spent on scoring: more cannot be done
@@ -13,6 +16,26 @@ LATE_HOPS = 2.0  # p99 of the lag
 CALM_LOOKS = 5  # in a row, before the hop becomes shorter again
 LONGEST_CALM = 160  # looks: so long after tries that failed
 SOON = 10  # looks: a try has failed if the hop must be stretched again within so many
+
+
+class Arrival:
+    """When the audio of a stream came: the last lump of it at once, and what came before, for all one knows, in real
+    time. `note` belongs to who writes, `of` to whoever asks."""
+
+    __slots__ = ("_before", "_start", "at")
+
+    def __init__(self, sample: int = 0, at: float = 0.0) -> None:
+        self._start, self._before, self.at = sample, at, at  # where the last lump begins; monotonic s
+
+    def note(self, sample: int, at: float) -> None:
+        """What begins with this sample came now."""
+        if at - self.at > TOGETHER_S:
+            self._start, self._before = sample, self.at
+        self.at = at
+
+    def of(self, sample: int) -> float:
+        """When a stream had come as far as this sample, one past the last of a window (monotonic s)."""
+        return self.at if sample > self._start else self._before - (self._start - sample) / SAMPLE_RATE
 
 
 class LagMeter:

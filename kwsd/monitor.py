@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import functools
+import os
 import queue
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kwsd.door import answers
-from kwsd.errors import IO, UNAVAILABLE, USAGE, ConfigError, KwsdError
+from kwsd.errors import IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -201,7 +203,7 @@ def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
                 stdin=None,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - we have no threads yet
+                preexec_fn=functools.partial(_end_with, os.getpid()),  # noqa: PLW1509 - we have no threads yet
             )
         try:
             deadline = time.monotonic() + COMING_S
@@ -216,9 +218,11 @@ def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
             daemon.wait()
 
 
-def _end_with_parent() -> None:
-    """In a new process: SIGTERM when its parent ends."""
+def _end_with(parent: int) -> None:
+    """In a new process: SIGTERM when its parent ends, which may have been just now."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(OK)
 
 
 @contextlib.contextmanager

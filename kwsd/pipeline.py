@@ -75,15 +75,15 @@ class Pipeline:
         inlets: Sequence[Inlet],
         streams: Sequence[StreamInfo],
         *,
-        wrote_at: Callable[[int], float] | None = None,
+        arrived_at: Callable[[int, int], float] = lambda *_: time.monotonic(),
     ) -> None:
-        """The first streams come through `inlets`; what the others bring is in the ring already, and `wrote_at` says
-        when the last of it came (monotonic s).
+        """The first streams come through `inlets`; what the others bring is in the ring already, and `arrived_at` says
+        when a stream had come as far as a sample (monotonic s).
 
         Raises ConfigError if config and model contradict each other.
         """
         self.spotter, self.ring, self.inlets, self.streams = spotter, ring, inlets, streams
-        self._wrote_at = wrote_at or (lambda stream: inlets[stream].wrote_at)
+        self._arrived_at = arrived_at
         hop = samples(config.window.hop_ms / 1000)
         live = np.array([stream.live for stream in streams])
         self.schedule = make_schedule(len(streams), hop, config.window.max_batch, live)
@@ -193,9 +193,7 @@ class Pipeline:
 
     def _age_ms(self, stream: int, end: int) -> int:
         """From the arrival of a window's last sample until now."""
-        reached = int(self.ring.written[stream]) if self.streams[stream].live else self.inlets[stream].came
-        arrived_after = (reached - end) / SAMPLE_RATE
-        return max(0, round((time.monotonic() - self._wrote_at(stream) + arrived_after) * 1000))
+        return max(0, round((time.monotonic() - self._arrived_at(stream, end)) * 1000))
 
     def _overruns(self, skipped: Indices) -> list[Overrun]:
         losing = {i for i, inlet in enumerate(self.inlets) if inlet.overflows - self._overflows[i] or self._lost_of(i)}

@@ -110,7 +110,7 @@ def engine(config: Config, spotter: Spotter, streams: int, seconds: float) -> Po
     length = len(speech) // 2
     ring = make_ring(config, 0, streams)
     rooms = [StreamInfo(f"s{i}", live=True, lead_in=False) for i in range(streams)]
-    pipeline = Pipeline(config, spotter, ring, [], rooms, wrote_at=lambda _: time.monotonic())
+    pipeline = Pipeline(config, spotter, ring, [], rooms)
     appenders = [ring.appender(stream) for stream in range(streams)]
     pcm = memoryview(speech).cast("B")  # type: ignore[arg-type]
     places = [stream * SPREAD % length for stream in range(streams)]
@@ -182,6 +182,7 @@ def through_listener(config: Config, cores: list[int], streams: int, seconds: fl
             daemon.terminate()
             for client in begun:
                 client.join(timeout=10)
+                client.kill()
             _end(daemon)
 
 
@@ -259,6 +260,8 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
             f"bench: of {streams} satellites {joined} came; are there descriptors (ulimit -n) and memory for all?",
             exit_code=UNAVAILABLE,
         )
+    if not begun:
+        raise KwsdError("bench: the daemon ended by itself; is there memory for it?", exit_code=UNAVAILABLE)
     elapsed = max(1e-3, time.monotonic() - begun)
     return Point(
         streams=streams,

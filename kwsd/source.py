@@ -31,7 +31,7 @@ PAUSED_S = 0.25  # what comes so much later than it should was not kept from us,
 DRIFT = 0.02  # of what it comes later, this counts for a slower clock
 ROOMY_S = 0.1  # of audio that fits a pipe of which one need not see the first byte at once
 TRUST_S = 2.0  # a writer is looked at so long, to tell whether it keeps time
-FASTER = 0.1  # than time: one that writes so much faster can be made to wait, and loses nothing by it
+FASTER = 0.25  # than time: one that writes so much faster can be made to wait, and loses nothing by it
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
 PART_S = 0.02  # until the rest of a sample is looked for
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
@@ -257,6 +257,8 @@ class RawPcm(_Reader):
         self._came = False  # anything, from whoever writes now
         self._decoder = PcmDecoder(self._format, self.channels)
         self._read_frames, self._pace = 0, Pace(self.rate)
+        if self._inlet is not None:
+            self._inlet.keeps_time = False  # as far as is known of who writes next
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         self._writers = select.poll()  # which it says when they are gone, or we are to stop, and nothing else
@@ -491,8 +493,9 @@ class Pace:
         if self._begun_at is None:
             self._begun_at, self._judged_at = begun_at, now
         self._ahead_s += max(0.0, self._begun_at - begun_at)
-        if now - self._judged_at >= TRUST_S:
-            self.keeps_time = self._ahead_s < FASTER * (now - self._judged_at)
+        is_faster = self._ahead_s > FASTER * TRUST_S
+        if is_faster or now - self._judged_at >= TRUST_S:
+            self.keeps_time = not is_faster
             self._judged_at, self._ahead_s = now, 0.0
         if begun_at < self._begun_at or begun_at > self._begun_at + PAUSED_S:
             self._begun_at = begun_at

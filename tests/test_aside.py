@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kwsd.aside import DaemonThreads, start
+from kwsd.aside import Loop, NoThread, start
 from kwsd.config import HookConfig
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.event import Reload, Stamp
@@ -30,27 +30,40 @@ def test_what_is_wrong_and_what_to_do_is_one_line():
     assert refused.value.exit_code == UNAVAILABLE
 
 
+def run(scenario):
+    """To its very end, as the daemon does."""
+    with asyncio.Runner(loop_factory=Loop) as runner, no_threads():
+        return runner.run(scenario)
+
+
 def test_asyncio_takes_it_for_a_network_that_is_down():
     async def scenario():
-        asyncio.get_running_loop().set_default_executor(DaemonThreads())
-        with no_threads():
-            await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+        await asyncio.get_running_loop().getaddrinfo("localhost", 80)
 
-    with pytest.raises(OSError, match="no thread can be started"):
-        asyncio.run(scenario())
+    with pytest.raises(NoThread, match="no thread can be started"):
+        run(scenario())
+
+
+async def told_of(hook, failed):
+    hooks = Hooks(make_hooks([hook], (), None), failed.append)
+    event = Reload(ok=True)
+    hooks(event, Stamp().line(event))
+    await hooks.close()
+    await asyncio.sleep(0)
 
 
 def test_a_webhook_fails_and_is_told_of():
     failed = []
-
-    async def scenario():
-        asyncio.get_running_loop().set_default_executor(DaemonThreads())
-        hooks = Hooks(make_hooks([HookConfig(post="http://localhost:9/", events=("reload",))], (), None), failed.append)
-        event = Reload(ok=True)
-        with no_threads():
-            hooks(event, Stamp().line(event))
-            await hooks.close()
-        await asyncio.sleep(0)
-
-    asyncio.run(scenario())
+    run(told_of(HookConfig(post="http://localhost:9/", events=("reload",)), failed))
     assert ["no thread can be started" in event.reason for event in failed] == [True]
+
+
+def test_a_program_takes_no_thread(tmp_path):
+    failed = []
+    run(told_of(HookConfig(shell=f"cat > {tmp_path}/told", events=("reload",)), failed))
+    assert not failed and "reload" in (tmp_path / "told").read_text()
+
+
+def test_the_end_of_a_loop_takes_no_thread():
+    with no_threads(), asyncio.Runner(loop_factory=Loop) as runner:
+        assert runner.run(asyncio.sleep(0, "done")) == "done"

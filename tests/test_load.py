@@ -168,11 +168,11 @@ def through_a_pipe(folder, speech):
                 if over.wait(max(0.0, begun + (start + 1600) / 16_000 - time.monotonic())):
                     return
 
-    writing = threading.Thread(target=write)
-    writing.start()
-    yield PcmConfig(path=str(pipe))
-    over.set()
-    writing.join()
+    threading.Thread(target=write, daemon=True).start()
+    try:
+        yield PcmConfig(path=str(pipe))
+    finally:
+        over.set()
 
 
 @pytest.mark.parametrize("played", [on_tape, through_a_pipe])

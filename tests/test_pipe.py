@@ -174,7 +174,8 @@ def test_how_late_a_writer_that_keeps_time_is_heard_is_told(environment, spoken)
     assert 35 <= sum(beat["windows"] for beat in beats) <= 75, "ten a second, but for the first second and the last"
     timed = [event["latency_ms"] for event in daemon.detections if "latency_ms" in event]
     assert timed and max(timed) < 1000
-    assert beats[0]["lag_p99_ms"] is None and [beat for beat in beats[2:] if (beat["lag_p99_ms"] or 0) > 100]
+    assert beats[0]["lag_p99_ms"] is None and any(beat["lag_p99_ms"] is not None for beat in beats)
+    assert max(beat["lag_p99_ms"] or 0 for beat in beats) < 500, "nor is the silence behind it late"
 
 
 def test_whoever_writes_into_a_fifo_may_go_and_another_is_heard(environment, fifo, spoken):

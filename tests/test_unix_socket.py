@@ -58,7 +58,7 @@ def test_ten_readers_each_get_a_hello_and_then_every_line(tmp_path):
 def test_what_nobody_expected_of_a_command_is_reported(tmp_path):
     async def scenario():
         async def obey(_):
-            raise RuntimeError("nobody expected this")
+            raise ValueError("nobody expected this")
 
         reported = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))

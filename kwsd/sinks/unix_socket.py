@@ -88,7 +88,7 @@ class UnixSocket:
         """Returns when the reader hung up. What is no command is answered once, and all after it thrown away."""
         with contextlib.suppress(OSError):
             try:
-                while line := await incoming.readline():
+                while line := await _line(incoming):
                     command = parse(line)
                     self._busy.add(reader)
                     reader.put(unnumbered(await self._answer(reader, command)))
@@ -96,8 +96,6 @@ class UnixSocket:
                     await asyncio.sleep(0)  # many commands at once keep nobody else waiting
             except ConfigError as error:
                 reader.put(unnumbered(Refused(reason=str(error))))
-            except ValueError:
-                reader.put(unnumbered(Refused(reason=f"a command is at most {LONGEST_COMMAND} bytes long")))
         with contextlib.suppress(OSError):
             while await incoming.read(LONGEST_COMMAND):
                 pass
@@ -143,6 +141,14 @@ class UnixSocket:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+async def _line(incoming: asyncio.StreamReader) -> bytes:
+    """The next one, b"" at the end. Raises ConfigError for one that is too long."""
+    try:
+        return await incoming.readline()
+    except ValueError:
+        raise ConfigError(f"a command is at most {LONGEST_COMMAND} bytes long") from None
 
 
 async def _send(reader: Reader, writer: asyncio.StreamWriter) -> None:

@@ -131,7 +131,8 @@ def load_words(folder: Path, subset: str) -> Clips:
         for i, (path, word, _) in enumerate(listing):
             if word not in learnt:
                 subsets[i] = _subset_of(path, path.relative_to(folder).as_posix(), folder, None)
-        told += tuple(_known_voices(folder, listing, learnt))
+        now_learnt = {word for (_, word, _), part in zip(listing, subsets, strict=True) if part == "training"}
+        told += tuple(_known_voices(folder, listing, now_learnt - learnt))
     wanted = [row for row, part in zip(listing, subsets, strict=True) if part == subset]
     if not wanted:
         nothing = np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), skipped, np.zeros(0, bool)
@@ -173,11 +174,11 @@ def join(parts: Sequence[Clips]) -> Clips:
     )
 
 
-def _known_voices(folder: Path, listing: Sequence[tuple[Path, str, str]], learnt: set[str]) -> Iterator[str]:
+def _known_voices(folder: Path, listing: Sequence[tuple[Path, str, str]], words: set[str]) -> Iterator[str]:
     """What is told of words that would not be learnt if speakers were parted by their names."""
     speakers: dict[str, set[str]] = {}
     for _, word, speaker in listing:
-        if word not in learnt:
+        if word in words:
             speakers.setdefault(word, set()).add(speaker)
     for word, who in sorted(speakers.items()):
         yield (
