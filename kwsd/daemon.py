@@ -42,6 +42,7 @@ from kwsd.event import (
     Stamp,
     StreamJoined,
     StreamLeft,
+    StreamState,
     ThresholdSet,
     unnumbered,
 )
@@ -554,19 +555,20 @@ class Daemon:
         if _same_streams(config, old.config):
             old.replace(config, spotter, token)
             return
+        there = old.states()  # a stop makes up a second of silence for whoever is hung up on
         since = self._silence(old)
         try:
             self._state.listening = new = Listening(config, self._reports(), sources)
             await self._in_thread(lambda: new.start(spotter, self._state.welcome, since, old.ended), SOUND_S)
         except KwsdError as refusal:
-            await self._or_end(self._listen_again(old, since), refusal)
+            await self._or_end(self._listen_again(old, since, there), refusal)
             raise
-        self._tell_who_left(old, new)
+        self._tell_who_left(there, old, new)
 
-    def _tell_who_left(self, old: Listening, new: Listening) -> None:
-        """Streams that another listening does not have, satellites among them."""
+    def _tell_who_left(self, there: Sequence[StreamState], old: Listening, new: Listening) -> None:
+        """Streams that were there and another listening does not have, satellites among them."""
         told = {stream.name for stream in old.ended}
-        for state in old.states():
+        for state in there:
             if state.stream not in new.names and state.stream not in told:
                 self._part_with(state.stream)
                 self._emit(StreamLeft(stream=state.stream, reason="reload", heard_s=state.heard_s))
@@ -580,14 +582,14 @@ class Daemon:
         self._state.counters.absorb(old.counters())
         return since | dict.fromkeys(heard, time.monotonic())
 
-    async def _listen_again(self, old: Listening, since: dict[str, float]) -> None:
+    async def _listen_again(self, old: Listening, since: dict[str, float], there: Sequence[StreamState]) -> None:
         """To the sources that were stopped, even if a microphone went just now: it is opened when it comes back."""
         if self._state.listening is not None:
             self._state.listening.stop()
         sources = await self._in_thread(lambda: make_sources(old.config, patient=True), SOUND_S, _stop_all)
         self._state.listening = again = Listening(old.config, self._reports(), sources)
         await self._in_thread(lambda: again.start(self._spotter, self._state.welcome, since, old.ended), SOUND_S)
-        self._tell_who_left(old, again)
+        self._tell_who_left(there, old, again)
         self._see_who_watches()
 
     # --- commands ---

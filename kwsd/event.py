@@ -251,7 +251,7 @@ class StatusNow(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]  # why nothing may be heard
     uptime_s: float
     detections: int
-    windows: int  # scored since the sources were opened
+    windows: int  # scored since the start
     hop_ms: float  # between windows, as the load allows
     streams: tuple[StreamState, ...]
     muted: bool  # streams that come later are

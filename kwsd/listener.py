@@ -41,6 +41,7 @@ HEADER_BYTES = 4096  # at most
 HEADER_S = 5.0  # in which the header must be there
 WITHOUT_HEADER = 32  # connections at once that have not said who they are
 AHEAD_S = 1.0  # so much more audio than time has passed is taken; then the satellite has to wait
+GONE_S = 2.0  # silent for so long, it is let go if another comes by its name
 SAVED_S = 10.0  # of time in which nothing came: after a stall all of it is taken at once
 FASTER = 1.25  # than time one may be in the long run: what piled up at a clock that is fast, or in a stall, melts away
 CHUNK_S = 0.25  # of audio read from a satellite at once
@@ -371,10 +372,19 @@ class Listener:
         if header.channel != "mix" and header.channel > header.channels:
             return f"channel {header.channel} of {header.channels}; choose another, or mix"
         if header.name in self._names:
-            return f"the name {header.name!r} is taken; give every stream a name of its own"
+            self._let_go_of_silent(header.name)
+            return f"the name {header.name!r} is taken; give every stream a name of its own; if it was you, try again"
         if not self._free:
             return f"there are {self.slots} satellites already; raise listen.streams"
         return ""
+
+    def _let_go_of_silent(self, name: str) -> None:
+        """Who had to start anew, or lost the network, comes back while we still wait for what it sent before."""
+        now = time.monotonic()
+        for satellite in list(self._by_slot.values()):
+            is_heard = satellite.waits_until or satellite.finished or now - satellite.wrote_at <= GONE_S
+            if satellite.name == name and not is_heard:
+                self._part_with(satellite, f"sent nothing for {GONE_S:g} s, and came again")
 
     def _admit(self, satellite: Satellite, header: Header) -> None:
         slot = self._free.popleft()

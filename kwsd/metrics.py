@@ -114,6 +114,10 @@ class Counters:
                     values[key] = values.get(key, 0) + count
             yield Metric(name, "counter", about, labels, values)
 
+    def total(self, name: str) -> int:
+        """All there is of one of COUNTED."""
+        return sum(self._counts[name].values())
+
     def absorb(self, other: "Counters") -> None:
         """Count what another one counted as our own."""
         for name, counts in other._counts.items():

@@ -32,8 +32,11 @@ def open_recording(path: Path) -> Recording:
 
     Raises AudioError, naming the file and the remedy, if it is missing, unreadable, empty or not audio.
     """
-    if kind_of(path) == FOLDER:
+    kind = kind_of(path)
+    if kind == FOLDER:
         raise AudioError(f"{path}: is a folder; name a WAV, FLAC or Ogg file")
+    if kind == FIFO:
+        raise AudioError(f"{path}: is a FIFO; write the recording into a file, or raw samples for kwsd run --source")
     try:
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: is empty (0 bytes); record it again")
@@ -45,8 +48,6 @@ def open_recording(path: Path) -> Recording:
     except OSError as error:
         raise AudioError(f"{path}: {error.strerror}; name another") from None
     except soundfile.LibsndfileError as error:
-        if kind_of(path) == FIFO:
-            raise AudioError(f"{path}: is a FIFO; read raw samples from it with --source") from None
         if not os.access(path, os.R_OK):  # libsndfile does not say why
             raise AudioError(f"{path}: permission denied; make it readable", exit_code=NO_PERMISSION) from None
         raise AudioError(

@@ -130,7 +130,7 @@ class State:
             problems=(*self.problems(), *untold),
             uptime_s=round(self.uptime_s, 1),
             detections=self.detections,
-            windows=self.listening.windows if self.listening else 0,
+            windows=self.counters.total("windows_scored") + (self.listening.windows if self.listening else 0),
             hop_ms=self.listening.hop_ms if self.listening else self.config.window.hop_ms,
             streams=self.streams(),
             muted=self.adjustments.muting.everything,

@@ -1028,3 +1028,8 @@ def test_what_does_not_fit_is_named_with_its_line_by_check_run_and_doctor(kwsd, 
 @pytest.mark.parametrize("setting", ["keywords=[stopp]", "keywords.stopp.threshold=0.4"])
 def test_so_is_what_the_command_line_set(kwsd, setting):
     kwsd("check", "--set", setting).refused(CONFIG, f"--set {setting}: keywords.stopp: the model does not know it")
+
+
+def test_a_recording_in_a_fifo_is_refused_for_what_it_is(kwsd, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    kwsd("replay", "pipe").refused(NO_INPUT, "pipe: is a FIFO; write the recording into a file")

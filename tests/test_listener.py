@@ -22,7 +22,7 @@ from kwsd.bench import demo_words
 from kwsd.config import load_config
 from kwsd.engines import load_spotter
 from kwsd.errors import CONFIG, IO, OK
-from kwsd.listener import HEADER_BYTES, WITHOUT_HEADER
+from kwsd.listener import GONE_S, HEADER_BYTES, WITHOUT_HEADER
 from kwsd.recording import DEMO, read_recording
 from kwsd.replay import replay
 
@@ -278,6 +278,38 @@ def test_a_satellite_that_goes_silent_is_let_go_and_said(daemon):
         satellite.send(pcm(FIRST_WORD[:8000]))
         left = daemon.wait_until_left("asleep")
         assert (left["reason"], left["heard_s"]) == ("sent nothing for 2 s", 0.5)
+
+
+def test_who_had_to_start_anew_is_let_in_though_nobody_saw_it_go(tmp_path):
+    with Daemon(tmp_path) as daemon, Satellite(daemon.tcp, {"name": "porch"}) as before:
+        before.send(pcm(FIRST_WORD[:8000]))
+        daemon.wait_for("stream_joined")
+        with Satellite(daemon.tcp, {"name": "porch"}) as again:
+            assert "the name 'porch' is taken" in again.line()["reason"], "it sent something just now"
+        time.sleep(GONE_S)
+        with Satellite(daemon.tcp, {"name": "porch"}) as again:
+            assert "if it was you, try again" in again.line()["reason"]
+        daemon.wait_until_left("porch")
+        with Satellite(daemon.tcp, {"name": "porch"}) as again:
+            assert again.line()["type"] == "hello"
+            assert heard(again.speak())[0][0] == "stop"
+
+
+def test_what_came_at_once_or_faster_than_time_is_not_late_nor_is_the_silence_behind_it(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        config = tmp_path / "kwsd.yaml"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"events": {"heartbeat_s": 0.2}}))
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("reload")
+        with Satellite(daemon.path, {"name": "hasty"}) as satellite:
+            told = [line["latency_ms"] for line in satellite.speak() if line["type"] == "detection"]
+        daemon.wait_until_left("hasty")
+        daemon.wait_for("heartbeat")
+        daemon.stop()
+    lags = [
+        beat["lag_p99_ms"] for beat in daemon.events if beat["type"] == "heartbeat" and beat["lag_p99_ms"] is not None
+    ]
+    assert told and max(told) < 300 and max(lags) < 300, (told, lags)
 
 
 def freeze(pid):

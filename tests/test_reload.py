@@ -21,6 +21,7 @@ from sound_server import SoundServer, missing
 from test_microphone import TWO_SERVERS
 
 from kwsd.audio_format import SAMPLE_RATE
+from kwsd.client import ask
 from kwsd.proc import cpu_s
 from kwsd.recording import DEMO
 
@@ -74,6 +75,22 @@ def test_a_door_at_which_descriptors_ran_out_may_be_closed_while_it_rests(tmp_pa
             config["sinks"]["socket"]["queue"] = 300  # for which the socket is opened anew
             assert daemon.reload(config)["ok"]
         time.sleep(1.5 * asyncio.constants.ACCEPT_RETRY_DELAY)
+        assert daemon.stop()[0] == 0
+
+
+def test_what_a_satellite_sent_and_how_much_was_scored_is_right_when_a_reload_opens_all_anew(tmp_path):
+    config = {"streams": [], "listen": {"on": ["unix:in.sock"]}, "sinks": {"socket": {"path": "s"}}}
+    with Daemon(tmp_path, config) as daemon, socket.socket(socket.AF_UNIX) as satellite:
+        daemon.wait_for("ready")
+        satellite.connect(str(tmp_path / "in.sock"))
+        satellite.sendall(b'{"name": "shed"}\n' + bytes(2 * 32_000))
+        daemon.wait_for("stream_joined")
+        time.sleep(2.0)
+        before = ask(tmp_path / "s", "status")["status"]["windows"]
+        assert daemon.reload(config | {"listen": {"on": ["unix:in.sock"], "streams": 9}})["ok"]
+        [left] = [event for event in daemon.events if event["type"] == "stream_left"]
+        assert (left["reason"], left["heard_s"]) == ("reload", 2.0)
+        assert ask(tmp_path / "s", "status")["status"]["windows"] >= before > 5
         assert daemon.stop()[0] == 0
 
 
