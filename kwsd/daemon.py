@@ -107,6 +107,7 @@ class Daemon:
         self._notifier = Notifier()
         self._stamp = Stamp()
         self._passing: set[str] = set()  # streams of clients of the moment
+        self._told_muted: set[str] = set()  # streams of which it was said, before all was ready
         self._stop = asyncio.Event()
         self._reason = "end of audio"
         self._failure: KwsdError | None = None
@@ -290,7 +291,7 @@ class Daemon:
         self._state.ready = True
         self._emit(Ready(model=self._state.artefact.info.id, keywords=self._state.keywords, streams=self._state.names))
         for name in self._state.names:
-            if name in self._state.adjustments.muting:  # since before it was started, mostly
+            if name in self._state.adjustments.muting and name not in self._told_muted:  # since before it was started
                 log.info("%s is muted", name)
                 self._emit(Muted(stream=name, muted=True))
         self._notifier.ready(self._state.summary())
@@ -626,6 +627,7 @@ class Daemon:
         for name in names:
             if (name in muting) != (name in before):
                 log.info("%s is %s", name, "muted" if muted else "not muted any more")
+                (self._told_muted.add if muted else self._told_muted.discard)(name)
                 self._emit(Muted(stream=name, muted=muted))
         if self._state.listening is not None:
             self._tell_status()

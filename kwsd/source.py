@@ -3,6 +3,7 @@
 import array
 import errno
 import fcntl
+import logging
 import os
 import select
 import stat
@@ -23,6 +24,8 @@ from kwsd.errors import IO, NO_PERMISSION, AudioError, ConfigError, KwsdError
 from kwsd.inlet import Inlet
 from kwsd.pcm import Frames, PcmDecoder
 
+log = logging.getLogger("kwsd")
+
 BLOCK_S = 0.02  # of audio a file delivers at once
 READ_S = 0.5  # of audio read from a pipe at once, if so much is there
 MOST_S = 0.4  # waited for at once; more than inference ever waits for
@@ -30,6 +33,7 @@ SOON_S = 0.003  # until the inference thread says what it waits for next
 PAUSED_S = 0.25  # what comes so much later than it should was not kept from us, but written later
 DRIFT = 0.02  # of what it comes later, this counts for a slower clock
 ROOMY_S = 0.1  # of audio that fits a pipe of which one need not see the first byte at once
+RECORDINGS = (b"RIFF", b"fLaC", b"OggS", b"FORM")  # what begins so is none of raw samples, but a file
 TRUST_S = 2.0  # a writer is looked at so long, to tell whether it keeps time
 FASTER = 0.25  # than time: one that writes so much faster can be made to wait, and loses nothing by it
 BEHIND_S = 0.002  # the last piece of what is waited for is there by then, if the writer keeps time
@@ -293,6 +297,8 @@ class RawPcm(_Reader):
                 continue
             if not chunk:
                 break
+            if not read:
+                self._look_at_beginning(chunk)
             block = self._decoder.frames(chunk)
             if self._decoder.may_be_infinite:
                 check_finite(block, self._name, read)
@@ -306,6 +312,19 @@ class RawPcm(_Reader):
             raise AudioError(
                 f"{self._name}: ended inside a sample ({rest} of {frame} bytes); the rest was listened to",
                 exit_code=0,
+            )
+
+    def _look_at_beginning(self, chunk: bytes) -> None:
+        """A recording is no raw samples: its header would pass for some, and what follows may be of another rate."""
+        if chunk.startswith(RECORDINGS):
+            log.warning(
+                "%s: begins as a recording does (%s), and is taken for raw samples, %s, %d Hz, %d channels; "
+                "name a recording with --source FILE, or write it without a header",
+                self._name,
+                chunk[:4].decode(),
+                self._format,
+                self.rate,
+                self.channels,
             )
 
     def delivered(self) -> Iterator[Frames]:

@@ -202,6 +202,8 @@ def test_a_mute_before_the_model_is_loaded_counts(kwsd, environment, models):
         assert "ready" not in {event["type"] for event in daemon.events}
         say(daemon, bytes(64_000))
         daemon.wait_for("ready")
+        daemon.stop()
+    assert len([event for event in daemon.events if event["type"] == "mute"]) == 1
 
 
 def test_who_is_muted_stays_so_after_a_crash_until_unmuted(kwsd, environment, tmp_path, spoken):

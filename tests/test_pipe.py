@@ -161,6 +161,15 @@ def write(fifo, audio):
         writer.write(audio)
 
 
+def test_a_recording_with_a_header_is_told_apart_from_raw_samples(environment, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros((48_000, 2)), 48_000)
+    with Running("--source", "-", environment=environment) as daemon:
+        daemon.process.stdin.write((tmp_path / "a.wav").read_bytes())
+        daemon.process.stdin.close()
+        assert daemon.finish() == 0
+    assert "(RIFF), and is taken for raw samples, s16le, 16000 Hz, 1 channels; name" in "".join(daemon.errors)
+
+
 def test_how_late_a_writer_that_keeps_time_is_heard_is_told(environment, spoken):
     with Running("--source", "-", "--set", "events.heartbeat_s=1", environment=environment) as daemon:
         begun = time.monotonic()
