@@ -16,7 +16,7 @@ from kwsd.audio_format import FASTEST, SAMPLE_RATE, SLOWEST
 from kwsd.errors import ConfigError
 from kwsd.event import EVENT_TYPES
 from kwsd.paths import kind_of
-from kwsd.settings_file import SettingsFile
+from kwsd.settings_file import SettingsFile, place_of
 
 DEFAULT_PATH = Path(__file__).with_name("config.yaml")  # the top-level config.yaml, carried by the package
 MODELS = DEFAULT_PATH.with_name("models")  # those that kwsd comes with
@@ -237,10 +237,8 @@ class Config(_Section, frozen=True, kw_only=True):
             yield
         except ConfigError as error:
             key = str(error).partition(": ")[0]
-            within = [where for other, where in self.places.items() if other.startswith(f"{key}.")]
-            while key and key not in self.places:
-                key = key.rpartition(".")[0]
-            place = self.places.get(key) or next(iter(within), None)
+            within = (where for other, where in self.places.items() if other.startswith(f"{key}."))
+            place = place_of(key, self.places) or next(within, None)
             if place is None:
                 raise
             raise ConfigError(f"{place}: {error}", exit_code=error.exit_code) from error.__cause__

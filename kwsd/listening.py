@@ -126,6 +126,7 @@ class Listening:
         ]
         self.streams += [FREE] * (self._ring.streams - len(self.streams))
         self._in_time = np.array([stream.live for stream in self.streams])  # whose windows can be late
+        self._that_can_wait = [inlet for source, inlet in self._supplies() if not source.live]
         self._overload = load.Overload(config.window.hop_ms)
         self._lags, self._lags_told = load.LagMeter(), load.LagMeter()  # of this second, and since they were asked for
         self.lags_ever = load.LagMeter()  # but for the last second
@@ -537,8 +538,8 @@ class Listening:
             self.windows += len(scored)
             self.scored_at = now
         self._lags_told.scored += len(scored)
-        for source, inlet in self._supplies():
-            self._in_time[inlet.stream] = source.live or inlet.keeps_time
+        for inlet in self._that_can_wait:
+            self._in_time[inlet.stream] = inlet.keeps_time
         timed = self._in_time[scored.streams] & (scored.ends > self._dozed_until[scored.streams])
         if timed.any():
             windows = zip(scored.streams[timed].tolist(), scored.ends[timed].tolist(), strict=True)

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -127,13 +127,7 @@ class SettingsFile:
 
     def error(self, key: str, what: str) -> ConfigError:
         """A complaint about one key, with where it was set."""
-        where = key
-        while where and where not in self._lines and where not in self._sources:
-            where = where.rpartition(".")[0]
-        if where in self._sources:
-            return ConfigError(f"{self._sources[where]}: {key}: {what}")
-        line = f":{self._lines[where]}" if where else ""
-        return ConfigError(f"{self.path}{line}: {key}: {what}")
+        return ConfigError(f"{place_of(key, self.places) or self.path}: {key}: {what}")
 
     @property
     def places(self) -> dict[str, str]:
@@ -189,6 +183,13 @@ class SettingsFile:
         pattern = re.escape(key).replace(re.escape("[...]"), r"\.[^.]+")
         fitting = [known for known in {**self._lines, **self._sources} if re.fullmatch(pattern, known)]
         return fitting[0] if len(fitting) == 1 else key.replace("[...]", "")
+
+
+def place_of(key: str, places: Mapping[str, str]) -> str | None:
+    """Where a key was set, or the section that it is in; None if neither was."""
+    while key and key not in places:
+        key = key.rpartition(".")[0]
+    return places.get(key)
 
 
 def _reach(tree: dict[str, Any], source: str, sections: list[str], last: str) -> Any:
