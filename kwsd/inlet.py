@@ -172,9 +172,9 @@ class Inlet:
         self._reopened = native, rate
         self._append = native.appender(0)
 
-    def is_back(self) -> None:
-        """What is written next begins now. Unsaid, it came in real time."""
-        self._back_at = time.monotonic()
+    def is_back(self, came_s: float) -> None:
+        """What is written next began so many seconds ago. Unsaid, all of it came in real time."""
+        self._back_at = time.monotonic() - came_s
 
     def end(self) -> None:
         """No more blocks will come."""

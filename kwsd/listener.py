@@ -1,8 +1,8 @@
 """Satellites: programs elsewhere that connect and send what they hear, each a stream with a name of its own.
 
 A satellite sends one line of JSON, `{"name": "kitchen"}`, then raw PCM. It gets a `hello` back and after that the
-detections of its own stream, as far as it takes them; or one `refused` with the reason. One that only stops sending
-(`shutdown`, `nc -N`) gets those of all it sent, and then we hang up.
+detections of its own stream, as far as it takes them; or one `refused` with the reason, now or when we hang up on it.
+One that only stops sending (`shutdown`, `nc -N`) gets those of all it sent, and then we hang up.
 
 One thread serves all of them and waits for none: whoever is slow, silent, malformed or gone harms nobody else. What
 they send becomes 16 kHz mono here and goes straight into the ring, each satellite to a slot of its own.
@@ -50,6 +50,7 @@ MOST_UNREAD = 100  # chunks thrown away when a connection is closed
 SPARE_DESCRIPTORS = 200  # for all else that is open
 PAUSE_S = 0.005  # before the next try to let somebody in
 LOOK_ROUND_S = 0.5  # how often those are looked for that send nothing
+HUNG_UP = "hung up"  # of its own accord
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -257,7 +258,7 @@ class Listener:
                 self._look_round(now)
                 look_at = now + LOOK_ROUND_S
         for satellite in list(self._satellites.values()):
-            self._part_with(satellite, "the daemon stops")
+            self._part_with(satellite, "kwsd stops, or opens its streams anew")
 
     def _patience(self, look_at: float) -> float:
         until = min([look_at, *(satellite.waits_until for satellite in self._waiting)])
@@ -442,13 +443,16 @@ class Listener:
     def _hear_no_more(self, satellite: Satellite) -> None:
         """It hung up, or only sends no more: then it is told of what it sent until all of it is scored."""
         if satellite.slot < 0 or satellite.finished:
-            self._part_with(satellite, "hung up")
+            self._part_with(satellite, HUNG_UP)
             return
         satellite.finished = True
         self._epoll.modify(satellite.connection, _interest(satellite))
-        self._end(satellite, "hung up")
+        self._end(satellite, HUNG_UP)
 
     def _part_with(self, satellite: Satellite, reason: str) -> None:
+        """Whether it went or we no longer listen to it, which it is told then."""
+        if satellite.slot >= 0 and reason != HUNG_UP:
+            self._send(satellite, unnumbered(Refused(reason=reason)))
         self._close(satellite)
         if satellite.slot >= 0:
             self._by_slot.pop(satellite.slot, None)

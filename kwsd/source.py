@@ -372,8 +372,8 @@ class RawPcm(_Reader):
         while not self._stop.is_set():
             self._open_anew()
             if self._poll.poll(WRITER_S * 1000):
-                if _waiting(self._fd):
-                    self._inlet.is_back()
+                if waiting := _waiting(self._fd):  # which was recorded before it was written
+                    self._inlet.is_back(waiting / self._decoder.frame / self.rate)
                     return
                 self._stop.wait(WRITER_S)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -99,9 +100,27 @@ def test_satellite_and_rooms(folder, environment, tmp_path):
             satellite.prints("stop")
             assert satellite.process.wait(PATIENCE_S) == 0
         with Program(*command, environment=environment, folder=folder) as stranger:
-            stranger.prints("refused: the token")
-            assert stranger.process.wait(PATIENCE_S) == 1
+            stranger.prints("the token is not the one", "trying again")
     assert {event["keyword"] for event in daemon.detections} <= {"on", "off", "stop"}
+
+
+def test_a_satellite_connects_again_where_kwsd_opened_its_streams_anew(folder, environment, tmp_path):
+    config = tmp_path / "kwsd.yaml"
+    settings = {"streams": [], "listen": {"on": [f"tcp://127.0.0.1:{free_port()}"], "streams": 2}}
+    config.write_text(json.dumps(settings))
+    with Running("--config", str(config), environment=environment) as daemon:
+        port = daemon.wait_for_log("listening on tcp://127.0.0.1:").split()[0]
+        command = (sys.executable, folder / "satellite.py", "kitchen", f"127.0.0.1:{port}")
+        with Program(*command, environment=environment, folder=folder, stdin=subprocess.PIPE) as satellite:
+            daemon.wait_for("stream_joined")
+            settings["listen"]["streams"] = 3
+            config.write_text(json.dumps(settings))
+            daemon.process.send_signal(signal.SIGHUP)
+            satellite.prints("kwsd stops, or opens its streams anew; trying again")
+            daemon.wait_for("stream_joined")
+            satellite.process.stdin.write((read_recording(DEMO)[:64_000] * 32767).astype("<i2").tobytes())
+            satellite.prints("again\nstop\n")
+            satellite.process.stdin.close()
 
 
 def test_hooks_and_on_word(folder, environment):

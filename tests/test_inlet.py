@@ -383,6 +383,23 @@ def test_a_day_of_silence_is_a_day_on_the_time_axis(monkeypatch):
     assert np.array_equal(stream.samples(), ramp(0, 16_000)[:, 0])
 
 
+@pytest.mark.parametrize("came_s", [0.0, 0.25, 0.5])
+def test_what_a_writer_wrote_at_once_began_before_it_was_written(came_s, monkeypatch):
+    clock = Clock(monkeypatch)
+    stream, begun = Stream(capacity=80 * SAMPLE_RATE), clock.now
+    for _ in range(4):
+        stream.inlet.reopen(SAMPLE_RATE, 1)
+        clock.now += 2.0
+        stream.inlet.is_back(came_s)
+        stream.write(ramp(0, round(came_s * SAMPLE_RATE)))
+        stream.pump()
+        for _ in range(4):
+            clock.now += 0.25
+            stream.write(ramp(0, 4_000)).pump()
+    assert stream.inlet.silences == [pytest.approx(2.0 - came_s)] * 4
+    assert stream.written == pytest.approx((clock.now - begun) * SAMPLE_RATE, abs=4)
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(1, 30_000), st.floats(0, 10), st.sampled_from([8_000, 16_000, 44_100])), max_size=6)

@@ -278,6 +278,7 @@ def test_a_satellite_that_goes_silent_is_let_go_and_said(daemon):
         satellite.send(pcm(FIRST_WORD[:8000]))
         left = daemon.wait_until_left("asleep")
         assert (left["reason"], left["heard_s"]) == ("sent nothing for 2 s", 0.5)
+        assert [satellite.line()["type"], satellite.line()["reason"]] == ["hello", left["reason"]]
 
 
 def test_who_had_to_start_anew_is_let_in_though_nobody_saw_it_go(tmp_path):
@@ -492,6 +493,7 @@ def test_the_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path):
             assert satellite.line()["type"] == "hello"
             assert satellite.line()["keyword"] == "stop"
             code, took = daemon.stop(signal.SIGTERM)
+            assert satellite.line()["reason"] == "kwsd stops, or opens its streams anew"
             assert satellite.line() is None
         assert code == OK and took < 2.0
         assert daemon.events[-1]["type"] == "shutdown"
