@@ -619,6 +619,7 @@ def replay(options: argparse.Namespace) -> int:
     from kwsd.event import Stamp
     from kwsd.recording import open_recording
     from kwsd.replay import replay as replay_file
+    from kwsd.replay import streams_of
 
     channel = _channel(options.channel)
     config = load_config(options.config, _settings(options))
@@ -626,8 +627,8 @@ def replay(options: argparse.Namespace) -> int:
         open_recording(path).close()  # a bad one is told at once, not after those before it
     spotter = load_spotter(config.model_path, config.device, config.model_sha256, config.engine)
     stamp = Stamp()
-    for path in options.files:
-        for event in replay_file(config, spotter, path, channel):
+    for path, stream in zip(options.files, streams_of(options.files), strict=True):
+        for event in replay_file(config, spotter, path, channel, stream):
             show(stamp.line(event).decode())
     return OK
 

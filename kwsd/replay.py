@@ -1,6 +1,7 @@
 """`kwsd replay`: the daemon's pipeline on recordings, as fast as it goes, in one thread."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,18 @@ from kwsd.event import Overrun, Verdict
 from kwsd.inlet import Inlet
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
 from kwsd.ring import Indices
-from kwsd.source import AudioFile, Recordings
+from kwsd.source import AudioFile, Recordings, printable
 from kwsd.spotter import Scores, Spotter
 
 
-def replay(config: Config, spotter: Spotter, path: Path, channel: int | None = None) -> Iterator[Verdict | Overrun]:
-    """Every event of one recording, in its own time.
+def replay(
+    config: Config, spotter: Spotter, path: Path, channel: int | None = None, name: str | None = None
+) -> Iterator[Verdict | Overrun]:
+    """Every event of one recording, in its own time, of a stream of this name, or the file's.
 
     Raises AudioError if the file cannot be read; where it breaks off, after the events of what there was.
     """
-    for pipeline in _fed(config, spotter, AudioFile(path, channel, realtime=False)):
+    for pipeline in _fed(config, spotter, AudioFile(path, channel, realtime=False), name):
         progress = pipeline.advance()
         yield from progress.overruns
         yield from progress.heard
@@ -50,11 +53,20 @@ def trace(config: Config, spotter: Spotter, *paths: Path) -> Trace:
     return Trace(np.concatenate([s.ends for s in scored]), np.concatenate([s.posteriors for s in scored]), samples)
 
 
-def _fed(config: Config, spotter: Spotter, source: AudioFile | Recordings) -> Iterator[Pipeline]:
+def streams_of(paths: Sequence[Path]) -> list[str]:
+    """What their streams are called: the files' names, with their folders where files share one."""
+    times = Counter(path.name for path in paths)
+    return [printable(path.name if times[path.name] == 1 else str(path)) for path in paths]
+
+
+def _fed(
+    config: Config, spotter: Spotter, source: AudioFile | Recordings, name: str | None = None
+) -> Iterator[Pipeline]:
     """A pipeline on one source, again and again whenever there is something for it to take."""
     ring = make_ring(config, 1)
     inlet = Inlet(ring, 0, source.rate, source.channels, source.channel)
-    pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo(source.name, source.live, source.lead_in)])
+    stream = StreamInfo(name or source.name, source.live, source.lead_in)
+    pipeline = Pipeline(config, spotter, ring, [inlet], [stream])
     at_once = min(config.window.max_batch * config.window.hop_ms / 1000, inlet.room / 2)  # seconds
     for block in source.delivered():
         inlet.write(block)

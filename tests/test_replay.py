@@ -153,3 +153,9 @@ def test_several_files_are_numbered_through_and_named(beginning):
     events = [json.loads(line) for line in replay(beginning, DEMO)]
     assert [event["seq"] for event in events] == list(range(len(events)))
     assert {event["stream"] for event in events} == {"beginning.wav", "demo.flac"}
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(beginning, tmp_path):
+    (tmp_path / beginning.name).write_bytes(beginning.read_bytes())
+    events = [json.loads(line) for line in replay(beginning, tmp_path / beginning.name, DEMO)]
+    assert {event["stream"] for event in events} == {str(beginning), str(tmp_path / beginning.name), "demo.flac"}
