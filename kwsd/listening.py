@@ -613,8 +613,9 @@ class Listening:
                 self._left.add(i)
                 self._pipeline.forget(i)
                 if not self._supervisor.is_lost(i):
-                    heard = seconds(self._ring.ends[i] - self.streams[i].origin)
-                    self._reports.satellite(StreamLeft(stream=self._names[i], reason="end of audio", heard_s=heard))
+                    heard = self._ring.ends[i] - WINDOW - self.streams[i].origin  # less the silence behind it
+                    left = StreamLeft(stream=self._names[i], reason="end of audio", heard_s=seconds(heard))
+                    self._reports.satellite(left)
 
     def _look_round(self) -> None:
         if self.listener is not None and self.listener.failure is not None:

@@ -324,7 +324,8 @@ def test_a_stream_that_ends_inside_a_sample_has_left(environment, tmp_path, fifo
         {"source": "pcm", "name": "hall", "path": str(fifo)},
     ]
     with Running("--set", f"streams={json.dumps(streams)}", environment=environment) as daemon:
-        assert daemon.wait_for("stream_left")["stream"] == "odd"
+        left = daemon.wait_for("stream_left")
+        assert (left["stream"], left["heard_s"]) == ("odd", 2.0), "not the silence made up behind it"
         daemon.stop()  # and with it all that it said
     assert any("ended inside a sample" in line for line in daemon.errors)
 
