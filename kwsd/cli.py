@@ -196,7 +196,7 @@ def _add_run(commands: "Commands") -> None:
     parser.add_argument(
         "--source",
         metavar="SOURCE",
-        help="listen to this instead: - (raw s16le 16 kHz mono on stdin), a FIFO, or an audio file",
+        help="listen to this instead: - (raw s16le 16 kHz mono on stdin), a FIFO, an audio file, or microphone",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log every event, too")
 
@@ -226,7 +226,7 @@ def _add_monitor(commands: "Commands") -> None:
         "--socket", type=Path, metavar="PATH", help="of a running daemon (default: where it usually is)"
     )
     parser.add_argument(
-        "--source", metavar="SOURCE", help="listen to this, without a daemon: microphone, a FIFO, or an audio file"
+        "--source", metavar="SOURCE", help="listen to this, without a daemon: a FIFO, an audio file, or microphone"
     )
     _add_config_options(parser)
 
@@ -491,6 +491,8 @@ def _stream(source: str) -> str:
         return _yaml({"source": "pcm", "name": "stdin", "path": "-"})
     if not source:
         raise ConfigError("--source: is empty; name an audio file, a FIFO, or - for stdin", exit_code=USAGE)
+    if source == "microphone":
+        return _yaml({"source": "microphone", "name": "mic"})
     from kwsd.source import printable
 
     path = Path(source).absolute()
@@ -608,7 +610,7 @@ def _own_daemon(options: argparse.Namespace) -> list[str]:
     """The options of `kwsd run` among those of another command."""
     arguments = ["--config", str(options.config)] if options.config else []
     arguments += ["--model", str(options.model)] if options.model else []
-    arguments += ["--source", options.source] if options.source not in (None, "microphone") else []
+    arguments += ["--source", options.source, "--set", "listen.on=[]"] if options.source is not None else []
     return [*arguments, *(part for setting in options.set for part in ("--set", setting))]
 
 

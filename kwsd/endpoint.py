@@ -8,7 +8,7 @@ import ipaddress
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +35,10 @@ QUEUE = 256  # events kept for a reader that is slow
 MOST_READERS = 64
 MOST_CONNECTIONS = 128  # so that descriptors are left for all else; those of one turn are counted only after it
 BACKLOG = 16  # of them
-HEADER_S = 5.0  # for a connection to ask for something, whoever it is
-KEEP_S = 30.0  # between two requests on one connection
+HEADER_S = 5.0  # for a connection to ask for something, whoever it is, and as long for what belongs to it
+KEEP_S = 5.0  # between two requests on one connection
+LINGER_S = 1.0  # for whoever still sends to see what was answered
+VANISHED_MS = 45_000  # a reader of events whose network is gone is let go after three signs of life
 LONGEST_COMMAND = 4096  # bytes
 ALIVE_S = 15.0  # a comment so often shows both sides that the other is there
 FOLDER = Path(__file__).with_name("page")
@@ -48,6 +50,7 @@ PAGE = {
 }
 OPEN = {"/page.css", "/icon.svg"}  # what is shown before anybody said who they are
 COOKIE = "kwsd"
+YES_OR_NO = {"1": True, "true": True, "0": False, "false": False, "": False}
 SAFE = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -123,7 +126,7 @@ class Endpoint:
             ])  # fmt: skip
         endpoint._runner = web.AppRunner(
             app, access_log=None, logger=_logger(), shutdown_timeout=SHUTDOWN_S, handler_cancellation=True,
-            keepalive_timeout=KEEP_S,
+            keepalive_timeout=KEEP_S, lingering_time=LINGER_S,
         )  # fmt: skip
         await endpoint._runner.setup()
         try:
@@ -208,7 +211,8 @@ class Endpoint:
         from aiohttp import web
 
         try:
-            said = str((await request.post()).get("token", ""))
+            async with _in_time():
+                said = str((await request.post()).get("token", ""))
         except (ValueError, LookupError, RuntimeError):  # no form, or in an encoding there is not
             raise web.HTTPBadRequest(text="send a form with the field token\n") from None
         if self._token and not _same(said.strip(), self._token):
@@ -251,8 +255,10 @@ class Endpoint:
 
         if request.content_type != "application/json":  # which no page from elsewhere can send unasked
             raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
+        async with _in_time():
+            body = await request.read()
         try:
-            command = parse(await request.read())
+            command = parse(body)
         except ConfigError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
         if isinstance(command, Subscribe) or self._host.obey is None:
@@ -278,6 +284,9 @@ class Endpoint:
             raise web.HTTPServiceUnavailable(text=f"there are {MOST_READERS} readers already\n")
         reader = Reader(QUEUE, self._host.hello())
         reader.wish = _wish(request)
+        if not _is_local(request) and request.transport is not None:
+            connection = request.transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_MS)
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"} | SAFE)
         self._readers.add(reader)
         self._host.watched()
@@ -290,6 +299,18 @@ class Endpoint:
             self._readers.discard(reader)
             self._host.watched()
         return answer
+
+
+@contextlib.asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """For the body of a request. Raises HTTPRequestTimeout: who never sends it would keep others out."""
+    from aiohttp import web
+
+    try:
+        async with asyncio.timeout(HEADER_S):
+            yield
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"send all of it within {HEADER_S:g} s\n") from None
 
 
 async def _stream(reader: Reader, answer: "web.StreamResponse") -> None:
@@ -325,7 +346,10 @@ def _wish(request: "web.Request") -> Subscribe:
         for name in request.query
         if name != "scores"
     }
-    command = {"command": "subscribe", "scores": request.query.get("scores", "0") not in ("", "0")} | said
+    scores = request.query.get("scores", "0")
+    if scores not in YES_OR_NO:
+        raise web.HTTPBadRequest(text=f"scores: {scores!r}: 1 or 0\n")
+    command = {"command": "subscribe", "scores": YES_OR_NO[scores]} | said
     try:
         wish = parse(json.dumps(command).encode())
     except ConfigError as error:
@@ -337,9 +361,10 @@ def _wish(request: "web.Request") -> Subscribe:
 def _logger() -> logging.Logger:
     """For what aiohttp has to say, but not of what is no HTTP: whoever sent that was told."""
     from aiohttp.http_exceptions import BadHttpMessage
+    from aiohttp.web import RequestPayloadError
 
     def is_ours(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
+        return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage | RequestPayloadError))
 
     logger = logging.getLogger("kwsd.http")
     if not logger.filters:

@@ -34,6 +34,9 @@ STALE_S = 2.0  # without scores
 FADE = 0.9  # a peak that is not reached again falls by this factor with every refresh
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 COMING_S = 60.0  # a daemon of our own may take so long until it answers
+GOING_S = 2.0  # and so long to end, once it hung up
+# A daemon of our own tells nobody else what it hears: who looks at a recording wants no lamp switched.
+ONLY_LOOKING = ("sinks.stdout=false", "sinks.mqtt.broker=null", "hooks=[]", "http.on=[]", "wyoming.on=[]")
 CALM = {"ready", "audio_restored", "audio_healed", "stream_joined", "heartbeat", "hello"}
 
 
@@ -183,19 +186,13 @@ def describe(event: dict[str, Any]) -> str:
 def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
     """A `kwsd run` with these arguments and a socket of its own, that ends with us, however we end.
 
-    Raises KwsdError with its last line if it ends before it listens.
+    Raises KwsdError with its last line if it ends by a mistake.
     """
     with tempfile.TemporaryDirectory(prefix="kwsd-") as folder:
         path = Path(folder) / "events.sock"
-        settings = (
-            "--set",
-            f"sinks.socket.path={path}",
-            "--set",
-            "sinks.stdout=false",
-            "--set",
-            "sinks.socket.enabled=true",
-        )
-        command = [sys.executable, "-m", "kwsd", "run", *arguments, *settings]
+        settings = (f"sinks.socket.path={path}", "sinks.socket.enabled=true", *ONLY_LOOKING)
+        told = (part for setting in settings for part in ("--set", setting))
+        command = [sys.executable, "-m", "kwsd", "run", *arguments, *told]
         log = Path(folder) / "log"
         with log.open("wb") as stderr:
             daemon = subprocess.Popen(  # noqa: S603 - us
@@ -209,13 +206,24 @@ def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
             deadline = time.monotonic() + COMING_S
             while not answers(path):
                 if daemon.poll() is not None or time.monotonic() > deadline:
-                    last = (log.read_text(errors="replace").strip().splitlines() or ["it does not start"])[-1]
-                    raise KwsdError(last.removeprefix("kwsd: "), exit_code=daemon.returncode or IO)
+                    raise _last_words(log, daemon.returncode)
                 time.sleep(0.05)
-            yield path
+            try:
+                yield path
+            except KwsdError:  # it hung up
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    daemon.wait(GOING_S)
+                if daemon.returncode:
+                    raise _last_words(log, daemon.returncode) from None
+                raise
         finally:
             daemon.terminate()
             daemon.wait()
+
+
+def _last_words(log: Path, code: int | None) -> KwsdError:
+    last = (log.read_text(errors="replace").strip().splitlines() or ["it does not start"])[-1]
+    return KwsdError(last.removeprefix("kwsd: "), exit_code=code or IO)
 
 
 def _end_with(parent: int) -> None:

@@ -16,8 +16,11 @@ def read_secret(named: str, resolve: Callable[[str], Path], setting: str) -> str
     Raises ConfigError if there is none, or all may read it."""
     path = credential(named, setting) or resolve(named)
     try:
-        if path.stat().st_mode & stat.S_IROTH:
+        mode = path.stat().st_mode
+        if mode & stat.S_IROTH:
             raise ConfigError(f"{setting}: {path}: can be read by everybody; chmod o-r {path}")
+        if not stat.S_ISREG(mode):  # a FIFO would have us wait for whoever writes into it
+            raise ConfigError(f"{setting}: {path}: is no file; write the secret into one")
         secret = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise ConfigError(f"{setting}: {path}: no such file; write the secret into it") from None

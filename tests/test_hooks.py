@@ -113,6 +113,12 @@ def test_what_a_program_leaves_in_the_background_is_not_waited_for(heard):
     assert [failure["reason"] for failure in failures(daemon)] == ["exit code 1"]
 
 
+def test_what_a_program_leaves_in_the_background_may_complain(heard, tmp_path):
+    job = f"(sleep 0.5; echo noise >&2; sleep 0.1; echo noise >&2; touch {tmp_path}/done) &"
+    heard(f"  - {{shell: '{job}', keywords: [stop]}}\n  - {{shell: exit 1, keywords: ['yes']}}\n", until="hook_failed")
+    assert (tmp_path / "done").exists(), "yes is said three seconds later"
+
+
 def test_no_more_run_or_wait_than_may(heard, tmp_path):
     daemon = heard(f"  - {{shell: 'echo >> {tmp_path}/ran; sleep 0.5', at_once: 1, waiting: 1}}\n")
     reasons = {failure["reason"] for failure in failures(daemon)}

@@ -464,6 +464,13 @@ def test_a_secret_that_everybody_may_read_is_none(kwsd, tmp_path):
     kwsd("run", "--set", "streams=[]", "--set", f"listen={listen}").refused(CONFIG, "listen.token_file", why)
 
 
+def test_a_secret_is_in_a_file_and_nobody_waits_for_who_writes_into_a_fifo(kwsd, tmp_path):
+    secret = tmp_path / "token"
+    os.mkfifo(secret, 0o600)
+    listen = json.dumps({"on": ["tcp://127.0.0.1:0"], "token_file": str(secret)})
+    kwsd("check", "--set", f"listen={listen}").refused(CONFIG, "listen.token_file", f"{secret}: is no file")
+
+
 def test_a_secret_may_come_from_systemd_and_is_not_shown(kwsd, tmp_path):
     (tmp_path / "token").write_text("open sesame")
     (tmp_path / "token").chmod(0o400)

@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import termios
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from running import KWSD, Running, clean_environment
 
-from kwsd.errors import NO_INPUT, UNAVAILABLE, USAGE
+from kwsd.errors import IO, NO_INPUT, UNAVAILABLE, USAGE
 from kwsd.monitor import BAR, FADE, View, bar, describe
 from kwsd.recording import DEMO
 
@@ -209,6 +210,25 @@ def test_a_daemon_of_its_own_ends_with_it_however_it_ends(tmp_path, how):
     ended, _, _ = select.select([watched], [], [], 10.0)
     os.close(watched)
     assert ended, "the daemon goes on"
+
+
+def test_who_only_looks_switches_no_lamp_and_needs_no_port(tmp_path):
+    config = tmp_path / "kwsd.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config.write_text(
+            f"hooks: [{{shell: touch {tmp_path}/lamp}}]\nhttp: {{on: ['tcp://127.0.0.1:{port}']}}\n"
+            f"listen: {{on: ['tcp://127.0.0.1:{port}']}}\n"
+        )
+        environment = clean_environment(XDG_RUNTIME_DIR=str(tmp_path))
+        terminal = Terminal("--config", str(config), "--source", str(DEMO), environment=environment)
+        terminal.wait_for(r"demo\.flac: stop  0\.\d\d \(threshold")
+        terminal.press(b"\x03")
+        assert terminal.ended() == 0
+        assert not (tmp_path / "lamp").exists()
+        without = Terminal("--config", str(config), "--set", "streams=[]", environment=environment)
+        assert without.ended() == IO
+        assert f"listen.on: tcp://127.0.0.1:{port}: cannot be bound" in without.text
 
 
 def test_it_needs_a_terminal(kwsd):

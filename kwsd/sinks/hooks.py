@@ -28,6 +28,7 @@ SHELL = "/bin/sh"
 MERCY_S = 1.0  # from SIGTERM to SIGKILL; `close` waits as long for those that run
 COMPLAINT = 2000  # bytes of stderr, of which the last line is told
 SAID_S = 0.1  # for it to arrive after the end
+MOST_LEFT = 64  # programs in the background whose stderr is kept open
 NOT_THEIRS = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS")  # between systemd and us
 
 
@@ -273,12 +274,13 @@ class _Complaints:
         self._reading = asyncio.ensure_future(self._read(reader))
 
     def close(self) -> None:
-        """Hear no more."""
+        """Ask no more. What the program left running may complain on, to nobody: a closed pipe would end it."""
         self._close_ours()
-        if self._reading is not None:
-            self._reading.cancel()
-        if self._pipe is not None:
-            self._pipe.close()
+        if self._reading is not None and not self._reading.done():
+            _LEFT[self._reading] = None
+            self._reading.add_done_callback(lambda reading: _LEFT.pop(reading, None))
+            if len(_LEFT) > MOST_LEFT:
+                next(iter(_LEFT)).cancel()
 
     async def last_line(self) -> str:
         """What the program said last, once it ended."""
@@ -294,8 +296,13 @@ class _Complaints:
             self.fd = -1
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        while piece := await reader.read(COMPLAINT):
-            self._said = (self._said + piece)[-COMPLAINT:]
+        assert self._pipe is not None
+        with contextlib.closing(self._pipe):
+            while piece := await reader.read(COMPLAINT):
+                self._said = (self._said + piece)[-COMPLAINT:]
+
+
+_LEFT: dict["asyncio.Future[None]", None] = {}  # what programs left running and its complaints, the oldest first
 
 
 async def _feed(stdin: asyncio.StreamWriter | None, line: Line) -> None:
