@@ -1,5 +1,5 @@
-"""Threads: how they are started, and those that asyncio looks up names and connects in, which may hang for longer than
-anyone waits."""
+"""Threads: how they are started, for what may hang for longer than anyone waits, and those that asyncio looks up names
+and connects in."""
 
 import asyncio
 import contextlib
@@ -9,9 +9,12 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from kwsd.errors import UNAVAILABLE, KwsdError
+
+SOUND_S = 5.0  # the sound system has so long to open devices
+T = TypeVar("T")
 
 
 def start(thread: threading.Thread) -> None:
@@ -23,6 +26,32 @@ def start(thread: threading.Thread) -> None:
             f"no thread can be started for {thread.name} ({error}); allow more tasks (TasksMax=, ulimit -u)",
             exit_code=UNAVAILABLE,
         ) from None
+
+
+def in_time(work: Callable[[], T], within_s: float = SOUND_S) -> T:
+    """What work of the sound system gives, which may hang for ever: Ctrl-C is heeded meanwhile.
+
+    Raises what it raises, or KwsdError where it takes longer."""
+    done: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+
+    start(threading.Thread(target=body, name="sound", daemon=True))
+    try:
+        return done.result(within_s)
+    except TimeoutError:
+        raise hangs(within_s) from None
+
+
+def hangs(within_s: float) -> KwsdError:
+    """The sound system did."""
+    return KwsdError(
+        f"the sound system does not answer within {within_s:g} s; start the sound server anew", exit_code=UNAVAILABLE
+    )
 
 
 class NoThread(OSError):

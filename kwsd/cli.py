@@ -517,9 +517,10 @@ def devices(options: argparse.Namespace) -> int:
     """`kwsd devices`"""
     import json
 
+    from kwsd.aside import in_time
     from kwsd.portaudio import portaudio
 
-    audio = portaudio()
+    audio = in_time(portaudio)
     found = audio.devices()
     default = audio.find("default")["index"]
     if options.json:
@@ -651,11 +652,13 @@ def record(options: argparse.Namespace) -> int:
     if options.source:
         source = AudioFile(options.source, None, realtime=False)
     else:
+        from kwsd.aside import in_time
         from kwsd.config import Config, MicrophoneConfig
         from kwsd.listening import make_source
 
         device = int(options.device) if options.device.isdecimal() else options.device
-        source, count = make_source(MicrophoneConfig(device=device), Config(), (), patient=False), count or 20
+        source = in_time(lambda: make_source(MicrophoneConfig(device=device), Config(), (), patient=False))
+        count = count or 20
     shelf.make_room(options.words)
     kept = record_words(source, shelf, options.words, count, lambda line: show(f"{line}\n"))
     say(f"{options.folder}: {', '.join(f'{n} of {word}' for word, n in kept.items())} more")

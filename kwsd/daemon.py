@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from kwsd.artefact import Artefact, read_artefact
-from kwsd.aside import Loop, NoThread, start
+from kwsd.aside import SOUND_S, Loop, NoThread, hangs, start
 from kwsd.config import Config
 from kwsd.control import Adjustments, Command, Mute, ReloadConfig, Status, Threshold, Unmute, check_known
 from kwsd.engines import make_spotter
-from kwsd.errors import INTERNAL, IO, OK, UNAVAILABLE, AudioError, ConfigError, KwsdError
+from kwsd.errors import INTERNAL, IO, OK, SHORTAGES, UNAVAILABLE, AudioError, ConfigError, KwsdError, of_want
 from kwsd.event import (
     Answer,
     AudioEvent,
@@ -65,10 +65,8 @@ T = TypeVar("T")
 STOPPING = KwsdError("kwsd is stopping", exit_code=UNAVAILABLE)
 TWICE_S = 0.1  # timeout(1) sends its signal to the process and then to the group: to us that is one
 LIBRARIES = ("aiomqtt", "paho", "aiohttp", "zeroconf")
-SOUND_S = 5.0  # the sound system has so long to open the devices of a new configuration
 MOST_REPORTS = 20  # of the inference thread, not dealt with yet: more, and it waits
 STATUS_EVERY_S = 1.0  # for systemd
-SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory, for a new connection
 BROKEN = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)  # of a door that lets nobody in any more
 ACCEPTING = ("_accept_connection", "_start_serving")  # of asyncio; the second takes it up again after a rest
 
@@ -148,7 +146,7 @@ class Daemon:
         make_rules(config, state.artefact.info)
         check_libraries(config)
         hooks = self._make_hooks(config, state.artefact)
-        listening = Listening(config, self._reports())
+        listening = await self._in_thread(lambda: Listening(config, self._reports()), SOUND_S, Listening.stop)
         try:
             await self._outlets.open(config, http_secret(config))
             self._outlets.adopt(config, hooks)
@@ -160,7 +158,7 @@ class Daemon:
             raise
         state.listening = listening
         self._see_who_watches()
-        listening.start(self._spotter, state.welcome)
+        await self._in_thread(lambda: listening.start(self._spotter, state.welcome), SOUND_S)
         if self._reload_wanted:
             self._on_reload_signal()
         log.info("listening on %s with %s", state.where(), config.model_path)
@@ -239,7 +237,8 @@ class Daemon:
         def body() -> None:
             result, error = None, None
             try:
-                result = work()
+                with of_want():
+                    result = work()
             except Exception as raised:
                 error = raised
             if not self._loop.is_closed():
@@ -256,7 +255,8 @@ class Daemon:
         done.cancel()
         if self._stop.is_set():
             raise Stopped
-        raise KwsdError(f"the sound system does not answer within {within_s:g} s", exit_code=UNAVAILABLE)
+        assert within_s is not None
+        raise hangs(within_s)
 
     # --- main loop ---
 
@@ -497,7 +497,8 @@ class Daemon:
     def _load_again(self) -> Config:
         """Raises KwsdError for whatever is wrong: a mistake in a file ends no daemon."""
         try:
-            return self._load()
+            with of_want():
+                return self._load()
         except KwsdError:
             raise
         except Exception as error:
@@ -559,7 +560,8 @@ class Daemon:
         there = old.states()  # a stop makes up a second of silence for whoever is hung up on
         since = self._silence(old)
         try:
-            self._state.listening = new = Listening(config, self._reports(), sources)
+            with of_want():
+                self._state.listening = new = Listening(config, self._reports(), sources)
             await self._in_thread(lambda: new.start(spotter, self._state.welcome, since, old.ended), SOUND_S)
         except KwsdError as refusal:
             await self._or_end(self._listen_again(old, since, there), refusal)

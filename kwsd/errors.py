@@ -1,5 +1,9 @@
 """What can go wrong, each kind with the exit code (sysexits.h) that `cli.py` ends the process with."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 OK = 0
 USAGE = 2
 NO_INPUT = 66
@@ -9,6 +13,7 @@ IO = 74
 NO_PERMISSION = 77
 CONFIG = 78
 INTERRUPTED = 130  # by Ctrl-C
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory
 
 
 class KwsdError(Exception):
@@ -38,3 +43,21 @@ class ModelError(KwsdError):
     """An artefact or checkpoint cannot be used."""
 
     exit_code = CONFIG
+
+
+@contextmanager
+def of_want() -> Iterator[None]:
+    """For what asks the system for memory and descriptors. Raises KwsdError where it has none: that is no mistake of
+    ours, and a reload that meets it is refused as for any other reason."""
+    try:
+        yield
+    except MemoryError as error:
+        raise KwsdError(f"there is not enough memory ({error}); have fewer streams", exit_code=UNAVAILABLE) from None
+    except OSError as error:
+        if error.errno not in SHORTAGES:
+            raise
+        raise KwsdError(
+            f"the system has none left of what this needs ({error.strerror}); raise LimitNOFILE= or ulimit -n, "
+            "or have fewer streams",
+            exit_code=UNAVAILABLE,
+        ) from None

@@ -150,8 +150,8 @@ class Listener:
         self._scratch = bytearray(HEADER_BYTES)
         self._silence = np.zeros(WINDOW, np.float32)
         self._stopping = False
-        self._bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll = select.epoll()
+        self._bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
         _allow_descriptors(self.slots + WITHOUT_HEADER)
         self._doors: dict[int, tuple[socket.socket, Address]] = {}

@@ -111,9 +111,9 @@ class Listening:
         self.config = config
         self.watched = False  # somebody wants to see what the model says
         self._reports = reports
+        self._ring = make_ring(config, len(config.streams), config.listen.streams if config.has_satellites else 0)
         self.sources = make_sources(config) if sources is None else sources
         self._names = [stream.name for stream in config.streams]
-        self._ring = make_ring(config, len(self.sources), config.listen.streams if config.has_satellites else 0)
         self._slots: dict[str, int] = {}  # of the satellites that are here, by name
         self._leaving: dict[int, Left] = {}  # those that are not scored to the end yet
         self._inlets = [

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from kwsd.artefact import UNKNOWN
+from kwsd.aside import in_time
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.health import CLIPPED, CLIPPED_SHARE
@@ -112,7 +113,7 @@ def utterances(source: Source, tell: Callable[[str], None]) -> Generator[Utteran
     inlet = Inlet(ring, 0, source.rate, source.channels, source.channel, block_s=source.block_s)
     cutter, came = Cutter(), threading.Event()
     read = heard_at = ring.ends[0]
-    source.start(inlet, came.set)
+    in_time(lambda: source.start(inlet, came.set))
     try:
         while not inlet.drained:
             came.wait(LOOK_S)  # a microphone wakes nobody

@@ -247,8 +247,13 @@ class RawPcm(_Reader):
         self.channel = channel
         self._path, self._name = path, "stdin" if path == "-" else path
         self._format = sample_format
-        self._fd, self._closing = self._open(), threading.Lock()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # rung to stop
+        self._closing = threading.Lock()
+        try:
+            self._fd = self._open()
+        except KwsdError:
+            os.close(self._bell)
+            raise
         self._reopens = reopen and path != "-" and _is_fifo(self._fd)
         self._waits, self._noticed = False, threading.Event()  # for another writer, and whether that was seen
         self._broke: KwsdError | None = None  # what the last writer did wrong

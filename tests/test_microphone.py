@@ -13,6 +13,7 @@ import soundfile
 from running import KWSD, Running
 from sound_server import SoundServer, missing
 
+from kwsd.errors import INTERRUPTED, OK, UNAVAILABLE
 from kwsd.recording import DEMO
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; make test installs it")
@@ -126,6 +127,25 @@ def test_a_sound_server_that_hangs_is_announced_and_heard_again_when_it_goes_on(
         server.speak(three_words)
         assert daemon.stop()[0] == 0
     assert len(daemon.detections) == 3
+
+
+@pytest.mark.parametrize("command", ["run", "devices"])
+def test_a_sound_server_that_hangs_from_the_beginning_is_said_and_ctrl_c_is_heeded_meanwhile(command, server):
+    server.signal(signal.SIGSTOP)
+    try:
+        asked = [
+            subprocess.Popen([KWSD, command], env=server.environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            for _ in range(2)
+        ]
+        time.sleep(3.0)
+        asked[1].send_signal(signal.SIGINT)
+        assert asked[1].wait(1.5) == (OK if command == "run" else INTERRUPTED)
+        _, said = asked[0].communicate(timeout=15)
+        assert asked[0].returncode == UNAVAILABLE
+        assert b"the sound system does not answer within 5 s; start the sound server anew" in said
+        asked[1].communicate()
+    finally:
+        server.signal(signal.SIGCONT)
 
 
 def test_a_daemon_whose_sound_server_hangs_can_be_stopped(server):

@@ -78,6 +78,39 @@ def test_a_door_at_which_descriptors_ran_out_may_be_closed_while_it_rests(tmp_pa
         assert daemon.stop()[0] == 0
 
 
+def test_what_there_is_no_memory_for_is_refused_and_the_old_streams_go_on(tmp_path):
+    config = {"streams": [], "listen": {"on": ["unix:in.sock"]}, "window": {"hop_ms": 1000, "max_batch": 256}}
+    with Daemon(tmp_path, config) as daemon:
+        daemon.wait_for("ready")
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))
+        answer = daemon.reload(config | {"listen": {"on": ["unix:in.sock"], "streams": 4096}})
+        assert not answer["ok"] and "there is not enough memory" in answer["error"]
+        with socket.socket(socket.AF_UNIX) as satellite:
+            satellite.connect(str(tmp_path / "in.sock"))
+            satellite.sendall(b'{"name": "shed"}\n')
+            assert b'"hello"' in satellite.recv(4096)
+        assert daemon.stop()[0] == 0
+
+
+def test_where_no_descriptor_is_left_a_reload_is_refused(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    config = {"streams": [{"source": "pcm", "path": str(pipe), "name": "pipe"}]}
+    with Daemon(tmp_path, config) as daemon, pipe.open("wb") as feeding:
+        feeding.write(bytes(2 * 2 * SAMPLE_RATE))
+        feeding.flush()
+        daemon.wait_for("ready")
+        limit = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+        for free in (0, 1):  # of which a config file takes one, a pipe two
+            used = max(int(entry.name) for entry in Path(f"/proc/{daemon.process.pid}/fd").iterdir()) + 1
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (used + free, limit[1]))
+            config["streams"][0]["name"] = f"pipe {free}"
+            answer = daemon.reload(config)
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limit)
+            assert not answer["ok"] and "please report" not in answer["error"], answer
+        assert daemon.stop()[0] == 0
+
+
 def test_what_a_satellite_sent_and_how_much_was_scored_is_right_when_a_reload_opens_all_anew(tmp_path):
     config = {"streams": [], "listen": {"on": ["unix:in.sock"]}, "sinks": {"socket": {"path": "s"}}}
     with Daemon(tmp_path, config) as daemon, socket.socket(socket.AF_UNIX) as satellite:
