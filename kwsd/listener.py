@@ -28,12 +28,13 @@ from msgspec import Meta
 
 from kwsd.address import Address, url
 from kwsd.aside import start
-from kwsd.audio_format import SAMPLE_RATE, WINDOW
+from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.door import SocketFile, bind_address
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
 from kwsd.event import Line, Refused, unnumbered
 from kwsd.inlet import resampler
 from kwsd.load import Arrival
+from kwsd.pause import Pause
 from kwsd.pcm import FORMATS, PcmDecoder, mono
 from kwsd.ring import RingBuffer, Samples
 
@@ -45,6 +46,9 @@ GONE_S = 2.0  # silent for so long, it is let go if another comes by its name
 SAVED_S = 10.0  # of time in which nothing came: after a stall all of it is taken at once
 FASTER = 1.25  # than time one may be in the long run: what piled up at a clock that is fast, or in a stall, melts away
 CHUNK_S = 0.25  # of audio read from a satellite at once
+CHUNK = samples(CHUNK_S)
+LUMP_S = 0.2  # of audio that comes at once, rather than as it is spoken
+FULL_S = 0.01  # until the inference thread has taken what it can at once
 OUTBOX = 1 << 16  # bytes a satellite may leave unread before it is sent no more
 MOST_UNREAD = 100  # chunks thrown away when a connection is closed
 SPARE_DESCRIPTORS = 200  # for all else that is open
@@ -102,6 +106,8 @@ class Satellite:
     taken: int = 0  # frames at its own rate
     take: Callable[[memoryview], None] = field(default=lambda _: None)
     finish: Callable[[], None] = field(default=lambda: None)
+    pause: Pause = field(default_factory=lambda: Pause(time.monotonic()))
+    paused: bool = False  # the silence behind what it sent is in the ring
     outbox: bytes = b""
     ahead: float = 0.0  # seconds of audio that are taken and not yet due; negative: as many could be
     looked_at: float = 0.0  # when that was
@@ -122,9 +128,11 @@ class Listener:
         token: str = "",
         group: str | None = None,
         silent_s: float,
+        at_once: int,
         wake: Callable[[], None],
     ) -> None:
-        """Bind all addresses. `taken` names other streams; `group` may use UNIX sockets.
+        """Bind all addresses. `taken` names other streams; `group` may use UNIX sockets; `at_once` samples beyond the
+        next window are scored at once, and what comes beyond that would be skipped.
 
         Raises KwsdError if an address cannot be had."""
         self.first, self.slots = first, ring.streams - first
@@ -134,6 +142,8 @@ class Listener:
         self.failure: KwsdError | None = None
         self.active = 0  # satellites that have a slot
         self._due_of_all = np.frombuffer(self.due, np.int64)
+        self._expected, self._at_once = array("q", bytes(8 * ring.streams)), at_once  # the next window of each slot
+        self._expected_of_all = np.frombuffer(self._expected, np.int64)
         self._ring, self._wake, self._token, self._silent_s = ring, wake, token, silent_s
         self._group = group
         self._free = deque(range(first, ring.streams))
@@ -197,6 +207,7 @@ class Listener:
     def expect(self, next_ends: "np.ndarray[tuple[int], np.dtype[np.int64]]", wanted: int) -> None:
         """The inference thread is about to wait: it wants to be woken when so many windows are due."""
         np.copyto(self._due_of_all, next_ends)
+        np.copyto(self._expected_of_all, next_ends)
         self._wanted, self._pending = wanted, 0
 
     def trust(self, token: str) -> None:
@@ -277,7 +288,10 @@ class Listener:
             self._part_with(satellite, f"connection lost ({error.strerror})")
             return
         if not size:
-            self._hear_no_more(satellite)
+            if satellite.slot >= 0 and self._is_full(satellite.slot, WINDOW):
+                self._have_wait(satellite, now + FULL_S)
+            else:
+                self._hear_no_more(satellite)
             return
         satellite.wrote_at = now
         chunk = memoryview(self._scratch)[:size]
@@ -290,6 +304,9 @@ class Listener:
 
     def _take(self, satellite: Satellite, chunk: memoryview, now: float) -> None:
         taken_before, slot = satellite.taken, satellite.slot
+        if satellite.paused:  # what comes is none of what came before
+            satellite.paused = False
+            self._ring.skip(slot)
         self.arrivals[slot].note(self._ring.ends[slot], now)
         try:
             satellite.take(chunk)
@@ -302,12 +319,37 @@ class Listener:
             if self._pending in {1, self._wanted}:
                 self._wake()
         satellite.ahead = max(-SAVED_S, satellite.ahead - FASTER * (now - satellite.looked_at))
-        satellite.ahead += (satellite.taken - taken_before) / satellite.rate
+        came_s = (satellite.taken - taken_before) / satellite.rate
+        satellite.pause.note(now, came_s)
+        satellite.ahead += came_s
         satellite.looked_at = now
         if satellite.ahead > AHEAD_S:
-            satellite.waits_until = now + (satellite.ahead - AHEAD_S / 2) / FASTER
-            self._waiting.append(satellite)
-            self._epoll.unregister(satellite.connection)  # else it would report a hang-up over and over
+            self._have_wait(satellite, now + (satellite.ahead - AHEAD_S / 2) / FASTER)
+        elif satellite.pause.at_once_s > LUMP_S and self._is_full(slot, CHUNK):  # else what a stall held back was lost
+            self._have_wait(satellite, now + FULL_S)
+
+    def _is_full(self, slot: int, more: int) -> bool:
+        """Whether windows are due and so many samples more would make them more than are scored at once."""
+        end, due = self._ring.ends[slot], self._expected[slot]
+        return end >= due and end + more > due + self._at_once
+
+    def _have_wait(self, satellite: Satellite, until: float) -> None:
+        """Do not read from it so long."""
+        satellite.waits_until = until
+        self._waiting.append(satellite)
+        self._epoll.unregister(satellite.connection)  # else it would report a hang-up over and over
+
+    def _fall_silent(self, satellite: Satellite) -> None:
+        """A satellite sends nothing for now: what it said is told, as nothing that was said before may be told after
+        the pause."""
+        satellite.paused = True
+        self._make_up_silence(satellite)
+        self._wake()
+
+    def _make_up_silence(self, satellite: Satellite) -> None:
+        """So that the last word crosses the window."""
+        self.arrivals[satellite.slot].note(self._ring.ends[satellite.slot], time.monotonic())
+        satellite.finish()
 
     def _let_go_on(self, now: float) -> None:
         """Those that were ahead of time and are no more."""
@@ -324,6 +366,8 @@ class Listener:
                 continue
             elif now - satellite.wrote_at > self._silent_s:
                 self._part_with(satellite, f"sent nothing for {self._silent_s:g} s")
+            elif satellite.taken and not satellite.paused and satellite.pause.look(now):
+                self._fall_silent(satellite)
 
     # --- coming ---
 
@@ -400,7 +444,7 @@ class Listener:
         self._names.add(header.name)
         self._by_slot[slot] = satellite
         self.active += 1
-        self.due[slot] = self._ring.ends[slot] + WINDOW
+        self.due[slot] = self._expected[slot] = self._ring.ends[slot] + WINDOW
         self.arrivals[slot] = Arrival(self._ring.ends[slot], satellite.begun)
         self._decode_into(satellite, header, decoder)
         self.news.append(Joined(slot, header.name, self._ring.ends[slot], header.rate, header.channels, header.passing))
@@ -427,10 +471,12 @@ class Listener:
                 put(samples)
 
         def finish() -> None:
-            """A second of silence, so that the last word crosses the window."""
+            """What the resampler holds back, and a second of silence."""
+            nonlocal convert
             if satellite.taken:
                 last = convert.resample_chunk(np.zeros(0, np.float32), last=True)
                 put(np.concatenate([last, self._silence]))
+                convert = resampler(header.rate)
 
         satellite.take, satellite.finish = take, finish
 
@@ -462,8 +508,8 @@ class Listener:
     def _end(self, satellite: Satellite, reason: str) -> None:
         """No more of its audio will come."""
         self.active -= 1
-        self.arrivals[satellite.slot].note(self._ring.ends[satellite.slot], time.monotonic())
-        satellite.finish()
+        if not satellite.paused:
+            self._make_up_silence(satellite)
         heard = satellite.taken * SAMPLE_RATE // satellite.rate
         self.news.append(Left(satellite.slot, reason, heard))
         self._wake()

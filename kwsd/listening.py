@@ -164,6 +164,7 @@ class Listening:
             token=read_token(config),
             group=config.listen.group,
             silent_s=config.listen.silent_s,
+            at_once=(config.window.max_batch - 1) * samples(config.window.hop_ms / 1000),
             wake=self._wake,
         )
 

@@ -111,7 +111,7 @@ class RingBuffer:
 
         False: some are not there yet, overwritten already, or lie on both sides of a gap.
         """
-        if start + len(out) > self.ends[stream]:
+        if start + len(out) > self.ends[stream] or len(out) > self.capacity:
             return False
         fence()
         ring = self._samples[stream]

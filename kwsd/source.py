@@ -22,6 +22,7 @@ from kwsd.aside import start
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, NO_PERMISSION, AudioError, ConfigError, KwsdError
 from kwsd.inlet import Inlet
+from kwsd.pause import Pause
 from kwsd.pcm import Frames, PcmDecoder
 
 log = logging.getLogger("kwsd")
@@ -41,6 +42,7 @@ PART_S = 0.02  # until the rest of a sample is looked for
 TAIL_S = WINDOW / SAMPLE_RATE  # silence after a source that ends, so that its last word crosses the window
 READ_SIZE = 65_536  # bytes of what nobody listens to
 BACKLOG_S = 0.005  # how often is looked whether all was taken
+FIRST_S = 5.0  # after the start nobody writes into a FIFO: it is lost
 WRITER_S = 0.25  # how often a FIFO without a writer is opened anew: it may be another one of that name
 PIPE_HINT = "pipe audio into kwsd, e.g. arecord -f S16_LE -r 16000 -c 1 | kwsd run --source -"
 
@@ -255,7 +257,9 @@ class RawPcm(_Reader):
             os.close(self._bell)
             raise
         self._reopens = reopen and path != "-" and _is_fifo(self._fd)
-        self._waits, self._noticed = False, threading.Event()  # for another writer, and whether that was seen
+        self._waits, self._noticed = False, threading.Event()  # for a writer, and whether that was seen
+        self._pause, self._paused = Pause(time.monotonic()), False  # the writer that keeps time has
+        self._heard = False  # anything, ever
         self._broke: KwsdError | None = None  # what the last writer did wrong
         self._orphaned = 0  # bytes in the pipe of writers that were gone before it was opened anew
         self._inlet: Inlet | None = None
@@ -299,6 +303,8 @@ class RawPcm(_Reader):
         while not self._stop.is_set():
             chunk = self._read(round(READ_S * self.rate) * frame)
             if chunk is None:
+                if self._has_paused():
+                    return
                 continue
             if not chunk:
                 break
@@ -309,8 +315,9 @@ class RawPcm(_Reader):
                 check_finite(block, self._name, read)
             read += len(block)
             if len(block):
+                self._heard = True
                 yield block
-        if read == 0 and not self._reopens and not self._stop.is_set():
+        if read == 0 and not (self._reopens or self._heard) and not self._stop.is_set():
             raise AudioError(f"{self._name}: ended before a single sample came; pipe audio into it")
         rest = len(self._decoder.rest)
         if rest and not self._reopens:
@@ -332,37 +339,56 @@ class RawPcm(_Reader):
                 self.channels,
             )
 
+    def _has_paused(self) -> bool:
+        """Whether somebody who keeps time writes nothing: what is written next is nothing that goes on. Or whether
+        nobody was there from the beginning."""
+        assert self._inlet is not None
+        if self._came:
+            self._paused = self._inlet.keeps_time and self._pause.look(time.monotonic())
+            return self._paused
+        return self._reopens and not self._inlet.blocks and time.monotonic() - self._inlet.wrote_at > FIRST_S
+
     def delivered(self) -> Iterator[Frames]:
         """What each writer writes, and a second of silence after it."""
         yield from super().delivered()
-        while self._reopens and not self._stop.is_set():
-            self._be_lost(f"{self._broke or f'{self._name}: nobody writes into it any more'}")
+        while (self._reopens or self._paused) and not self._stop.is_set():
+            self._be_lost(self._why_lost())
             came = False
             while not (came or self._stop.is_set()):
                 self._wait_for_a_writer()
                 for block in super().delivered():
                     came = True
                     yield block
+                if not self._reopens:
+                    break
 
     def _end_with(self, failure: KwsdError | None) -> None:
-        """Where it reopens, this is not the end."""
+        """Where it reopens, or its writer may go on, this is not the end."""
         self._broke = failure
-        if not self._reopens:
+        if not (self._reopens or self._paused):
             super()._end_with(failure)
+
+    def _why_lost(self) -> str:
+        assert self._inlet is not None
+        if self._paused:
+            return f"{self._name}: whoever writes into it has paused; waiting for more"
+        nobody = f"{self._name}: nobody writes into it {'any more' if self._inlet.blocks else 'yet'}"
+        return f"{self._broke or nobody}; waiting for the next who writes into it"
 
     def _be_lost(self, why: str) -> None:
         """Until that was noticed. What the next writer writes meanwhile is in the pipe."""
         assert self._inlet is not None
-        while self._came and not self._stop.is_set():  # one whose samples are none
+        while self._came and not self._paused and not self._stop.is_set():  # one whose samples are none
             with suppress(KwsdError):
                 self._read(READ_SIZE)
         while self._inlet.backlog and not self._stop.is_set():  # what came before the gap is listened to first
             time.sleep(BACKLOG_S)
         self._waits = True
-        self._failure = AudioError(f"{why}; waiting for the next who writes into it", exit_code=IO)
+        self._failure = AudioError(why, exit_code=IO)
         self._noticed.wait()
         self._noticed.clear()
-        self._inlet.reopen(self.rate, self.channels, ahead_s=TAIL_S)
+        self._paused = False
+        self._inlet.reopen(self.rate, self.channels, ahead_s=TAIL_S if self._inlet.blocks else 0.0)
 
     def recover(self) -> bool:
         """Begin to wait for the next writer, if that is all."""
@@ -375,11 +401,14 @@ class RawPcm(_Reader):
     def _wait_for_a_writer(self) -> None:
         assert self._inlet is not None
         while not self._stop.is_set():
-            self._open_anew()
+            if self._reopens:
+                self._open_anew()
             if self._poll.poll(WRITER_S * 1000):
                 if waiting := _waiting(self._fd):  # which was recorded before it was written
                     self._inlet.is_back(waiting / self._decoder.frame / self.rate)
                     return
+                if not self._reopens:
+                    return  # it has ended
                 self._stop.wait(WRITER_S)
 
     def _open_anew(self) -> None:
@@ -458,6 +487,7 @@ class RawPcm(_Reader):
             chunk = os.read(self._fd, min(size, whole or size))
             self._came = bool(chunk)
             self._read_frames += len(chunk) // self._decoder.frame
+            self._pause.note(time.monotonic(), len(chunk) / self._decoder.frame / self.rate)
             return chunk
         except BlockingIOError:
             return None

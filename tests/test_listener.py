@@ -281,6 +281,38 @@ def test_a_satellite_that_goes_silent_is_let_go_and_said(daemon):
         assert [satellite.line()["type"], satellite.line()["reason"]] == ["hello", left["reason"]]
 
 
+def test_what_a_network_held_back_for_seconds_is_heard_when_it_comes_at_once(tmp_path, alone):
+    with Daemon(tmp_path) as daemon, Satellite(daemon.tcp, {"name": "far"}) as satellite:
+        speak_in_time(satellite, SPEECH[: int(3.2 * SAMPLE_RATE)])
+        time.sleep(4.0)
+        assert heard(satellite.speak(SPEECH[int(3.2 * SAMPLE_RATE) :]))[-3:] == [
+            (word, pytest.approx(start + 1.0, abs=0.1), pytest.approx(end + 1.0, abs=0.1))
+            for word, start, end in alone[1:]
+        ], "after the second of silence that was made up, as it might have been for ever"
+    assert daemon.of("far", "overrun") == []
+
+
+def speak_in_time(satellite, samples):
+    """As a microphone does."""
+    begun, audio = time.monotonic(), pcm(samples)
+    for start in range(0, len(audio), 3200):
+        satellite.send(audio[start : start + 3200])
+        time.sleep(max(0.0, begun + (start + 3200) / 32_000 - time.monotonic()))
+
+
+def test_a_word_is_told_before_a_pause_and_what_comes_after_it_is_none_of_that(tmp_path):
+    with Daemon(tmp_path) as daemon, Satellite(daemon.tcp, {"name": "gated"}) as satellite:
+        begun = time.monotonic()
+        speak_in_time(satellite, FIRST_WORD[: int(2.55 * SAMPLE_RATE)])  # to a tenth of a second behind "stop"
+        assert [satellite.line()["type"], satellite.line()["keyword"]] == ["hello", "stop"]
+        assert time.monotonic() - begun < 2.55 + 3.0
+        time.sleep(2.0)
+        assert heard(satellite.speak(SPEECH[4 * SAMPLE_RATE :]))[0][0] == "yes"
+        left = daemon.wait_until_left("gated")
+    assert left["heard_s"] == pytest.approx(2.55 + 6.0, abs=0.01), "without what was made up"
+    assert len(daemon.of("gated", "overrun")) == 0
+
+
 def test_who_had_to_start_anew_is_let_in_though_nobody_saw_it_go(tmp_path):
     with Daemon(tmp_path) as daemon, Satellite(daemon.tcp, {"name": "porch"}) as before:
         before.send(pcm(FIRST_WORD[:8000]))

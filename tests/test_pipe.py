@@ -1,5 +1,6 @@
 """A pipe is read when as much has come as somebody waits for, and no writer waits for it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -310,11 +311,40 @@ def test_a_recording_that_breaks_off_is_heard_to_its_end_and_harms_no_other(envi
         {"source": "pcm", "name": "hall", "path": str(fifo)},
     ]
     with Running("--set", f"streams={json.dumps(streams)}", environment=environment) as daemon:
-        assert "is cut short after 9.70 s" in daemon.wait_for("audio_lost")["reason"]
+        while (lost := daemon.wait_for("audio_lost"))["stream"] != "tape":
+            assert "hall.fifo: nobody writes into it yet; waiting for the next" in lost["reason"]
+        assert "is cut short after 9.70 s" in lost["reason"]
         assert daemon.process.poll() is None
-        told = [event.get("keyword", event["type"]) for event in daemon.events]
+        told = [event.get("keyword", event["type"]) for event in daemon.events if event.get("stream") == "tape"]
         assert told[-2:] == ["go", "audio_lost"]
         daemon.stop()
+
+
+def say(writer, audio):
+    """As a recorder does, in real time."""
+    begun = time.monotonic()
+    for start in range(0, len(audio), 3200):
+        writer.write(audio[start : start + 3200])
+        writer.flush()
+        time.sleep(max(0.0, begun + (start + 3200) / 32_000 - time.monotonic()))
+
+
+@pytest.mark.parametrize("by", ["stdin", "fifo"])
+def test_a_recorder_that_hangs_is_lost_and_nothing_from_before_is_told_after_it(by, environment, fifo, spoken):
+    until_stop = int(2.5 * 32_000)  # it ends with "stop"
+    beside = contextlib.nullcontext() if by == "fifo" else Running("--source", "-", environment=environment)
+    with listening(environment, fifo) if by == "fifo" else beside as daemon:
+        with fifo.open("wb") if by == "fifo" else daemon.process.stdin as writer:
+            say(writer, spoken[:until_stop])
+            lost = daemon.wait_for("audio_lost", timeout=4)
+            assert "whoever writes into it has paused; waiting for more" in lost["reason"]
+            assert [event["keyword"] for event in daemon.detections] == ["stop"]
+            time.sleep(2.0)
+            say(writer, spoken[until_stop : 7 * 32_000])
+            assert 1.8 < daemon.wait_for("audio_restored")["gap_s"] < 8.0
+        code = daemon.stop()[0] if by == "fifo" else daemon.finish()
+    assert code == 0
+    assert [event["keyword"] for event in daemon.detections] == ["stop", "yes"]
 
 
 def test_a_stream_that_ends_inside_a_sample_has_left(environment, tmp_path, fifo, spoken):

@@ -143,7 +143,7 @@ def headers(draw: Random, place: Path) -> Callable[[], bool]:
     """Through a real socket, to a real listener."""
     ring = RingBuffer(8, 32_000, hop=1600)
     address = parse_address(f"unix:{place}/audio.sock", Path)
-    listener = Listener([address], ring, 0, silent_s=1.0, wake=lambda: None)
+    listener = Listener([address], ring, 0, silent_s=1.0, at_once=16_000, wake=lambda: None)
     listener.start(lambda name: b'{"type":"hello"}\n')
     words = [word.encode("utf-8", "surrogatepass") for word in WORDS] + [
         b"\\u0000",
