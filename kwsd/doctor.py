@@ -23,7 +23,7 @@ from kwsd.config import Config, MicrophoneConfig
 from kwsd.door import answers
 from kwsd.engines import make_spotter
 from kwsd.errors import KwsdError
-from kwsd.health import CLIPPED, CLIPPING, CONSTANT, MEANING, QUIET, SILENCE, STUCK, fault_in
+from kwsd.health import CLIPPED, CLIPPING, CONSTANT, MEANING, NONSENSE, QUIET, SILENCE, STUCK, fault_in
 from kwsd.inlet import Inlet
 from kwsd.microphone import Microphone
 from kwsd.paths import SOCKET, kind_of
@@ -47,6 +47,7 @@ UNIT_PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "StatusText", "N
 SOUND = Path("/dev/snd")
 
 REMEDIES = {
+    NONSENSE: "name another device; unplug this one and put it in again",
     SILENCE: "unmute it (alsamixer, pavucontrol), or name another device",
     CONSTANT: "name another device; unplug this one and put it in again",
     STUCK: "unplug it and put it in again, or restart the sound server",

@@ -13,12 +13,14 @@ PATTERN = 64  # samples that must agree before a longer look is worth it
 MOST_PERIODS = 32  # looked at longer
 NEXT_TO_NOTHING = 1e-12  # mean square, -120 dBFS
 
+NONSENSE = "no numbers"
 SILENCE = "digital silence"
 CONSTANT = "constant"
 STUCK = "stuck"
 CLIPPING = "clipping"
 QUIET = "quiet"
 MEANING = {
+    NONSENSE: "samples that are not numbers: a broken microphone or driver",
     SILENCE: "every sample is zero: muted, or not connected",
     CONSTANT: "every sample is the same: a broken microphone or driver",
     STUCK: "the same buffer over and over: a hung driver",
@@ -33,10 +35,10 @@ def fault_in(samples: NDArray[np.float32], floor_dbfs: float) -> str | None:
     A level under the floor counts as wrong.
     """
     low, high = float(samples.min()), float(samples.max())
-    if low == high == 0.0:
-        return SILENCE
-    if high - low <= FLAT and abs(low + high) > FLAT:
-        return CONSTANT
+    if not math.isfinite(high - low):
+        return NONSENSE
+    if high - low <= FLAT and (low == high == 0.0 or abs(low + high) > FLAT):
+        return SILENCE if low == high == 0.0 else CONSTANT
     if repeats(samples):
         return STUCK
     if max(-low, high) >= CLIPPED and np.count_nonzero(np.abs(samples) >= CLIPPED) > CLIPPED_SHARE * samples.size:
@@ -79,10 +81,10 @@ class Health:
     """Of one stream: told of it piece by piece, it says a fault once, and once when it is over."""
 
     def __init__(self, dead_after_s: float) -> None:
-        """A fault is told when it has lasted so many seconds."""
+        """A fault is told when something was wrong for so many seconds."""
         self.dead_after_s = dead_after_s
         self.fault: str | None = None  # told, and not over
-        self._ill_s = 0.0  # since that fault began
+        self._ill_s = 0.0  # since it was well, or, of a fault that took another's place, since that began
         self._seen: str | None = None
         self._seen_s = 0.0  # for how long, without a break
 
@@ -90,13 +92,13 @@ class Health:
         """What so many seconds were like."""
         self._seen_s = seconds + (self._seen_s if fault == self._seen else 0.0)
         self._seen = fault
-        self._ill_s += seconds
-        if fault == self.fault:
-            return None
         if fault is None:
-            over, self.fault = self.fault, None
-            return Finding(over, over=True, lasted_s=self._ill_s - seconds) if over else None
-        if self._seen_s >= self.dead_after_s:
-            self.fault, self._ill_s = fault, self._seen_s
-            return Finding(fault, over=False, lasted_s=self._seen_s)
-        return None
+            over, lasted_s, self.fault, self._ill_s = self.fault, self._ill_s, None, 0.0
+            return Finding(over, over=True, lasted_s=lasted_s) if over else None
+        self._ill_s += seconds
+        # A muted microphone whose last bit flickers is silent by one second and quiet by the next.
+        lasted_s = self._ill_s if self.fault is None else self._seen_s
+        if fault == self.fault or lasted_s < self.dead_after_s:
+            return None
+        self.fault, self._ill_s = fault, lasted_s
+        return Finding(fault, over=False, lasted_s=lasted_s)

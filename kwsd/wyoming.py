@@ -33,6 +33,8 @@ MOST_CLIENTS = 256  # connections, whether they send audio or not
 MOST_BYTES = 1 << 18  # of one message
 ANSWER_S = 5.0  # a client that does not read so long is let go; the listener answers at once
 TRY_AGAIN_S = 5.0  # after a refusal
+FIRST_S = 10.0  # for a client to say something
+ADDRESSES_S = 15.0  # how often is looked whether this machine has other addresses
 KEEPALIVE_S = 60  # whether a client that says nothing is still there is asked so often
 FORMATS = {2: "s16le", 4: "s32le"}  # by bytes per sample
 FLUSH_S = 0.3  # how long `close` waits for clients
@@ -130,12 +132,17 @@ class Client:
         from wyoming.error import Error
         from wyoming.event import async_read_event
 
+        patience: float | None = FIRST_S
         try:
             while True:
                 try:
-                    event = await async_read_event(self._incoming)
+                    async with asyncio.timeout(patience):
+                        event = await async_read_event(self._incoming)
+                    patience = None
                 except asyncio.IncompleteReadError:
                     return
+                except TimeoutError:
+                    raise Unfit(f"said nothing for {FIRST_S:g} s") from None
                 except Exception as error:
                     raise Unfit(f"not understood: {error!r}") from None
                 if event is None:
@@ -242,6 +249,7 @@ class Wyoming:
         self._numbers = itertools.count(1)
         self._clients: set[asyncio.Task[None]] = set()
         self._zeroconf: AsyncZeroconf | None = None
+        self._announcing: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, config: WyomingConfig, addresses: Sequence[Address], host: Host) -> "Wyoming":
@@ -299,9 +307,10 @@ class Wyoming:
             task.cancel()
         if self._clients:
             await asyncio.wait(self._clients, timeout=FLUSH_S)
-        if self._zeroconf is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._zeroconf.async_close(), FLUSH_S)
+        if self._announcing is not None:
+            self._announcing.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._take_back(), FLUSH_S)
 
     async def _serve(self, incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
         serving = asyncio.current_task()
@@ -324,10 +333,8 @@ class Wyoming:
             outgoing.close()
 
     async def _announce(self, name: str) -> None:
-        """By mDNS, for the addresses that others can reach."""
-        from zeroconf import Error
-        from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
-
+        """By mDNS, for the addresses that others can reach, and anew whenever these change. Raises ConfigError if there
+        can be none."""
         ports = {
             (name[0], name[1])
             for name in self._doors.names
@@ -336,13 +343,43 @@ class Wyoming:
         if not ports:
             raise ConfigError("wyoming.zeroconf: no address in wyoming.on can be reached from other machines")
         host, port = sorted(ports)[0]
-        addresses = _own_addresses() if ipaddress.ip_address(host).is_unspecified else [host]
+        addresses = _reached_at(host)
+        await self._announce_at(name, port, addresses)
+        self._announcing = asyncio.create_task(self._keep_announced(name, host, port, addresses))
+
+    async def _keep_announced(self, name: str, host: str, port: int, addresses: Sequence[str]) -> None:
+        """A network comes up later than we do, or gives us another address."""
+        while True:
+            await asyncio.sleep(ADDRESSES_S)
+            now = _reached_at(host)
+            if now != addresses or (now and self._zeroconf is None):
+                addresses = now
+                with contextlib.suppress(ConfigError):  # it was announced before
+                    await self._announce_at(name, port, now)
+
+    async def _announce_at(self, name: str, port: int, addresses: Sequence[str]) -> None:
+        """What was announced before no longer is. Where there is no network, it is when there is one."""
+        from zeroconf import Error
+        from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+
+        await self._take_back()
         try:
-            info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", parsed_addresses=addresses, port=port)
+            info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", parsed_addresses=list(addresses), port=port)
+            if not addresses:
+                raise OSError("no network")
             self._zeroconf = AsyncZeroconf()
             await self._zeroconf.async_register_service(info, allow_name_change=True)
-        except (OSError, Error) as error:
+        except Error as error:
+            await self._take_back()
             raise ConfigError(f"wyoming.zeroconf: {name}: cannot be announced ({error!r})") from None
+        except (OSError, RuntimeError) as error:  # the latter: it finds no interface
+            await self._take_back()
+            log.warning("wyoming.zeroconf: %s: cannot be announced now (%s); tried again", name, error)
+
+    async def _take_back(self) -> None:
+        before, self._zeroconf = self._zeroconf, None
+        if before is not None:
+            await before.async_close()
 
 
 def check_libraries(config: WyomingConfig) -> None:
@@ -377,9 +414,13 @@ def _event(kind: str, data: dict[str, Any]) -> "Event":
     return Event(type=kind, data=data)
 
 
-def _own_addresses() -> list[str]:
-    """Of this machine, as others see it."""
+def _reached_at(host: str) -> list[str]:
+    """The addresses at which others reach what listens at one: of this machine, where it is any."""
+    bound = ipaddress.ip_address(host)
+    if not bound.is_unspecified:
+        return [host]
     import ifaddr  # comes with zeroconf
 
     found = [ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips]
-    return [text for text in found if not ipaddress.ip_address(text).is_loopback]
+    addresses = [ipaddress.ip_address(text) for text in found]
+    return sorted(str(a) for a in addresses if not a.is_loopback and a.version <= bound.version)  # :: takes both

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import Running, clean_environment
 
-from kwsd.health import CLIPPING, CONSTANT, MEANING, QUIET, SILENCE, STUCK, Finding, Health, fault_in, repeats
+from kwsd.health import CLIPPING, CONSTANT, MEANING, NONSENSE, QUIET, SILENCE, STUCK, Finding, Health, fault_in, repeats
 from kwsd.recording import DEMO, read_recording
 
 RATE = 48_000
@@ -26,6 +26,8 @@ def in_16_bits(samples):
 
 
 SICK = {
+    "not a number": (np.full(RATE, np.nan, np.float32), NONSENSE),
+    "infinity, once": (np.where(np.arange(RATE) == 100, np.inf, 0.1).astype(np.float32), NONSENSE),
     "zeros": (np.zeros(RATE, np.float32), SILENCE),
     "an offset alone": (np.full(RATE, 0.1, np.float32), CONSTANT),
     "an offset that flickers by one step": (in_16_bits(0.1 + noise(-110)), CONSTANT),
@@ -113,6 +115,14 @@ def test_another_fault_in_its_place_is_told_when_it_has_lasted():
     assert told[2] == Finding(SILENCE, over=False, lasted_s=3.0)
     assert told[5] == Finding(CLIPPING, over=False, lasted_s=3.0)
     assert told[7] == Finding(CLIPPING, over=True, lasted_s=4.0)
+
+
+def test_faults_that_take_turns_are_one():
+    told = findings(*[SILENCE, QUIET] * 4, None, QUIET, None)
+    assert [finding for finding in told if finding] == [
+        Finding(SILENCE, over=False, lasted_s=3.0),
+        Finding(SILENCE, over=True, lasted_s=8.0),
+    ]
 
 
 def test_a_second_of_something_else_does_not_end_it():

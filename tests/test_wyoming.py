@@ -15,7 +15,10 @@ from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 from wyoming.wake import Detect, Detection, NotDetected
 
+from kwsd import wyoming
+from kwsd.address import Address
 from kwsd.audio_format import SAMPLE_RATE
+from kwsd.config import WyomingConfig
 from kwsd.errors import CONFIG, IO
 from kwsd.memory import Memory
 from kwsd.recording import DEMO, read_recording
@@ -353,29 +356,80 @@ def test_a_wrong_address_is_refused_in_one_line(kwsd, tmp_path, settings, code, 
 # --- found in the network ---
 
 
-def test_it_is_found_by_mdns(tmp_path, environment):
-    from zeroconf import ServiceBrowser, Zeroconf
+class Browser:
+    """Whoever looks for services, and what was found."""
 
-    found = []
+    def __init__(self):
+        from zeroconf import ServiceBrowser, Zeroconf
 
-    class Listener:
-        def add_service(self, zeroconf, kind, name):
-            found.append((name, zeroconf.get_service_info(kind, name)))
+        self.found = []
+        self._zeroconf = Zeroconf()
+        self._browser = ServiceBrowser(self._zeroconf, "_wyoming._tcp.local.", self)
 
-        update_service = remove_service = lambda *_: None
+    def add_service(self, zeroconf, kind, name):
+        self.found.append((name, zeroconf.get_service_info(kind, name)))
 
+    update_service = remove_service = lambda *_: None
+
+    def look_for(self, name):
+        deadline = time.monotonic() + 10
+        while not any(found.startswith(name) for found, _ in self.found) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._browser.cancel()
+        self._zeroconf.close()
+        [info] = [info for found, info in self.found if found.startswith(name)]
+        return info
+
+
+def test_it_is_found_as_soon_as_there_is_a_network(monkeypatch):
+    name, network = f"kwsd-test-{time.monotonic_ns()}", []
+    reached_at = wyoming._reached_at
+    monkeypatch.setattr(wyoming, "ADDRESSES_S", 0.1)
+    monkeypatch.setattr(wyoming, "_reached_at", lambda host: reached_at(host) if network else [])
+    config = WyomingConfig(on=("tcp://0.0.0.0:0",), unprotected=True, zeroconf=name)
+    host = wyoming.Host("0", lambda: "", lambda: ["stop"], lambda _: None)
+
+    async def scenario():
+        service = await wyoming.Wyoming.open(config, [Address("", None, "0.0.0.0", 0)], host)
+        try:
+            await asyncio.sleep(0.5)
+            assert service._zeroconf is None
+            network.append("up")
+            return await asyncio.to_thread(Browser().look_for, name)
+        finally:
+            await service.close()
+
+    info = asyncio.run(scenario())
+    assert info.parsed_addresses() and not any(":" in address for address in info.parsed_addresses())
+
+
+def test_who_connects_and_says_nothing_is_let_go(monkeypatch, tmp_path):
+    monkeypatch.setattr(wyoming, "FIRST_S", 0.3)
+    host = wyoming.Host("0", lambda: "", lambda: ["stop"], lambda _: None)
+
+    async def scenario():
+        address = Address("", tmp_path / "s")
+        service = await wyoming.Wyoming.open(WyomingConfig(on=("unix:s",)), [address], host)
+        silent, asking = AsyncClient.from_uri(f"unix://{tmp_path}/s"), AsyncClient.from_uri(f"unix://{tmp_path}/s")
+        async with silent, asking:
+            await asking.write_event(Ping(text="here").event())
+            assert Pong.is_type((await asyncio.wait_for(asking.read_event(), PATIENCE_S)).type)
+            said = await asyncio.wait_for(silent.read_event(), PATIENCE_S)
+            assert Error.is_type(said.type) and "said nothing for 0.3 s" in Error.from_event(said).text
+            assert await asyncio.wait_for(silent.read_event(), PATIENCE_S) is None
+            await asking.write_event(Ping(text="still here").event())
+            assert Pong.is_type((await asyncio.wait_for(asking.read_event(), PATIENCE_S)).type)
+        await service.close()
+
+    asyncio.run(scenario())
+
+
+def test_it_is_found_by_mdns(environment):
     name = f"kwsd-test-{time.monotonic_ns()}"
     options = ["streams=[]", "wyoming.on=['tcp://0.0.0.0:0']", "wyoming.unprotected=true", f"wyoming.zeroconf={name}"]
     with Running(*(part for setting in options for part in ("--set", setting)), environment=environment) as daemon:
         daemon.wait_for("ready")
         port = int(daemon.wait_for_log("Wyoming clients on tcp://").rpartition(":")[2])
-        zeroconf = Zeroconf()
-        browser = ServiceBrowser(zeroconf, "_wyoming._tcp.local.", Listener())
-        deadline = time.monotonic() + 10
-        while not any(found_name.startswith(name) for found_name, _ in found) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        browser.cancel()
-        zeroconf.close()
+        info = Browser().look_for(name)
         assert daemon.stop()[0] == 0
-    [info] = [info for found_name, info in found if found_name.startswith(name)]
     assert info.port == port and info.parsed_addresses()
