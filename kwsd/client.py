@@ -41,9 +41,12 @@ def lines_of(path: Path, **wish: Any) -> Iterator[dict[str, Any]]:
     """
     if wish.get("types") is not None:
         wish["types"] = [*wish["types"], "shutdown"]
-    ended = False
+    ended = subscribed = False
     with _connected(path) as connection:
         for event in _said(path, connection, _command("subscribe", wish)):
+            subscribed = subscribed or event["type"] == "answer"
+            if subscribed and event["type"] == "refused":
+                raise KwsdError(f"{path}: {event.get('reason')}", exit_code=UNAVAILABLE)
             if event["type"] == "hello":
                 check_known(wish.get("keywords") or (), event.get("keywords", ()), "keyword")
             ended = event["type"] == "shutdown"
@@ -75,11 +78,13 @@ def _said(path: Path, connection: socket.socket, question: bytes) -> Iterator[di
             for line in lines:
                 event = json.loads(line)
                 if not isinstance(event, dict) or "type" not in event:
-                    raise ValueError("what answers there is no kwsd")
+                    raise ValueError
                 yield event
+    except ValueError:
+        raise KwsdError(f"{path}: what answers there is no kwsd's events socket", exit_code=IO) from None
     except TimeoutError:
         raise KwsdError(f"{path}: no answer within {ANSWER_S:g} s", exit_code=UNAVAILABLE) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise KwsdError(f"{path}: the connection broke ({error})", exit_code=IO) from None
 
 

@@ -12,7 +12,7 @@ from running import RECOMMENDED, Running
 from kwsd import client
 from kwsd.config import Config, KeywordConfig
 from kwsd.control import Adjustments, Muting, Subscribe, parse
-from kwsd.errors import CONFIG, NO_PERMISSION, UNAVAILABLE, USAGE, ConfigError
+from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, USAGE, ConfigError, KwsdError
 from kwsd.event import Reload
 from kwsd.memory import Memory
 from kwsd.recording import DEMO, read_recording
@@ -325,6 +325,36 @@ def test_who_connects_while_the_socket_is_opened_anew_is_told_so(environment, tm
         assert lines[-1:] in (["refused"], ["hello"], ["reload"])
         assert daemon.wait_for("reload")["ok"]
         daemon.stop()
+
+
+def test_who_watches_is_told_that_a_reload_opens_the_socket_anew(environment, tmp_path):
+    config, path = tmp_path / "kwsd.yaml", tmp_path / "s"
+    config.write_text(f"streams: []\nlisten: {{on: ['unix:{tmp_path}/in']}}\nsinks: {{socket: {{path: {path}}}}}\n")
+    with Running("--config", str(config), environment=environment) as daemon:
+        daemon.wait_for("ready")
+        lines = client.lines_of(path)
+        assert [next(lines)["type"] for _ in range(2)] == ["hello", "answer"]
+        text = config.read_text()
+        config.write_text(text.replace(f"path: {path}", f"path: {path}, queue: 300"))
+        daemon.process.send_signal(signal.SIGHUP)
+        with pytest.raises(KwsdError, match="opened anew with other settings; connect again"):
+            list(lines)
+        assert daemon.stop()[0] == 0
+
+
+def test_what_is_no_kwsd_is_told_apart(tmp_path, kwsd):
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "s"))
+        other.listen()
+
+        def answer():
+            with other.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        kwsd("ctl", "--socket", tmp_path / "s", "status").refused(IO, "what answers there is no kwsd's events socket")
+        answering.join()
 
 
 def test_a_socket_that_is_left_over_hides_no_other_daemon(tmp_path, monkeypatch):

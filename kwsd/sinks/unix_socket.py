@@ -10,7 +10,7 @@ from kwsd.address import Address
 from kwsd.control import Command, Subscribe, parse
 from kwsd.door import Doors
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
-from kwsd.event import Answer, Event, Line, Refused, Scores, unnumbered
+from kwsd.event import Answer, Event, Line, Refused, Scores, Shutdown, unnumbered
 from kwsd.sinks.reader import Reader
 
 MOST_READERS = 512  # so that descriptors are left for all else
@@ -35,6 +35,7 @@ class UnixSocket:
         self._readers: dict[Reader, asyncio.Task[None]] = {}
         self._busy: set[Reader] = set()  # those whose command is being carried out
         self._closed = False
+        self._ends = False  # the last event was told
         self._doors = Doors("sinks.socket.path")
 
     @classmethod
@@ -59,6 +60,7 @@ class UnixSocket:
 
     def __call__(self, event: Event | Scores, line: Line) -> None:
         """Queue a line for every reader that wants it."""
+        self._ends = isinstance(event, Shutdown)
         for reader in self._readers:
             reader.tell(event, line)
 
@@ -71,7 +73,8 @@ class UnixSocket:
         """Let nobody in any more, and readers have what is queued, shortly."""
         self._closed = True
         await self._doors.close()
-        for reader in self._busy:  # a reload that closes this socket cannot be waited for
+        # A reload that closes this socket cannot be waited for; and it is not the end, of which readers are told.
+        for reader in self._busy if self._ends else self._readers:
             reader.put(unnumbered(Refused(reason=REOPENED)))
         for reader in self._readers:
             reader.close()
