@@ -11,7 +11,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from kwsd.address import Address, parse_address
+from kwsd.address import Address, parse_address, url
 from kwsd.audio_format import FASTEST, SAMPLE_RATE, SLOWEST
 from kwsd.errors import ConfigError
 from kwsd.event import EVENT_TYPES
@@ -400,13 +400,17 @@ def _check_addresses(config: Config, place: SettingsFile) -> None:
     everywhere = [("listen.on", i, text) for i, text in enumerate(config.listen.on)]
     everywhere += [("http.on", i, text) for i, text in enumerate(config.http.on)]
     everywhere += [("wyoming.on", i, text) for i, text in enumerate(config.wyoming.on)]
-    for n, (where, i, text) in enumerate(everywhere):
+    events = config.sinks.socket
+    taken = [f"unix:{config.resolve(events.path)}"] if events.enabled and events.path != "auto" else []
+    for where, i, text in everywhere:
         try:
             address = parse_address(text, config.resolve)
         except ConfigError as error:
             raise place.error(f"{where}.{i}", str(error)) from None
-        if text in [other for _, _, other in everywhere[:n]] and not text.endswith(":0"):
+        door = f"unix:{address.path}" if address.path else url(address.host, address.port)
+        if door in taken and not text.endswith(":0"):
             raise place.error(f"{where}.{i}", f"{text} is there twice")
+        taken.append(door)
         if address.beyond and where == "http.on" and config.http.token_file is None:
             raise place.error(
                 f"{where}.{i}",

@@ -259,10 +259,12 @@ def make_rules(config: Config, info: ArtefactInfo) -> Rules:
     release = [min(FALLBACK_RELEASE, t) if r is None else r for r, t in zip(asked, threshold, strict=True)]
     for label, low, high in zip(chosen, release, threshold, strict=True):
         if high == 0.0:
-            raise ConfigError(f"{label}: with a threshold of 0 anything would be it, for ever; set it higher")
+            raise ConfigError(
+                f"keywords.{label}.threshold: with a threshold of 0 anything would be it, for ever; set it higher"
+            )
         if low > high:
             raise ConfigError(
-                f"{label}: its release {low:g} is above its threshold {high:g}; "
+                f"keywords.{label}.release: its release {low:g} is above its threshold {high:g}; "
                 f"lower debouncer.release or keywords.{label}.release"
             )
     isolation = samples(common.isolation_s)

@@ -76,6 +76,9 @@ class SettingsFile:
             line = f":{mark.line + 1}" if mark else ""
             hint = "; is it the beginning of a text? Put that in quotes" if "found '" in (error.problem or "") else ""
             raise ConfigError(f"{self.path}{line}: not valid YAML: {error.problem}{hint}") from None
+        except yaml.reader.ReaderError as error:
+            at, number = text.count("\n", 0, error.position) + 1, ord(text[error.position])
+            raise ConfigError(f"{self.path}:{at}: not valid YAML: a control character (#x{number:04x})") from None
         except (yaml.YAMLError, *NO_VALUES) as error:
             raise ConfigError(f"{self.path}: not valid YAML: {error}") from None
         except RecursionError:
@@ -102,16 +105,20 @@ class SettingsFile:
         elif isinstance(node, yaml.SequenceNode):
             for i, value in enumerate(node.value):
                 self._note_lines(value, f"{key}.{i}")
+        elif not _is_text(node.value):
+            raise ConfigError(f"{self.path}:{node.start_mark.line + 1}: {key}: {node.value!r} is not text in UTF-8")
 
     def override(self, tree: dict[str, Any], source: str, key: str, value: str) -> None:
         """Set a dotted key to a YAML value."""
-        if any("\ud800" <= letter <= "\udfff" for letter in key):  # what a terminal sent that is not UTF-8
+        if not _is_text(key):  # what a terminal sent
             raise ConfigError(f"{source}: {key!r} is not text in UTF-8")
         try:
             parsed = yaml.load(value, Loader=_Yaml)  # noqa: S506 - as above
         except (yaml.YAMLError, *NO_VALUES):
             hint = f"if it is a text, put it in quotes of its own: '\"{value}\"'"
             raise ConfigError(f"{source}: {value!r} is not valid YAML; {hint}") from None
+        if not _is_text(str(parsed)):
+            raise ConfigError(f"{source}: {value!r} is not text in UTF-8")
         *sections, last = key.split(".")
         branch = _reach(tree, source, sections, last)
         if isinstance(branch, list) and last.isdecimal() and int(last) < len(branch):
@@ -190,6 +197,11 @@ def place_of(key: str, places: Mapping[str, str]) -> str | None:
     while key and key not in places:
         key = key.rpartition(".")[0]
     return places.get(key)
+
+
+def _is_text(said: str) -> bool:
+    """Whether UTF-8 can say it; half of a surrogate pair it cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in said)
 
 
 def _reach(tree: dict[str, Any], source: str, sections: list[str], last: str) -> Any:

@@ -132,6 +132,18 @@ CONFIGS = {
     "a host's name": ("listen: {on: ['tcp://kitchen:7355']}\n", "tcp://kitchen:7355 is no address", "an IP address"),
     "no path": ("listen: {on: ['unix:']}\n", "listen.on.0: unix: is no address"),
     "an address twice": ("listen: {on: ['unix:a', 'unix:a']}\n", "listen.on.1: unix:a is there twice"),
+    "an address twice, by other names": (
+        "listen: {on: ['tcp://127.0.0.1:7355', 'tcp://localhost:7355']}\n", "tcp://localhost:7355 is there twice",
+    ),
+    "an address that the events have": (
+        "sinks: {socket: {path: a}}\nlisten: {on: ['unix:./a']}\n", "kwsd.yaml:2: listen.on.0: unix:./a is there twice",
+    ),
+    "a control character": ("device: cpu\nmodel: \x07\n", "kwsd.yaml:2: not valid YAML: a control character (#x0007)"),
+    "half of a pair": ('device: cpu\nmodel: "\\ud800"\n', "kwsd.yaml:2: model: '\\ud800' is not text in UTF-8"),
+    "a release above a keyword's threshold": (
+        "keywords:\n  go: {}\n  stop: {threshold: 0.2, release: 0.5}\n",
+        "kwsd.yaml:3: keywords.stop.release: its release 0.5 is above its threshold 0.2",
+    ),
     "every machine, and no secret": (
         "listen: {on: ['tcp://0.0.0.0:7355']}\n",
         "kwsd.yaml:1: listen.on.0: tcp://0.0.0.0:7355 can be reached from other machines; name a listen.token_file",
@@ -253,7 +265,7 @@ def test_a_keyword_the_model_does_not_know_is_named_with_those_it_knows(keywords
 def test_a_keyword_with_its_release_above_its_threshold_is_named(kwsd, models, tmp_path):
     config = write_config(tmp_path, "keywords:\n  yes: {threshold: 0.3, release: 0.4}\n")
     result = kwsd("check", "--config", config, "--model", models / "good.pt")
-    result.refused(CONFIG, "yes: its release 0.4 is above its threshold 0.3; lower ", "keywords.yes.release")
+    result.refused(CONFIG, "yes.release: its release 0.4 is above its threshold 0.3; lower ", "keywords.yes.release")
 
 
 # --- model --------------------------------------------------------------------------------------------------
