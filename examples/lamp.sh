@@ -1,5 +1,6 @@
 #!/bin/sh
-# Switch a lamp by voice: ./lamp.sh [SOCKET], of a system service /run/kwsd/events.sock. Needs socat and jq. Put your own commands where it says echo.
+# Switch a lamp by voice: ./lamp.sh [SOCKET], of a system service /run/kwsd/events.sock. Needs socat and jq.
+# Put your own commands where it says echo.
 socket=${1:-${XDG_RUNTIME_DIR:-/run}/kwsd/events.sock}
 
 socat -u "UNIX-CONNECT:$socket" - |

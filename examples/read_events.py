@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Act on words in Python: ./read_events.py [SOCKET], of a system service /run/kwsd/events.sock. Waits for kwsd, and reads on when it was restarted."""
+"""Act on words in Python: ./read_events.py [SOCKET], of a system service /run/kwsd/events.sock.
+
+Waits for kwsd, and reads on when it was restarted.
+"""
 
 import json
 import os
