@@ -238,7 +238,7 @@ class KeywordState(msgspec.Struct, frozen=True, kw_only=True):
 
     threshold: float
     configured: float  # what the configuration or the model says
-    release: float  # a threshold is not below it
+    lowest: float  # that a threshold may be
 
 
 class StatusNow(msgspec.Struct, frozen=True, kw_only=True):

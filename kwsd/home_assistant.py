@@ -91,7 +91,7 @@ def discovery(
             "name": f"Threshold {keyword}",
             "state_topic": topic,
             "command_topic": f"{topic}/set",
-            "min": state.release,
+            "min": state.lowest,
             "max": 1.0,
             "step": STEP,
             "mode": "slider",

@@ -8,7 +8,7 @@ import msgspec
 
 from kwsd import __version__
 from kwsd.artefact import Artefact
-from kwsd.config import Config, keywords_yaml
+from kwsd.config import Config, KeywordConfig, keywords_yaml
 from kwsd.control import Adjustments
 from kwsd.event import VERSION, Hello, KeywordState, Line, StatusNow, StreamState, unnumbered
 from kwsd.listening import Listening
@@ -16,6 +16,7 @@ from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram
 from kwsd.pipeline import make_rules
 
 STALE_S = 5.0  # without a window scored, where audio ought to come, all is not well
+SMALL = 0.01  # the lowest threshold that is offered; 0 is none
 NAMED = 8  # streams: of more the summary names so many
 
 
@@ -116,11 +117,10 @@ class State:
 
     def status(self, untold: list[str]) -> StatusNow:
         """All of it. `untold`: why somebody may not be told, which is no reason to start another daemon."""
-        configured, now = make_rules(self.config, self.artefact.info), self.thresholds
-        releases = dict(zip(configured.keywords, configured.release.tolist(), strict=True))
+        configured, now = make_rules(self.config, self.artefact.info).thresholds, self.thresholds
         keywords = {
-            name: KeywordState(threshold=now[name], configured=threshold, release=round(releases[name], 4))
-            for name, threshold in configured.thresholds.items()
+            name: KeywordState(threshold=now[name], configured=configured[name], lowest=self._lowest(own, now[name]))
+            for name, own in self.config.chosen(configured).items()
         }
         return StatusNow(
             kwsd=__version__,
@@ -136,6 +136,11 @@ class State:
             muted=self.adjustments.muting.everything,
             keywords=keywords,
         )
+
+    def _lowest(self, keyword: KeywordConfig, now: float) -> float:
+        """What the threshold of a keyword, `now` this, may be. A release level that nobody set falls with it."""
+        release = self.config.debouncer.release if keyword.release is None else keyword.release
+        return min(SMALL, now) if release is None else release
 
     def streams(self) -> tuple[StreamState, ...]:
         """How each stream is."""

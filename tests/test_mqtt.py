@@ -127,6 +127,24 @@ def test_a_switch_mutes_and_a_number_sets_a_threshold(broker, environment, spoke
 
 
 @pytest.mark.parametrize(
+    ("settings", "word", "lowest"),
+    [([], "stop", 0.01), (["debouncer.release=0.3"], "stop", 0.3), (["keywords={go: {release: 0.2}}"], "go", 0.2)],
+)
+def test_the_number_goes_as_low_as_the_threshold_may_be(broker, environment, settings, word, lowest):
+    everything = broker.listener()
+    with Running(*kitchen(broker, *settings), environment=environment) as daemon:
+        number = everything.wait_for(f"homeassistant/number/kwsd_home/threshold__{word}/config")
+        assert json.loads(number.payload)["min"] == lowest
+        daemon.wait_for_log("connected")
+        say(daemon, bytes(64_000))
+        daemon.wait_for("ready")
+        everything.publish(f"{BASE}/threshold/{word}/set", f"{lowest}")
+        everything.wait_for(f"{BASE}/threshold/{word}", f"{lowest}")
+        everything.publish(f"{BASE}/threshold/{word}/set", f"{lowest - 0.01:g}")
+        everything.wait_for(f"{BASE}/threshold/{word}", f"{lowest}")
+
+
+@pytest.mark.parametrize(
     ("topic", "payload", "answer", "said"),
     [
         ("kitchen/mute", "WOMBAT", "OFF", "send ON or OFF"),

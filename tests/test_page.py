@@ -102,7 +102,7 @@ def test_a_slider_changes_the_threshold_and_the_suggestion_can_be_used(page, dae
     page.goto(f"http://{daemon.address}/")
     slider = page.get_by_label("Threshold of stop")
     slider.wait_for()
-    assert slider.input_value() == str(RECOMMENDED["stop"])
+    assert slider.input_value() == str(RECOMMENDED["stop"]) and slider.get_attribute("min") == "0.01"
     higher = round(RECOMMENDED["stop"] + 0.02, 3)
     slider.focus()
     for _ in range(4):

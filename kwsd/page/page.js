@@ -197,7 +197,7 @@ function showThreshold(word, keyword) {
     shown = {element, input, output, back, held: false, pending: 0, sent: Promise.resolve()};
     thresholds.set(word, shown);
   }
-  shown.input.min = keyword.release;
+  shown.input.min = keyword.lowest;
   if (!shown.held && !shown.pending) {  // else what it says is newer than what the daemon said
     shown.input.value = keyword.threshold;
     shown.output.textContent = keyword.threshold;

@@ -304,7 +304,7 @@ class Mqtt:
 
     def _discovery(self, prefix: str, streams: tuple[str, ...], keywords: dict[str, KeywordState]) -> dict[str, bytes]:
         """Made anew only when something of it is: with hundreds of streams it takes its time."""
-        made_from = streams, {keyword: state.release for keyword, state in keywords.items()}
+        made_from = streams, {keyword: state.lowest for keyword, state in keywords.items()}
         if made_from != self._discovered[0]:
             setting = Setting(self._topics, prefix, self._host.version, self._config.state_s)
             found = home_assistant.discovery(setting, streams, keywords)
