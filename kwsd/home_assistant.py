@@ -28,6 +28,10 @@ class Topics:
     def base(self) -> str:
         return f"kwsd/{level(self.site)}"
 
+    def has(self, topic: str) -> bool:
+        """Whether it is one of ours."""
+        return topic.startswith(f"{self.base}/")
+
     @property
     def availability(self) -> str:
         """Of the daemon: online or offline. Retained."""
@@ -216,6 +220,17 @@ def _origin(setting: Setting) -> Payload:
 
 def _topic(setting: Setting, component: str, name: str) -> str:
     return f"{setting.prefix}/{component}/kwsd_{slug(setting.topics.site)}/{name}/config"
+
+
+def all_of(prefix: str, site: str) -> str:
+    """Where all entities of a site are told of, with MQTT's wildcards."""
+    return f"{prefix}/+/kwsd_{slug(site)}/+/config"
+
+
+def owner(topic: str) -> str | None:
+    """The slug of the stream that an entity belongs to, by its topic; None: to the daemon."""
+    *_, component, _, name, _ = topic.split("/")
+    return None if component == "number" else name.partition("__")[0]
 
 
 def level(name: str) -> str:

@@ -9,8 +9,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from aiomqtt import Client
+import soundfile
+from aiomqtt import Client, Message
 from broker import Broker, needs_mosquitto
 from running import RECOMMENDED, Running, free_port
 from test_home_assistant import valid
@@ -18,7 +20,7 @@ from test_home_assistant import valid
 from kwsd.client import ask
 from kwsd.errors import CONFIG
 from kwsd.recording import DEMO, read_recording
-from kwsd.sinks.mqtt import _watch_while_open
+from kwsd.sinks.mqtt import _Commands, _watch_while_open
 
 pytestmark = needs_mosquitto
 
@@ -255,6 +257,61 @@ def test_what_is_too_old_is_not_told_any_more(broker, environment, spoken):
         assert not again.messages
 
 
+def of_config(broker, **more):
+    """A config file's text for a daemon that hears its stdin and tells this broker; `more` of `sinks.mqtt`."""
+    mqtt = {"broker": f"mqtt://127.0.0.1:{broker.port}"} | more
+    streams = [{"source": "pcm", "name": "kitchen", "path": "-"}]
+    return json.dumps({"streams": streams, "sinks": {"mqtt": mqtt}})
+
+
+@pytest.mark.parametrize(("change", "kept"), [({"state_s": 20}, True), ({"site": "shed"}, False)])
+def test_a_reload_while_the_broker_is_away_keeps_what_waits_or_says_that_it_is_dropped(
+    broker, environment, spoken, tmp_path, change, kept
+):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text(of_config(broker, keep_s=0))
+    with Running("--config", str(config), environment=environment) as daemon:
+        broker.listener().wait_for(f"{BASE}/availability", "online")
+        broker.kill()
+        daemon.wait_for("broker_lost")
+        say(daemon, spoken)
+        for _ in range(8):
+            daemon.wait_for("detection")
+        config.write_text(of_config(broker, keep_s=0, **change))
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("reload")
+        time.sleep(1)
+        broker.start()
+        again = broker.listener("kwsd/+/kitchen/detection")
+        restored = daemon.wait_for("broker_restored")
+        assert restored["gap_s"] >= 1.0
+        if kept:
+            for detection in daemon.detections:
+                assert json.loads(again.wait_for(f"{BASE}/kitchen/detection").payload) == detection
+        assert restored["dropped"] == 0 if kept else restored["dropped"] > 8
+
+
+def test_a_message_that_the_broker_does_not_take_is_given_up_and_counted(tmp_path, port, environment, spoken):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, np.zeros(20_000, np.int16), 16_000)
+    long = [f"{{source: file, name: '{'🎤' * 63}{number}', path: '{path}', realtime: false}}" for number in range(9)]
+    streams = f"streams=[{', '.join(long)}, {{source: pcm, name: kitchen, path: '-'}}]"
+    with Broker(tmp_path, port, "max_packet_size 2000") as broker:
+        everything = broker.listener(f"{BASE}/#")
+        options = kitchen(broker, streams, "sinks.mqtt.discovery=null")
+        with Running(*options, environment=environment) as daemon:
+            say(daemon, spoken)
+            losses = [daemon.wait_for("broker_lost") for _ in range(2)]
+            assert daemon.wait_for_log("the broker hangs up over a message of ")
+            while daemon.wait_for("broker_restored")["dropped"] == 0:
+                pass
+            everything.wait_for(f"{BASE}/kitchen/detection")
+            daemon.stop()
+    assert len([event for event in daemon.events if event["type"] == "broker_lost"]) == len(losses)
+    assert [line for line in daemon.errors if f"{BASE}/event: the broker hangs up" in line]
+    assert "ready" not in {event["type"] for event in lines(everything.on(f"{BASE}/event"))}
+
+
 def test_a_broker_that_is_not_there_at_the_start_is_waited_for(tmp_path, port, environment, spoken):
     broker = Broker(tmp_path, port)
     with Running(*kitchen(broker), environment=environment) as daemon:
@@ -309,14 +366,15 @@ def test_what_was_counted_as_dropped_does_not_come_later_and_nothing_comes_twice
         assert len(told) == len(set(told)) == len(daemon.detections) - 1
 
 
-def test_a_broker_that_says_yes_and_then_nonsense_ends_nothing(environment, spoken):
-    accepted = b"\x20\x02\x00\x00"
+def test_a_broker_that_says_yes_and_then_nonsense_ends_nothing_and_is_asked_less_and_less(environment, spoken):
+    accepted, asked = b"\x20\x02\x00\x00", []
     with socket.create_server(("127.0.0.1", 0)) as odd:
         broker = type("Odd", (), {"port": odd.getsockname()[1]})
 
         def serve():
             for nonsense in (accepted, accepted + b"garbage", b"", accepted + b"\x30\xff\xff\xff\xff\xff"):
                 connection, _ = odd.accept()
+                asked.append(time.monotonic())
                 connection.recv(1000)
                 connection.sendall(nonsense)
                 connection.close()
@@ -326,6 +384,7 @@ def test_a_broker_that_says_yes_and_then_nonsense_ends_nothing(environment, spok
         with Running(*kitchen(broker), environment=environment) as daemon:
             say(daemon, spoken)
             serving.join()
+            assert asked[-1] - asked[0] > 1.0 + 2.0 + 3.0
             daemon.wait_for("detection")
             assert daemon.stop()[0] == 0
 
@@ -364,6 +423,85 @@ def test_a_stream_that_an_earlier_run_left_online_is_offline(broker, environment
         late.has(f"{BASE}/attic/availability", "offline")
 
 
+def test_all_of_many_streams_that_an_earlier_run_left_online_are_offline(broker, environment):
+    before = broker.listener()
+    attics = [f"{BASE}/attic{number}/availability" for number in range(300)]
+    for attic in attics:
+        before.publish(attic, "online", retain=True)
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        for attic in attics:
+            before.has(attic, "offline")
+        daemon.stop()
+    assert not [line for line in daemon.errors if "dropped" in line or "Discarding" in line]
+
+
+def test_of_commands_only_so_many_wait(caplog):
+    async def overflow():
+        commands = _Commands(lambda message: not message.retain, 3)
+        for number in (1, 2, 3, 4, 5):
+            commands.put_nowait(Message("x/set", b"", 0, False, number, None))
+            commands.put_nowait(Message("x", b"", 0, True, number, None))
+        commands.get_nowait()
+        commands.put_nowait(Message("x/set", b"", 0, False, 6, None))
+        return [commands.get_nowait().mid for _ in range(commands.qsize())]
+
+    assert asyncio.run(overflow()) == [2, 3, 6]
+    assert [record.getMessage() for record in caplog.records] == [
+        "MQTT x/set: 3 commands wait already; more are dropped until one is done"
+    ]
+
+
+def discovered(broker):
+    """Topics of all entities of which the broker tells a newcomer."""
+    late = broker.listener()
+    late.publish("last", "one")
+    late.wait_for("last")
+    return {message.topic for message in late.messages if message.topic.endswith("/config")}
+
+
+def test_what_an_earlier_run_said_and_is_not_so_any_more_is_cleared_and_satellites_are_spared(
+    broker, environment, spoken
+):
+    everything = broker.listener()
+    attic = "homeassistant/event/kwsd_home/attic__command/config"
+    elsewhere = "homeassistant/number/kwsd_shed/threshold__go/config"
+    for topic in (attic, elsewhere):
+        everything.publish(topic, "{}", retain=True)
+    with Running(*kitchen(broker), environment=environment) as daemon:
+        everything.wait_for(f"{BASE}/threshold/yes", str(RECOMMENDED["yes"]))
+        daemon.wait_for_log("connected")
+        daemon.stop()
+    assert len(discovered(broker)) == 2 + 6 + 10 + 10
+    with Running(*kitchen(broker, "keywords=[stop]"), environment=environment) as daemon:
+        everything.wait_for(f"{BASE}/threshold/yes", "")
+        daemon.wait_for_log("connected")
+        daemon.stop()
+    assert len(discovered(broker)) == 2 + 6 + 1 + 1 and {attic, elsewhere} <= discovered(broker)
+
+
+@pytest.mark.parametrize(
+    ("change", "entities", "cleared"),
+    [({"site": "shed"}, 26, True), ({"discovery": "ha"}, 26, False), ({"discovery": None}, 0, False)],
+)
+def test_a_reload_that_changes_where_things_are_said_clears_them_there(
+    broker, environment, tmp_path, change, entities, cleared
+):
+    config = tmp_path / "kwsd.yaml"
+    config.write_text(of_config(broker))
+    everything = broker.listener()
+    with Running("--config", str(config), environment=environment) as daemon:
+        everything.wait_for(f"{BASE}/availability", "online")
+        old = discovered(broker)
+        config.write_text(of_config(broker, **change))
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for_log("connected", times=2)
+        new = discovered(broker)
+        assert len(new) == entities and not old & new
+        threshold = everything.on(f"{BASE}/threshold/go")[-1].payload
+        assert (threshold == b"") == (everything.on(f"{BASE}/kitchen/availability")[-1].payload == b"") == cleared
+        assert everything.on(f"{BASE}/availability")[-1].payload == (b"offline" if cleared else b"online")
+
+
 def test_a_satellite_that_left_is_unavailable_and_what_a_reload_took_is_gone(broker, environment, tmp_path):
     config = tmp_path / "kwsd.yaml"
     door = tmp_path / "in"
@@ -385,8 +523,7 @@ def test_a_satellite_that_left_is_unavailable_and_what_a_reload_took_is_gone(bro
         daemon.process.send_signal(signal.SIGHUP)
         everything.wait_for("homeassistant/event/kwsd_home/new__command/config")
         everything.wait_for(f"{BASE}/new/availability", "online")
-        gone = everything.on("homeassistant/event/kwsd_home/old__command/config")[-1]
-        assert gone.payload == b"" or everything.wait_for(gone.topic, "") is not None
+        everything.has("homeassistant/event/kwsd_home/old__command/config", "")
         assert everything.on("homeassistant/event/kwsd_home/attic__command/config")[-1].payload
 
 

@@ -7,10 +7,12 @@ dropped is told when it is back. What is retained says how things are: who is av
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
 import logging
+import math
 import re
 import secrets
 import socket
@@ -62,8 +64,10 @@ PORT, TLS_PORT = 1883, 8883
 KEEPALIVE_S = 15  # how often the broker is asked whether it is there
 ANSWER_S = 5.0  # it has so long for each message
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between attempts; the last for ever
+HELD_S = 5.0  # a connection that was lost sooner counts as an attempt
 FLUSH_S = 0.8  # how long `close` waits for the broker to take what is queued, and ...
 GOODBYE_S = 0.2  # ... to hang up
+CLEAR_S = 30.0  # how long to clear what will not be kept up any more, which nobody waits for
 MOST_COMMANDS = 64  # that wait; more are dropped
 MOST_AWAY = 64  # satellites that left and are still known
 ECHO_S = 2.0  # after that what we said ourselves will not come back any more
@@ -119,11 +123,15 @@ class Mqtt:
         self._dropped = 0
         self._lost_at: float | None = None  # monotonic s
         self._announced: dict[str, bytes] = {}  # retained messages of this connection, by topic
+        self._left: dict[str, bytes] = {}  # of earlier ones, by topic; what to say instead if nobody is behind it
         self._changed = asyncio.Event()  # they may not be what they should be
         self._states_due = asyncio.Event()
         self._known: dict[str, None] = {}  # streams that are here, or were; the last seen last
         self._discovered: tuple[object, dict[str, bytes]] = (None, {})  # what it was made from, and what was
+        self._trying: Note | None = None  # which the broker has or has not
+        self._suspect: Note | None = None  # over which the connection was lost last
         self._closing = False
+        self._after: Mqtt | None = None  # which comes after us
         # The same for every connection, so that the broker takes over: a dead one's will comes before we are online.
         self._name = f"kwsd-{home_assistant.slug(config.site)[:40]}-{secrets.token_hex(4)}"
         self._task = asyncio.get_running_loop().create_task(self._stay_connected(before))
@@ -149,11 +157,13 @@ class Mqtt:
             return None
         return f"MQTT broker {self._broker.name} is lost for {time.monotonic() - self._lost_at:.0f} s"
 
-    async def close(self) -> None:
-        """Tell what is queued and that we are gone, but do not wait long for a broker that does not answer."""
-        self._closing = True
+    async def close(self, after: "Mqtt | None" = None) -> None:
+        """Tell what is queued and that we are gone, but do not wait long for a broker that does not answer. What the
+        one that comes `after` us will not keep up is cleared."""
+        self._closing, self._after = True, after
         self._ready.set()
-        _, late = await asyncio.wait({self._task}, timeout=FLUSH_S if self._lost_at is None else 0.0)
+        patience_s = CLEAR_S if self._outdated() else FLUSH_S
+        _, late = await asyncio.wait({self._task}, timeout=patience_s if self._lost_at is None else 0.0)
         if late and hasattr(self, "_client"):
             _let_go(self._client)  # without a goodbye, after which the broker would keep our last will to itself
         self._task.cancel()
@@ -165,21 +175,37 @@ class Mqtt:
         from aiomqtt import MqttError
 
         if before is not None:  # which says last of all that the site is offline
-            await before.close()
+            await before.close(self)
+            self._take_over(before)
         attempt = 0
         while not self._closing:
             self._client = self._new_client()
+            begun = math.inf  # monotonic s
             try:
                 async with self._client:
-                    attempt = 0
+                    begun = time.monotonic()
                     await self._serve()
                 return
             except (MqttError, OSError, ValueError) as error:  # ValueError: a broker whose topics are no text
                 self._note_loss(_said(error))
             finally:
                 _let_go(self._client)
+            if self._drop_what_is_refused() or time.monotonic() - begun >= HELD_S:
+                attempt = 0
             await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
             attempt += 1
+
+    def _take_over(self, before: "Mqtt") -> None:
+        """What it could not tell. Nobody waits for it where another site is told of."""
+        self._lost_at = before._lost_at
+        self._dropped += before._dropped
+        if before._config.site == self._config.site:
+            self._notes.extendleft(reversed(before._notes))
+        else:
+            self._dropped += len(before._notes)
+        while len(self._notes) > self._config.queue:
+            self._notes.popleft()
+            self._dropped += 1
 
     def _new_client(self) -> "Client":
         """For one connection: at the next one it would send once more what it had no answer to, as we do."""
@@ -190,6 +216,7 @@ class Mqtt:
             identifier=self._name,
             will=Will(self._topics.availability, b"offline", qos=1, retain=True),
             keepalive=KEEPALIVE_S,
+            queue_type=functools.partial(_Commands, self._is_command),
             max_queued_incoming_messages=MOST_COMMANDS,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # or every second message takes 40 ms
         )
@@ -206,25 +233,32 @@ class Mqtt:
 
     async def _serve(self) -> None:
         """Until we close. Raises MqttError when the connection is lost."""
-        self._announced = {}
+        self._announced, self._left = {}, {}
+        for wanted in self._retained_before():  # with QoS 0: of what is to be confirmed brokers keep only so many
+            await self._client.subscribe(wanted)
         for wanted in ("+/mute/set", "threshold/+/set", "+/availability", "availability"):
             await self._client.subscribe(f"{self._topics.base}/{wanted}", qos=1)
         if self._config.discovery:
             await self._client.subscribe(f"{self._config.discovery}/status", qos=1)
-        await self._announce()
-        self._note_return()
-        works = (self._tell_notes, self._keep_announced, self._tell_states, self._take_commands)
-        tasks = [asyncio.create_task(work()) for work in works]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        await self._client.publish(self._topics.availability, b"offline", qos=1, retain=True)
+        await _first_of(self._tell, self._take_commands)
+        for topic in self._outdated():
+            await self._client.publish(topic, b"", qos=1, retain=True)
+        stays = self._after is None or self._after._config.site == self._config.site
+        await self._client.publish(self._topics.availability, b"offline", qos=1, retain=stays)
+
+    def _retained_before(self) -> list[str]:
+        """Topics, with wildcards, where there may still be what earlier connections said and nobody wants any more."""
+        prefix, thresholds = self._config.discovery, f"{self._topics.base}/threshold/+"
+        return [thresholds, *([home_assistant.all_of(prefix, self._config.site)] if prefix else [])]
+
+    def _outdated(self) -> list[str]:
+        """Topics where something is retained that will not be kept up by who comes after us."""
+        after = self._after._config if self._after is not None else self._config
+        if after.site != self._config.site:
+            return [*self._announced, *self._left]
+        if after.discovery != self._config.discovery:
+            return [topic for topic in (*self._announced, *self._left) if not self._topics.has(topic)]
+        return []
 
     def _note_return(self) -> None:
         self._drop_what_is_old()
@@ -244,15 +278,39 @@ class Mqtt:
             self._notes.popleft()
             self._dropped += 1
 
+    def _drop_what_is_refused(self) -> bool:
+        """A note over which the connection was lost twice in a row, as over one that is longer than the broker takes.
+        Whether there was one."""
+        tried, self._trying = self._trying, None
+        if tried is None:
+            return False
+        before, self._suspect = self._suspect, tried
+        if tried is not before or not self._notes or self._notes[0] is not tried:
+            return False
+        size = len(tried.payload)
+        log.warning("MQTT %s: the broker hangs up over a message of %d bytes, which is dropped", tried.topic, size)
+        self._notes.popleft()
+        self._dropped += 1
+        return True
+
     # --- telling ---
+
+    async def _tell(self) -> None:
+        """Returns when all is told and we close."""
+        await self._announce()
+        for topic in self._retained_before():  # or all that we announce would come back
+            await self._client.unsubscribe(topic)
+        self._note_return()
+        await _first_of(self._tell_notes, self._keep_announced, self._tell_states)
 
     async def _tell_notes(self) -> None:
         """Each is kept until the broker has it. Returns when all is told and we close."""
         while True:
             self._drop_what_is_old()
             if self._notes:
-                note = self._notes[0]
+                note = self._trying = self._notes[0]
                 await self._client.publish(note.topic, note.payload, qos=1)
+                self._trying = None
                 if self._notes and self._notes[0] is note:  # the queue did not overflow meanwhile
                     self._notes.popleft()
             elif self._closing:
@@ -274,16 +332,29 @@ class Mqtt:
         self._changed.clear()
         said = False
         wanted = self._retained(self._host.status())
-        gone = {topic: b"" for topic in self._announced if topic not in wanted}
+        gone = self._gone(wanted)
         for topic, payload in (gone | wanted).items():
             if self._announced.get(topic) != payload:
+                self._announced[topic] = payload  # before it is confirmed: meanwhile it may be contradicted
                 await self._client.publish(topic, payload, qos=1, retain=True)
-                self._announced[topic] = payload
                 said = said or topic.endswith("/config")
         for topic in gone:
             self._announced.pop(topic, None)
+            self._left.pop(topic, None)
         if said:  # somebody may know of new entities now
             self._states_due.set()
+
+    def _gone(self, wanted: Mapping[str, bytes]) -> dict[str, bytes]:
+        """What is retained and not wanted any more, by topic, and what is to be said instead. The entities of a
+        satellite that was not here yet are: it may come."""
+        known = {None, *map(home_assistant.slug, self._known)} if self._left else set()
+        left = {topic: instead for topic, instead in self._left.items() if self._owner(topic) in known}
+        said = left | dict.fromkeys(self._announced, b"")
+        return {topic: instead for topic, instead in said.items() if topic not in wanted}
+
+    def _owner(self, topic: str) -> str | None:
+        """The slug of the stream whose entity it is; None: it is none of a stream's."""
+        return None if self._topics.has(topic) else home_assistant.owner(topic)
 
     def _retained(self, status: StatusNow) -> dict[str, bytes]:
         """What every retained message should be, by topic."""
@@ -333,29 +404,29 @@ class Mqtt:
 
     # --- being told ---
 
+    def _is_command(self, message: "Message") -> bool:
+        """Whether it is to be obeyed. Of all else is taken note, and of what we said ourselves is none to be taken."""
+        topic = str(message.topic)
+        if message.topic.matches(f"{self._topics.base}/+/+/set"):
+            return True
+        if topic == f"{self._config.discovery}/status":
+            if message.payload == b"online":
+                self._announced = {}  # Home Assistant was started: all of it once more
+                self._changed.set()
+        elif topic == self._topics.availability:  # a will that comes late says that we are gone
+            if message.payload != b"online" and self._announced.pop(topic, b""):
+                self._changed.set()
+        elif message.retain and message.payload != b"offline":
+            self._left[topic] = b"offline" if message.payload == b"online" else b""
+            self._changed.set()
+        return False
+
     async def _take_commands(self) -> None:
         async for message in self._client.messages:
-            if self._config.discovery and str(message.topic) == f"{self._config.discovery}/status":
-                if message.payload == b"online":
-                    self._announced = {}  # Home Assistant was started: all of it once more
-                    self._changed.set()
-            elif str(message.topic).endswith("/availability"):
-                await self._correct(message)
-            elif message.retain:
+            if message.retain:
                 log.warning("MQTT %s: is retained, and ignored: it would come again and again", message.topic)
             else:
                 await self._obey(message)
-
-    async def _correct(self, message: "Message") -> None:
-        """A stream that an earlier connection left online and that is not there, or a will that says we are gone."""
-        topic = str(message.topic)
-        if topic == self._topics.availability:
-            if message.payload != b"online" and self._announced.pop(topic, b""):
-                self._changed.set()
-        elif message.retain and message.payload == b"online":
-            wanted = self._retained(self._host.status())  # not what is announced: that may be on its way
-            if topic not in wanted:
-                await self._client.publish(topic, b"offline", qos=1, retain=True)
 
     async def _obey(self, message: "Message") -> None:
         """Do as a `/set` says, or say why not, and in any case how things are."""
@@ -386,6 +457,41 @@ class Mqtt:
             raise ConfigError(f"{said[:40]!r}: send ON or OFF")
         streams = (unquote(first),)
         return Mute(streams=streams) if said == "ON" else Unmute(streams=streams)
+
+
+class _Commands(asyncio.Queue["Message"]):
+    """Those that wait to be obeyed. All else that comes is sorted out at once: a broker may have thousands retained."""
+
+    def __init__(self, is_command: "Callable[[Message], bool]", maxsize: int) -> None:
+        super().__init__(maxsize)
+        self._is_command = is_command
+        self._overflows = False
+
+    def put_nowait(self, message: "Message") -> None:
+        """Where the library puts what comes."""
+        if not self._is_command(message):
+            return
+        if not self.full():
+            super().put_nowait(message)
+            self._overflows = False
+        elif not self._overflows:
+            waiting = self.maxsize
+            log.warning("MQTT %s: %d commands wait already; more are dropped until one is done", message.topic, waiting)
+            self._overflows = True
+
+
+async def _first_of(*works: Callable[[], Awaitable[None]]) -> None:
+    """Until one of them ends, with which the others are over. Raises what one of them raised."""
+    tasks = [asyncio.ensure_future(work()) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
 
 
 def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
