@@ -69,6 +69,15 @@ def test_one_that_hears_is_left_alone(name):
     assert fault_in(WELL[name], FLOOR) is None
 
 
+@pytest.mark.parametrize(
+    ("share", "peak", "fault"), [(0.01, 1.0, None), (0.0101, 1.0, CLIPPING), (0.2, 0.99, CLIPPING), (0.2, 0.989, None)]
+)
+def test_clipped_is_what_is_nearly_at_full_scale_for_more_than_a_hundredth_of_the_time(share, peak, fault):
+    samples = np.clip(noise(-30), -0.5, 0.5)
+    samples[: round(share * RATE)] = peak
+    assert fault_in(np.random.default_rng(4).permutation(samples), FLOOR) == fault
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_an_offset_neither_hides_a_fault_nor_makes_one(seed):
     assert fault_in(np.float32(0.2) + noise(-95, seed), FLOOR) == QUIET

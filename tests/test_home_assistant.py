@@ -45,6 +45,11 @@ def test_the_schema_sees_what_is_wrong():
         assert list(Draft202012Validator({"$ref": "#/$defs/event", "$defs": SCHEMA["$defs"]}).iter_errors(wrong))
 
 
+def test_a_level_is_unknown_when_three_in_a_row_did_not_come():
+    late = {payload["name"]: payload["expire_after"] for _, payload in found() if "expire_after" in payload}
+    assert late == {"Level": 90, "Lag": 90}
+
+
 def test_no_two_entities_or_topics_are_the_same():
     told = found()
     assert len({topic for topic, _ in told}) == len(told) == len(STREAMS) * (6 + 3) + 3

@@ -1,7 +1,6 @@
 """Lags are counted to the millisecond, and the hop follows the load without swinging."""
 
 import contextlib
-import itertools
 import math
 import os
 import threading
@@ -63,6 +62,19 @@ def test_late_for_want_of_time_stretches_the_hop_step_by_step_and_no_further():
     assert stretches([(0.99, 900.0)] * 4) == [2, 4, 4, 4]
 
 
+@pytest.mark.parametrize(
+    ("share", "lag_ms", "stretch"),
+    [(0.9, 900.0, 1), (0.901, 900.0, 2), (0.99, 200.0, 1), (0.99, 201.0, 2)],
+)
+def test_the_hop_is_stretched_beyond_nine_tenths_of_the_time_and_two_hops_of_lag(share, lag_ms, stretch):
+    assert stretches([(share, lag_ms)]) == [stretch]
+
+
+@pytest.mark.parametrize(("share", "lag_ms", "stretch"), [(0.749, 400.0, 1), (0.75, 400.0, 2), (0.749, 401.0, 2)])
+def test_the_hop_is_shortened_below_three_quarters_of_the_time_and_in_time(share, lag_ms, stretch):
+    assert stretches([(0.99, 900.0)] + [(share, lag_ms)] * CALM_LOOKS)[-1] == stretch
+
+
 def test_late_without_being_busy_is_no_overload():
     """Somebody else took the processor, or a satellite sent a burst."""
     assert stretches([(0.3, 900.0)] * 10) == [1] * 10
@@ -91,9 +103,7 @@ def test_a_shorter_hop_that_proves_too_short_is_tried_again_less_and_less_often(
         if overload.look(share, lag) < before:
             tries.append(look - shorter)
             shorter = look
-    assert tries[0] == CALM_LOOKS - 1
-    assert all(later >= sooner for sooner, later in itertools.pairwise(tries))
-    assert tries[-1] > LONGEST_CALM and len(tries) < 12
+    assert tries == [CALM_LOOKS - 1, 10 + 1, 20 + 1, 40 + 1, 80 + 1, *[LONGEST_CALM + 1] * 5]
 
 
 def test_after_a_try_that_lasted_the_next_one_comes_as_soon_as_the_first():

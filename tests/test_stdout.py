@@ -28,11 +28,10 @@ def test_lines_come_out_in_order_and_close_flushes():
 def test_a_reader_that_pauses_delays_nobody_and_is_told_what_it_lost():
     out, into = os.pipe()
     sink = Stdout(lambda error: None, into)
-    line = json.dumps({"type": "detection", "pad": "x" * 1000}).encode() + b"\n"
     begun = time.monotonic()
     total = 3 * stdout.QUEUE
-    for _ in range(total):
-        sink(EVENT, line)
+    for n in range(total):
+        sink(EVENT, b'{"type": "detection", "n": %d, "pad": "%s"}\n' % (n, b"x" * 1000))
     assert time.monotonic() - begun < 1.0
     received = []
 
@@ -48,7 +47,9 @@ def test_a_reader_that_pauses_delays_nobody_and_is_told_what_it_lost():
     reading.join()
     dropped = sum(event["count"] for event in received if event["type"] == "dropped")
     assert dropped > 0
-    assert dropped + sum(event["type"] == "detection" for event in received) == total
+    kept = [event["n"] for event in received if event["type"] == "detection"]
+    assert dropped + len(kept) == total
+    assert kept == sorted(kept) and kept[-stdout.QUEUE :] == list(range(total))[-stdout.QUEUE :], "the oldest go"
 
 
 def test_a_pipe_that_does_not_wait_is_waited_for():

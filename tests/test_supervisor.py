@@ -128,6 +128,7 @@ def test_while_it_is_lost_that_is_what_ails_the_stream(room):
 def test_who_was_stopped_himself_does_not_blame_the_source(room):
     room.deliver(2.0)
     room.now += 30.0  # nobody looked
+    room.supervisor.look(room.now)  # before what was played meanwhile arrives
     room.deliver(2.0)
     assert room.events == []
 
