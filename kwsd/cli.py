@@ -411,7 +411,7 @@ def _add_export(commands: "Commands") -> None:
 def _add_bench(commands: "Commands") -> None:
     parser = _add(commands, "bench", bench, "Measure every stage, and the whole daemon on real audio.")
     _add_config_options(parser)
-    parser.add_argument("--streams", type=int, default=1, metavar="N", help="streams scored at once (default 1)")
+    parser.add_argument("--streams", type=int, metavar="N", help="streams scored at once (default 1)")
     parser.add_argument("--scale", action="store_true", help="search for the most real-time streams one core carries")
     parser.add_argument("--peers", action="store_true", help="measure other spotters that are installed beside kwsd")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="with --scale: draw streams against lag and CPU")
@@ -885,7 +885,7 @@ def _bench_scale(options: argparse.Namespace, config: "Config") -> int:
 
     spotter = load_spotter(config.model_path, config.device, config.model_sha256, config.engine)
     figures = measure_scale(config, spotter, options.seconds or SCALE_S, say)
-    print(json.dumps(figures, indent=1) if options.json else report(figures))
+    show((json.dumps(figures, indent=1) if options.json else report(figures)) + "\n")
     if options.picture:
         try:
             draw(figures, options.picture)
@@ -901,7 +901,7 @@ def _bench_peers(options: argparse.Namespace, config: "Config") -> int:
     from kwsd.recording import DEMO, read_recording
 
     rounds = measure_peers(config, read_recording(DEMO), say)
-    print(json.dumps(as_builtins(rounds), indent=1) if options.json else report(rounds))
+    show((json.dumps(as_builtins(rounds), indent=1) if options.json else report(rounds)) + "\n")
     return OK
 
 
@@ -912,7 +912,11 @@ def bench(options: argparse.Namespace) -> int:
     from kwsd.bench import measure, report
     from kwsd.config import load_config
 
-    if options.streams < 1:
+    if options.peers:
+        _refuse(options, "is not for --peers", ("scale", "streams", "seconds"))
+    if options.scale:
+        _refuse(options, "--scale seeks how many", ("streams",))
+    if options.streams is not None and options.streams < 1:
         raise ConfigError(f"--streams {options.streams}: at least 1", exit_code=USAGE)
     if options.seconds is not None and not 0 < options.seconds <= LONGEST_BENCH_S:
         raise ConfigError(f"--seconds {options.seconds:g}: more than 0, at most a day", exit_code=USAGE)
@@ -925,8 +929,8 @@ def bench(options: argparse.Namespace) -> int:
         return _bench_scale(options, config)
     if options.peers:
         return _bench_peers(options, config)
-    figures = measure(config, options.streams, options.seconds or BENCH_S)
-    print(json.dumps(figures, indent=1) if options.json else report(figures))
+    figures = measure(config, options.streams or 1, options.seconds or BENCH_S)
+    show((json.dumps(figures, indent=1) if options.json else report(figures)) + "\n")
     return OK
 
 

@@ -4,6 +4,7 @@ process of its own.
     python -m kwsd.peers NAME PCM REALTIME
 
 is such a process: it takes 16 kHz 16-bit mono from the file PCM, a tenth of a second at a time, and prints its figures.
+kwsd's own reads its configuration from stdin.
 """
 
 import importlib.util
@@ -18,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.config import Config, load_config
+from kwsd.config import Config, effective_yaml, load_config
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.proc import rss_mib
 from kwsd.ring import Samples
@@ -40,7 +42,7 @@ def _kwsd() -> Take:
     from kwsd.pcm import PcmDecoder
     from kwsd.pipeline import Pipeline, StreamInfo, make_ring
 
-    config = load_config(None)
+    config = load_config(Path("/dev/stdin"))
     ring = make_ring(config, 1)
     inlet, decoder = Inlet(ring, 0, SAMPLE_RATE, 1, None), PcmDecoder("s16le", 1)
     spotter = load_spotter(config.model_path, "cpu", engine=config.engine)
@@ -139,16 +141,12 @@ def as_builtins(rounds: dict[str, dict[str, list[Spent]]]) -> Any:
 
 def _run(name: str, pcm: Path, pace: str, config: Config) -> Spent:
     """One peer in a process of its own."""
-    environment = {
-        "KWSD_MODEL": str(config.model_path.resolve()),
-        "KWSD_ENGINE": config.engine,
-        "PATH": "/usr/bin:/bin",
-    }
     done = subprocess.run(
         [sys.executable, "-m", "kwsd.peers", name, str(pcm), pace, str(time.monotonic())],
+        input=effective_yaml(msgspec.structs.replace(config, model=str(config.model_path.resolve()))),
         capture_output=True,
         text=True,
-        env=environment,
+        env={"PATH": "/usr/bin:/bin"},
         check=False,
     )
     if done.returncode:

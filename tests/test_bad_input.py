@@ -738,11 +738,11 @@ def test_a_reader_that_goes_ends_the_daemon_quietly(kwsd, models, tmp_path):
     assert "kwsd: stopped: " in result.err and "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("command", [("check",), ("replay", "a.wav")], ids=" ".join)
+@pytest.mark.parametrize("command", [("check",), ("replay", "a.wav"), ("bench", "--seconds", "1")], ids=" ".join)
 def test_a_full_disk_under_stdout_is_an_error(command, kwsd, models, tmp_path):
     write_sound(tmp_path / "a.wav")
     with Path("/dev/full").open("w") as full:
-        result = kwsd(*command, "--model", models / "good.pt", *HEARS_ALL, stdout=full)
+        result = kwsd(*command, "--model", models / "good.pt", *HEARS_ALL, stdout=full, timeout=100)
     result.refused(IO, "stdout: cannot be written (No space left on device)")
 
 

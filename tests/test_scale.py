@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 
+import msgspec
 import pytest
 
 from kwsd import peers, scale
@@ -122,6 +123,24 @@ def test_a_process_of_its_own_tells_what_it_spent(config, tmp_path):
     assert 0 < spent.start_s < 30 and 0 < spent.cpu_percent < 100 and 20 < spent.rss_mib < 300
     assert json.dumps(peers.as_builtins({"kwsd": {"fast": [spent]}}))
     assert "kwsd" in peers.report({"kwsd": {"fast": [spent], "realtime": [spent]}})
+
+
+def test_kwsd_is_measured_with_the_whole_configuration(config, tmp_path):
+    with pytest.raises(peers.KwsdError, match=r"kwsd failed: .*keywords\.wombat: the model does not know it"):
+        peers._run("kwsd", tmp_path / "none.s16", "fast", msgspec.structs.replace(config, keywords=("wombat",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--peers", "--scale"), "--scale: is not for --peers; leave it out"),
+        (("--peers", "--streams", "1"), "--streams: is not for --peers"),
+        (("--peers", "--seconds", "5"), "--seconds: is not for --peers"),
+        (("--scale", "--streams", "10"), "--streams: --scale seeks how many; leave it out"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(kwsd, options, words):
+    kwsd("bench", *options).refused(USAGE, words)
 
 
 def test_one_that_cannot_be_run_is_named_with_its_reason(config, tmp_path):
