@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import faulthandler
 import importlib.util
+import itertools
 import logging
 import math
 import os
@@ -24,13 +25,14 @@ from kwsd.paths import FIFO, FILE, kind_of
 
 Command = Callable[[argparse.Namespace], int]
 LONGEST_BENCH_S = 86_400.0
+DEBUG = "--debug"
 TRAINING = {"torch", "torchaudio", "onnx", "matplotlib", "tqdm"}  # of which a daemon needs nothing
 
 
 def main() -> NoReturn:
     """Run a command; every way out leads through here."""
     arguments = sys.argv[1:]
-    debug = "--debug" in arguments
+    debug = DEBUG in itertools.takewhile(lambda argument: argument != "--", arguments)  # nothing else can be called so
     open_standard_streams()
     interrupted = threading.Event()
 
@@ -120,7 +122,8 @@ def say(message: str) -> None:
 
 def dispatch(arguments: list[str]) -> int:
     """Parse and run; `kwsd --config X` is `kwsd run --config X`."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+    first = next((argument for argument in arguments if argument != DEBUG), None)
+    if first is None or (first.startswith("-") and first not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
     options = make_parser().parse_args(arguments)
     command: Command = options.command
@@ -130,12 +133,20 @@ def dispatch(arguments: list[str]) -> int:
 # --- parsing ------------------------------------------------------------------------------------------------
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes no option for another that begins like it: what is typed today means the same when there are more."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(allow_abbrev=False, **more)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="kwsd",
         description="Hear spoken commands and turn them into JSON events. Without a command: run.",
     )
+    _add_debug(parser)
     parser.add_argument("--version", action="version", version=f"kwsd {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
@@ -172,8 +183,12 @@ if TYPE_CHECKING:
 def _add(commands: "Commands", name: str, command: Command, about: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=about, description=about)
     parser.set_defaults(command=command)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    _add_debug(parser)
     return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(DEBUG, action="store_true", help="show tracebacks")
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -233,24 +248,32 @@ def _add_monitor(commands: "Commands") -> None:
 
 def _add_ctl(commands: "Commands") -> None:
     parser = _add(commands, "ctl", control, "Tell a running daemon what to do, or ask how it is.")
-    parser.add_argument("--socket", type=Path, metavar="PATH", help="of the daemon (default: where it usually is)")
-    parser.add_argument("--json", action="store_true", help="the answer as the daemon gives it")
+    _add_ctl_options(parser)
+    after = Parser(add_help=False, argument_default=argparse.SUPPRESS)  # what is said before the order holds, too
+    _add_ctl_options(after)
+    _add_debug(after)
     orders = parser.add_subparsers(title="what to do", metavar="DO", dest="order", required=True)
-    status = orders.add_parser("status", help="how it is: streams, keywords, what is wrong")
-    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as the daemon gives it")
+
+    def add(order: str, about: str, description: str | None = None) -> argparse.ArgumentParser:
+        return orders.add_parser(order, help=about, description=description, parents=[after])
+
+    add("status", "how it is: streams, keywords, what is wrong")
     for order, about in (("mute", "tell no more of what is said"), ("unmute", "tell it again")):
-        muting = orders.add_parser(order, help=about, description=f"{about.capitalize()}.")
+        muting = add(order, about, f"{about.capitalize()}.")
         muting.add_argument("streams", nargs="*", metavar="STREAM", help="which (default: all, and those to come)")
-    threshold = orders.add_parser(
-        "threshold", help="from which score on a keyword counts", description="Until the configuration is read again."
-    )
+    threshold = add("threshold", "from which score on a keyword counts", "Until the configuration is read again.")
     threshold.add_argument("keyword", metavar="KEYWORD")
     threshold.add_argument("value", metavar="SCORE", help="0 to 1, or default: what the configuration says")
-    orders.add_parser("reload", help="read the configuration again")
-    watch = orders.add_parser("watch", help="print events as they come", description="Print events as they come.")
+    add("reload", "read the configuration again")
+    watch = add("watch", "print events as they come", "Print events as they come.")
     for name, about in (("types", "such as detection"), ("streams", "by name"), ("keywords", "by name")):
         watch.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"only these: {about}")
     watch.add_argument("--scores", action="store_true", help="also what the model says of every window")
+
+
+def _add_ctl_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="of the daemon (default: where it usually is)")
+    parser.add_argument("--json", action="store_true", help="the answer as the daemon gives it")
 
 
 def _add_replay(commands: "Commands") -> None:

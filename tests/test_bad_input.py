@@ -23,7 +23,7 @@ from running import PATIENCE_S, Running, clean_environment
 
 from kwsd.recording import DEMO
 
-NO_INPUT, UNAVAILABLE, IO, NO_PERMISSION, CONFIG = 66, 69, 74, 77, 78
+USAGE, NO_INPUT, UNAVAILABLE, IO, NO_PERMISSION, CONFIG = 2, 66, 69, 74, 77, 78
 RATE = 16_000
 BEEP_S = 0.5  # when the beep of `beep()` begins
 AT_ONCE_S = 2.0  # "within a second", on a machine that is busy with other things as well
@@ -699,6 +699,34 @@ def test_replay_refuses_a_bad_file_before_it_begins_with_the_good_ones(kwsd, mod
     result = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, "a.wav", "b.wav")
     result.refused(NO_INPUT, "b.wav: is empty (0 bytes); record it again")
     assert result.out == ""
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("--debug", "--config", "nowhere.yaml"),
+        ("--debug", "check", "--config", "nowhere.yaml"),
+        ("check", "--config", "nowhere.yaml", "--debug"),
+        ("ctl", "status", "--socket", "nowhere", "--debug"),
+    ],
+    ids=" ".join,
+)
+def test_where_it_went_wrong_is_shown_to_whoever_asks(typed, kwsd):
+    result = kwsd(*typed)
+    assert result.code in (NO_INPUT, UNAVAILABLE) and "Traceback" in result.err and "kwsd: nowhere" in result.err
+
+
+def test_a_stream_may_be_called_like_an_option(kwsd):
+    kwsd("ctl", "--socket", "nowhere", "mute", "--", "--debug").refused(UNAVAILABLE, "nowhere: no kwsd answers there")
+
+
+@pytest.mark.parametrize("typed", [("check", "--deb"), ("--conf=x",), ("ctl", "watch", "--score")], ids=" ".join)
+def test_half_an_option_is_none(typed, kwsd):
+    result = kwsd(*typed)
+    assert result.code == USAGE and f"unrecognized arguments: {typed[-1]}" in result.err
 
 
 # --- standard input and output ------------------------------------------------------------------------------

@@ -283,6 +283,13 @@ def test_nothing_is_told_after_the_last_event(environment, spoken, tmp_path):
 # --- what goes wrong ---
 
 
+@pytest.mark.parametrize("typed", [("ctl", "--socket", "x", "ORDER"), ("ctl", "ORDER", "--socket", "x")])
+@pytest.mark.parametrize("order", [["status"], ["mute", "attic"], ["threshold", "go", "1"], ["reload"], ["watch"]])
+def test_whose_socket_is_said_before_the_order_or_after_it(kwsd, typed, order):
+    before, after = typed[: typed.index("ORDER")], typed[typed.index("ORDER") + 1 :]
+    kwsd(*before, *order, *after).refused(UNAVAILABLE, "kwsd: x: no kwsd answers there")
+
+
 def test_what_cannot_be_done_is_one_line_with_a_remedy(kwsd, environment, tmp_path, spoken):
     config = tmp_path / "kwsd.yaml"
     config.write_text("streams: [{source: pcm, name: kitchen, path: '-'}]\nkeywords: {all: {}, go: {release: 0.2}}\n")
