@@ -399,7 +399,7 @@ def _add_mix(commands: "Commands") -> None:
         "--pause", type=float, nargs=2, default=(1.5, 2.5), metavar=("FROM", "TO"), help="seconds between clips"
     )
     parser.add_argument("--snr", type=float, metavar="DB", help="words over background noise (default: none)")
-    parser.add_argument("--noise", type=Path, action="append", default=[], metavar="DIR", help="more of it")
+    parser.add_argument("--noise", type=Path, action="append", default=[], metavar="DIR", help="with --snr: more of it")
     parser.add_argument("--reverb", type=float, default=0.0, metavar="S", help="reverberation time (RT60)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
 
@@ -857,10 +857,13 @@ def mix(options: argparse.Namespace) -> int:
     keywords = tuple(label for label in parse_labels(labels, 1) if not label.startswith("_")) if labels else ()
     if labels and not keywords:
         raise ConfigError(f"--labels {labels}: none of them is a word; name some, or leave it out", exit_code=USAGE)
+    if options.snr is None:
+        _refuse(options, "goes with --snr", ("noise",))
     mixture = mixing.Mixture(
         options.count, keywords, tuple(options.pause), options.snr, decay_s=options.reverb, seed=options.seed
     )
-    recording, truth = mixing.mix(mixture, options.data, options.subset, tuple(options.noise), tuple(options.words))
+    noise, words = tuple(options.noise), tuple(options.words)
+    recording, truth = mixing.mix(mixture, options.data, options.subset, noise, words, say=say)
     mixing.write(recording, truth, options.out)
     say(f"{options.out}: {len(truth)} words in {recording.size / SAMPLE_RATE / 60:.1f} min")
     return OK

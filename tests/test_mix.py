@@ -106,6 +106,30 @@ def test_words_are_whole(tmp_path):
     assert len(lengths) == 1, "only the one clip that has all of its word"
 
 
+def of_their_own_length(folder, n):
+    """Clips of a word, no two of which sound as long."""
+    for i in range(n):
+        tiny.write(folder / f"up/ann/{i}.wav", tiny.tone("up")[: RATE // 3 + (i + 1) * RATE // 20])
+    (folder / "testing_list.txt").write_text("".join(f"up/ann/{i}.wav\n" for i in range(n)))
+    return folder
+
+
+def test_no_recording_comes_again_before_all_have_come(tmp_path):
+    folder, said = of_their_own_length(tmp_path / "mine", 6), []
+    _, truth = mix(Mixture(12), None, "testing", (), (folder,), say=said.append)
+    lengths = [round(word.end_s - word.start_s, 2) for word in truth]
+    assert len(set(lengths[:6])) == len(set(lengths[6:])) == 6
+    assert lengths[:6] != lengths[6:], "in another order"
+    assert said == ["some recordings come several times, and are no further evidence: up 12 times, of 6 recordings"]
+    mix(Mixture(6), None, "testing", (), (folder,), say=pytest.fail)
+
+
+def test_noise_without_a_ratio_is_refused(kwsd, data, tmp_path):
+    asked = ("mix", tmp_path / "a.wav", "--data", data, "--noise", tiny.folder(data) / "_background_noise_")
+    kwsd(*asked).refused(2, "--noise: goes with --snr")
+    assert kwsd(*asked, "--snr", "20", "--count", "2").code == 0
+
+
 def test_ones_own_words_are_said_alone_or_besides(data, tmp_path, capsys):
     for i in range(2):
         tiny.write(tmp_path / f"mine/up/ann/{i}.wav", tiny.tone("up", seed=i))

@@ -1,6 +1,8 @@
 """`kwsd mix`: long recordings of known words, to try a model on as the daemon would meet them."""
 
 import os
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -37,10 +39,17 @@ class Mixture:
 
 
 def mix(
-    mixture: Mixture, data: Path | None, subset: str, noise: tuple[Path, ...], words: tuple[Path, ...] = ()
+    mixture: Mixture,
+    data: Path | None,
+    subset: str,
+    noise: tuple[Path, ...],
+    words: tuple[Path, ...] = (),
+    *,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[NDArray[np.float32], list[Word]]:
     """The recording (samples,) in ±1, and the words in it with the times at which they sound: of clips of Speech
-    Commands under `data` and of somebody's own `words`.
+    Commands under `data` and of somebody's own `words`. None comes again before all of its word have come; where some
+    do, that is said.
 
     Raises AudioError if there are no clips of a keyword; ConfigError for a mixture that cannot be.
     """
@@ -52,10 +61,12 @@ def mix(
     keywords = mixture.keywords or tuple(sorted(set(clips.words)))
     rng = np.random.default_rng(mixture.seed)
     generator = torch.Generator().manual_seed(mixture.seed)
-    pieces, truth, at = [], [], 0
+    decks = {keyword: _shuffled(_rows(clips, keyword, subset), rng) for keyword in keywords[: mixture.words]}
+    pieces, drawn, truth, at = [], list[int](), list[Word](), 0
     for i in range(mixture.words):
         keyword = keywords[i % len(keywords)]
-        row = int(rng.choice(_rows(clips, keyword, subset)))
+        row = next(decks[keyword])
+        drawn.append(row)
         start, end = (int(edge) for edge in clips.spans[row])
         sound = _clip(clips, row, mixture, generator)
         pause = np.zeros(samples(rng.uniform(*mixture.pause_s)), np.float32)
@@ -63,6 +74,9 @@ def mix(
         truth.append(Word(round((at + start) / SAMPLE_RATE, 3), round((at + end) / SAMPLE_RATE, 3), keyword))
         at += sound.size
         pieces += [pause, sound]
+    again = _repeated(drawn, clips)
+    if again:
+        say(f"some recordings come several times, and are no further evidence: {', '.join(again)}")
     recording = np.concatenate([*pieces, np.zeros(2 * SAMPLE_RATE, np.float32)])
     if mixture.snr_db is not None:
         background = _background(Noise(data, noise).part(subset), recording.size, rng)
@@ -100,6 +114,22 @@ def _rows(clips: Clips, keyword: str, subset: str) -> NDArray[np.intp]:
     if not rows.size:
         raise AudioError(f"{keyword}: no {subset} clips of it; choose other --labels")
     return rows
+
+
+def _shuffled(rows: NDArray[np.intp], rng: np.random.Generator) -> Iterator[int]:
+    """All of them in an order by chance, and when they are exhausted in another."""
+    while True:
+        yield from rng.permutation(rows).tolist()
+
+
+def _repeated(drawn: list[int], clips: Clips) -> list[str]:
+    """Of the words of which some clip was drawn more than once: how often they were, and how many clips."""
+    times, of = (Counter(clips.words[row] for row in rows) for rows in (drawn, set(drawn)))
+    return [
+        f"{word} {n} times, of {of[word]} recording{'s' if of[word] > 1 else ''}"
+        for word, n in times.items()
+        if n > of[word]
+    ]
 
 
 def _clip(clips: Clips, row: int, mixture: Mixture, generator: torch.Generator) -> NDArray[np.float32]:
