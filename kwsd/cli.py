@@ -813,7 +813,7 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     figures = report.as_dict(evaluation) | ({} if within is None else {"within_budget": within})
     show((json.dumps(figures) if options.json else report.table(evaluation)) + "\n")
     if within is not None:
-        say(_within(options.budget, within, evaluation.talk.hours))
+        say(_within(options.budget, within, evaluation.talk.hours_of))
     if options.report:
         try:
             report.write(evaluation, options.report)
@@ -833,11 +833,14 @@ def _refuse(options: argparse.Namespace, why: str, names: Sequence[str]) -> None
             raise ConfigError(f"--{name}: {why}; leave it out", exit_code=USAGE)
 
 
-def _within(budget: float, thresholds: dict[str, float], hours: float) -> str:
+def _within(budget: float, thresholds: dict[str, float], hours_of: dict[Path, float]) -> str:
     """What to hand to `kwsd export`: what suits most words, and the rest by name."""
-    within = f"at most {budget:g} false accepts per hour of this talk"
+    several = len(hours_of) > 1
+    within = f"at most {budget:g} false accepts per hour of {'the talk of each folder' if several else 'this talk'}"
+    folder, hours = min(hours_of.items(), key=lambda item: item[1], default=(Path(), 0.0))
     if hours * budget < 1.0:
-        within += f" (none in its {60 * hours:.1f} min: more of it would tell more)"
+        which = f"the {60 * hours:.1f} min of {folder}" if several else f"its {60 * hours:.1f} min"
+        within += f" (none in {which}: more of it would tell more)"
     if not thresholds:
         return f"{within}: no threshold keeps to that"
     scores = sorted(thresholds.values())

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,6 +315,47 @@ def test_a_keyword_of_which_few_were_said_gets_the_next_threshold_within_the_bud
     assert found["yes"] == 0.99
     by_chance = evaluation_of(rules, [("no", 0.99)] * 25, [("yes", 0.95)])
     assert thresholds_for(by_chance, budget=0.0)["yes"] == 0.99
+
+
+def test_a_missed_word_counts_for_more_than_the_threshold_of_a_word_that_was_hardly_said(rules):
+    # One false accept is allowed: it saves one `yes`, or lowers the threshold of `up`, which nobody said.
+    words = [("no", 0.99)] * 25 + [("yes", 0.99)] * 24 + [("yes", 0.87)]
+    evaluation = evaluation_of(rules, words, [("yes", 0.86), ("up", 0.93)])
+    found = thresholds_for(evaluation, budget=10.0)
+    assert found["yes"] < 0.87 and found["up"] > 0.93
+
+
+def of_two_folders(rules, *heard):
+    """Talk of six minutes, in which these are heard, and an hour of hiss, in which nothing is."""
+    labels = (*rules.keywords, "_unknown_", "_silence_")
+    talk = [
+        sure(*((w, 5.0 * i + 5.0, p) for i, (w, p) in enumerate(heard)), labels=labels, seconds=360.0),
+        sure(labels=labels, seconds=3600.0),
+    ]
+    folders = [Path("talk"), Path("hiss")]
+    evaluation = evaluation_of(rules, [("yes", 0.87)] * 25 + [("no", 0.87)] * 25, [])
+    return dataclasses.replace(evaluation, talk=Material(talk, [[], []], folders=folders))
+
+
+def test_the_budget_is_kept_in_every_folder_by_itself(rules):
+    evaluation = of_two_folders(rules, ("yes", 0.86), ("no", 0.86))
+    found = thresholds_for(evaluation, budget=2.0)  # two in both together, and none in six minutes
+    assert found["yes"] > 0.86 and found["no"] > 0.86
+    assert evaluation.false_accepts(0.5) == (2, 0) and evaluation.false_accepts(0.5, "no") == (1, 0)
+    found = thresholds_for(evaluation, budget=10.0)  # one of them
+    assert (found["yes"] > 0.86) != (found["no"] > 0.86)
+
+
+def test_of_several_folders_the_shortest_says_how_much_talk_is_wanted(kwsd, config, tmp_path):
+    for name, seconds in (("talk", 3), ("hiss", 6)):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / f"{name}/1.wav", np.zeros(16_000 * seconds), 16_000)
+    asked = ("--negatives", tmp_path / "talk", "--negatives", tmp_path / "hiss", "--budget", "1")
+    told = kwsd("eval", "--model", config.model_path, "--stream", DEMO, *asked).err
+    assert (
+        "at most 1 false accepts per hour of the talk of each folder "
+        f"(none in the 0.1 min of {tmp_path}/talk: more of it would tell more): kwsd export --threshold"
+    ) in told
 
 
 def test_a_budget_nothing_keeps_to_gives_nothing(rules):

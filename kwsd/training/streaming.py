@@ -50,6 +50,7 @@ class Outcome:
     mistaken: tuple[str | None, ...]  # the other word that was heard in its place
     latencies_s: tuple[float, ...]  # of the hits: from a word's end to the end of the window that decided
     false_accepts: tuple[str, ...]  # keywords heard where none was said
+    false_in: tuple[int, ...]  # the recording that each of them was heard in
     hours: float  # of recordings
 
     def missed(self, keyword: str | None = None) -> Rate:
@@ -104,10 +105,24 @@ class Material:
     traces: Sequence[Trace]
     words: Sequence[Sequence[Word]]
     forgiven: Sequence[Sequence[Stretch]] | None = None  # of each trace, one after the other; None: nothing is
+    folders: Sequence[Path] | None = None  # that each trace was named by; None: all by the same
 
     @property
     def hours(self) -> float:
-        return sum(trace.samples for trace in self.traces) / SAMPLE_RATE / 3600
+        return sum(self.hours_of.values())
+
+    @cached_property
+    def hours_of(self) -> dict[Path, float]:
+        """The hours of each folder."""
+        hours: dict[Path, float] = {}
+        for heard, folder in zip(self.traces, self.folder_of, strict=True):
+            hours[folder] = hours.get(folder, 0.0) + heard.samples / SAMPLE_RATE / 3600
+        return hours
+
+    @property
+    def folder_of(self) -> Sequence[Path]:
+        """The folder of each trace."""
+        return self.folders or [Path()] * len(self.traces)
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,13 @@ class StreamEvaluation:
                 rules = dataclasses.replace(rules, wary=0)
             self._outcomes[key] = judge(self.words, rules, self.labels), judge(self.talk, rules, self.labels)
         return self._outcomes[key]
+
+    def false_accepts(self, threshold: float, keyword: str | None = None) -> tuple[int, ...]:
+        """How often some keyword, or this one, was heard falsely on the talk of each folder."""
+        talk, folder_of = self.at(threshold)[1], self.talk.folder_of
+        places = zip(talk.false_accepts, talk.false_in, strict=True)
+        counted = Counter(folder_of[place] for false, place in places if keyword in (None, false))
+        return tuple(counted[folder] for folder in self.talk.hours_of)
 
     @cached_property
     def _outcomes(self) -> dict[tuple[float | None, str | None], tuple[Outcome, Outcome]]:
@@ -174,10 +196,12 @@ def evaluate_stream(
             exit_code=USAGE,
         )
     talk: dict[Path, Counter[str]] = {}
+    named_by: dict[Path, Path] = {}
     left_out = 0
     for folder in negatives:
         spoken, without = transcribed_talk(folder, rules.keywords)
         talk |= spoken
+        named_by |= dict.fromkeys(spoken, folder)
         left_out += without
     if not recordings and not talk:
         raise AudioError("nothing to measure: name recordings of words, or folders of talk with --negatives")
@@ -190,7 +214,12 @@ def evaluate_stream(
         rules=rules,
         labels=spotter.info.labels,
         words=Material(traces([[path] for path in recordings], "words"), truths),
-        talk=Material(traces(groups, "talk"), [[] for _ in groups], [_stretches(group, talk) for group in groups]),
+        talk=Material(
+            traces(groups, "talk"),
+            [[] for _ in groups],
+            [_stretches(group, talk) for group in groups],
+            [named_by[group[0]] for group in groups],
+        ),
         left_out=left_out,
         continuous=continuous,
     )
@@ -214,12 +243,12 @@ def _stretches(group: Sequence[Path], talk: Mapping[Path, Counter[str]]) -> list
 def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
     """Decide by the rules, and compare with what was said."""
     said, hit, mistaken, latencies = [], [], [], []
-    false: list[str] = []
+    false, false_in = list[str](), list[int]()
     heard: list[list[Detection]] = [[] for _ in material.traces]
     for detection in decide(material.traces, rules, labels):
         heard[detection.stream].append(detection)
     forgiven = material.forgiven or [() for _ in material.traces]
-    for words, detections, stretches in zip(material.words, heard, forgiven, strict=True):
+    for i, (words, detections, stretches) in enumerate(zip(material.words, heard, forgiven, strict=True)):
         known = [word for word in words if word.keyword in rules.keywords]
         hits, left = _match(known, detections)
         for word, mine in zip(known, hits, strict=True):
@@ -229,7 +258,10 @@ def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
             if mine is not None:
                 latencies.append(mine.end / SAMPLE_RATE - word.end_s)
         false += _unforgiven(left, stretches)
-    return Outcome(tuple(said), tuple(hit), tuple(mistaken), tuple(latencies), tuple(false), material.hours)
+        false_in += [i] * (len(false) - len(false_in))
+    return Outcome(
+        tuple(said), tuple(hit), tuple(mistaken), tuple(latencies), tuple(false), tuple(false_in), material.hours
+    )
 
 
 def _match(words: Sequence[Word], detections: Sequence[Detection]) -> tuple[list[Detection | None], list[Detection]]:
@@ -283,54 +315,79 @@ def poisson_interval(events: int) -> tuple[float, float]:
     return (0.0 if events == 0 else solve(events - 1, 0.975)), solve(events, 0.025)
 
 
+Cost = tuple[int, int]  # words missed and mistaken; thresholds of words of which few were said, in thousandths
+Falses = tuple[int, ...]  # false accepts on the talk of each folder
+Plan = tuple[Cost, dict[str, float]]  # what thresholds cost, and the thresholds
+
+
 def threshold_for(evaluation: StreamEvaluation, budget: float) -> float | None:
-    """The lowest threshold, the same for all words, with at most `budget` false accepts per hour of talk; None if
-    there is none. The whole range is looked at, as a higher threshold may by chance give one more."""
-    within = [t for t in THRESHOLDS if evaluation.at(t)[1].per_hour[0] <= budget]
+    """The lowest threshold, the same for all words, with at most `budget` false accepts per hour of each folder's talk;
+    None if there is none. The whole range is looked at, as a higher threshold may by chance give one more."""
+    hours = evaluation.talk.hours_of.values()
+    if not hours or not all(hours):
+        return None
+    within = [
+        threshold
+        for threshold in THRESHOLDS
+        if all(false <= budget * long for false, long in zip(evaluation.false_accepts(threshold), hours, strict=True))
+    ]
     return min(within, default=None)
 
 
 def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, float]:
     """For each keyword the threshold with which together the fewest words are missed and mistaken, at no more than
-    `budget` false accepts per hour of talk; empty if there are none.
+    `budget` false accepts per hour of each folder's talk, and so of all of it; empty if there are none.
 
     A keyword's hits and false accepts hardly depend on the others' thresholds, so each is looked at by itself, and
     what the budget allows is shared out where it saves most. To be on the safe side a threshold has the false accepts
     of the next lower one. Keywords of which few words were said get the threshold that suits all, or the next one that
-    is within the budget; and where there is too little talk for that to allow even one false accept, none gets a lower
-    one.
+    is within the budget; and where there is too little talk in a folder for that to allow even one false accept, none
+    gets a lower one.
     """
-    allowed = math.floor(budget * evaluation.talk.hours) if evaluation.talk.hours else 0
+    allowed = [math.floor(budget * hours) for hours in evaluation.talk.hours_of.values()]
     said = Counter(evaluation.at()[0].said)
     lowest = threshold_for(evaluation, budget)
     if lowest is None:
         return {}
     for_all = THRESHOLDS[min(THRESHOLDS.index(lowest) + 1, len(THRESHOLDS) - 1)]
-    plans: dict[int, tuple[int, dict[str, float]]] = {0: (0, {})}  # false accepts → the least cost, and thresholds
+    plans: dict[Falses, Plan] = {(0,) * len(allowed): ((0, 0), {})}
     for keyword in evaluation.rules.keywords:
         choices = _choices(evaluation, keyword)
         if said[keyword] < FEW_WORDS:  # too few to count misses: what a threshold costs is how high it is
-            choices = [(false, int(1000 * at), at) for false, _, at in choices if at >= for_all]
-        elif not allowed:
+            choices = [(false, (0, round(1000 * at)), at) for false, _, at in choices if at >= for_all]
+        elif not all(allowed):
             choices = [choice for choice in choices if choice[2] >= for_all]
-        longer: dict[int, tuple[int, dict[str, float]]] = {}
+        longer: dict[Falses, Plan] = {}
         for false_before, (cost_before, thresholds) in plans.items():
             for false, cost, threshold in choices:
-                total, plan = false_before + false, (cost_before + cost, thresholds | {keyword: threshold})
-                if total <= allowed and (total not in longer or plan[0] <= longer[total][0]):
+                total = tuple(map(sum, zip(false_before, false, strict=True)))
+                plan = (cost_before[0] + cost[0], cost_before[1] + cost[1]), thresholds | {keyword: threshold}
+                affordable = all(n <= most for n, most in zip(total, allowed, strict=True))
+                if affordable and (total not in longer or plan[0] <= longer[total][0]):
                     longer[total] = plan
-        plans = longer
+        plans = _worth_keeping(longer)
     safe = min(plans.values(), key=lambda plan: plan[0], default=None)
     return safe[1] if safe else dict.fromkeys(evaluation.rules.keywords, lowest)
 
 
-def _choices(evaluation: StreamEvaluation, keyword: str) -> list[tuple[int, int, float]]:
-    """(false accepts on talk, words missed and mistaken, threshold), the highest threshold last."""
+def _worth_keeping(plans: dict[Falses, Plan]) -> dict[Falses, Plan]:
+    """Those than which none costs less with fewer false accepts in every folder: of several folders there would be
+    ever so many."""
+    kept: dict[Falses, Plan] = {}
+    for false, plan in sorted(plans.items(), key=lambda item: (item[1][0], item[0])):
+        if not any(all(n <= mine for n, mine in zip(other, false, strict=True)) for other in kept):
+            kept[false] = plan
+    return kept
+
+
+def _choices(evaluation: StreamEvaluation, keyword: str) -> list[tuple[Falses, Cost, float]]:
+    """(false accepts on talk, what it costs, threshold), the highest threshold last."""
     choices = []
     lower = THRESHOLDS[0]
     for threshold in THRESHOLDS:
-        words, talk = evaluation.at(threshold)
-        false = max(talk.false_accepts.count(keyword), evaluation.at(lower)[1].false_accepts.count(keyword))
-        choices.append((false, words.missed(keyword).right + words.false_accepts.count(keyword), threshold))
+        words = evaluation.at(threshold)[0]
+        either = zip(*(evaluation.false_accepts(at, keyword) for at in (threshold, lower)), strict=True)
+        mistaken = words.missed(keyword).right + words.false_accepts.count(keyword)
+        choices.append((tuple(map(max, either)), (mistaken, 0), threshold))
         lower = threshold
     return choices
