@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kwsd import __version__
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.errors import INTERNAL, INTERRUPTED, IO, OK, UNAVAILABLE, USAGE, ConfigError, KwsdError
+from kwsd.errors import INTERNAL, INTERRUPTED, IO, OK, UNAVAILABLE, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.paths import FIFO, FILE, kind_of
 
 Command = Callable[[argparse.Namespace], int]
@@ -684,6 +684,8 @@ def record(options: argparse.Namespace) -> int:
         count = count or 20
     shelf.make_room(options.words)
     kept = record_words(source, shelf, options.words, count, lambda line: show(f"{line}\n"))
+    if options.source and not any(kept.values()):
+        raise AudioError(f"{options.source}: nobody says a word alone in it; leave half a second between words")
     say(f"{options.folder}: {', '.join(f'{n} of {word}' for word, n in kept.items())} more")
     return OK
 
@@ -712,9 +714,8 @@ def train(options: argparse.Namespace) -> int:
 
     if not options.model and not options.recipe and not options.init:
         raise ConfigError("train: which network? name it with --model, --init, or in a --recipe", exit_code=USAGE)
-    for option, number in (("--epochs", options.epochs), ("--batch", options.batch)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{option} {number}: at least 1", exit_code=USAGE)
+    if options.epochs is not None and options.epochs < 1:
+        raise ConfigError(f"--epochs {options.epochs}: at least 1", exit_code=USAGE)
     if options.learning_rate is not None and not 0.0 < options.learning_rate < 1.0:
         raise ConfigError(f"--learning-rate {options.learning_rate:g}: between 0 and 1", exit_code=USAGE)
     if options.download and not options.data:
@@ -785,8 +786,12 @@ def evaluate(options: argparse.Namespace) -> int:
     try:
         draw_confusion(evaluation, picture)
     except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
-        raise KwsdError(f"{picture}: cannot be written ({error}); name a PNG with --picture", exit_code=IO) from None
-    say(f"confusion matrix: {picture}")
+        complaint = f"{picture}: cannot be written ({error}); name a PNG with --picture"
+        if options.picture:
+            raise KwsdError(complaint, exit_code=IO) from None
+        say(complaint)
+    else:
+        say(f"confusion matrix: {picture}")
     return OK
 
 

@@ -10,7 +10,7 @@ import torch
 from test_checkpoint import checkpoint
 
 from kwsd.cli import dispatch
-from kwsd.errors import USAGE, AudioError, ModelError
+from kwsd.errors import IO, USAGE, AudioError, KwsdError, ModelError
 from kwsd.training.evaluate import Evaluation, Rate, evaluate_model
 from kwsd.training.export import export
 
@@ -140,6 +140,18 @@ def test_the_table_goes_to_stdout_and_the_picture_beside_the_model(artefact, dat
     assert str(picture) in err
     assert picture.read_bytes().startswith(b"\x89PNG\r\n")
     assert picture.stat().st_size > 5_000
+
+
+def test_a_picture_that_cannot_be_drawn_is_an_error_only_if_it_was_asked_for(artefact, data, capsys):
+    picture = artefact.with_suffix(".confusion.png")
+    picture.mkdir()
+    asked = ["eval", "--model", str(artefact), "--data", str(data)]
+    assert dispatch(asked) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("accuracy") and f"{picture}: cannot be written" in err
+    with pytest.raises(KwsdError, match="cannot be written") as failure:
+        dispatch([*asked, "--picture", str(picture)])
+    assert failure.value.exit_code == IO
 
 
 def test_json_holds_the_same_figures(artefact, data, tmp_path, capsys):

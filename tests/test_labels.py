@@ -34,6 +34,8 @@ def test_labels_are_a_name_for_many_or_a_list(text, labels):
         ("yes,no,", "empty"),
         ("yes,no,yes", "yes is given more than once"),
         ("yes", "at least two"),
+        ("yes,_unkown_", r"_unkown_ begins with _, and is no word; did you mean _unknown_\?"),
+        ("yes,_", "_ begins with _, and is no word; there are _unknown_ and _silence_"),
     ],
 )
 def test_a_list_that_cannot_be_meant_is_refused(text, complaint):

@@ -456,6 +456,29 @@ def test_ctrl_c_in_the_first_epoch_leaves_half_an_epoch(data, tmp_path, monkeypa
     assert left.network()(torch.zeros(1, 16_000)).shape == (1, 2)
 
 
+def test_ctrl_c_while_clips_are_loaded_says_that_nothing_was_learnt(data, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "load_subset", interrupted)
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "a.ckpt"), said.append)
+    assert said[-1] == "interrupted before anything was learnt; begin again, without --resume"
+    assert not (tmp_path / "a.ckpt").exists()
+
+
+def test_what_the_loading_of_clips_took_is_not_kept(data, tmp_path, monkeypatch):
+    called = []
+    for name in ("_keep_memory", "_prepare"):
+        honest = getattr(training, name)
+        monkeypatch.setattr(
+            training, name, lambda *more, name=name, honest=honest: called.append(name) or honest(*more)
+        )
+    train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    assert called == ["_prepare", "_keep_memory"]
+
+
 def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
     interrupt_in_the_first_epoch(monkeypatch)
     said = []
@@ -475,6 +498,7 @@ def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
         ({"labels": "yes,up"}, "other labels"),
         ({"labels": "no,yes"}, "other labels"),
         ({"seed": 1}, "begun with --seed 0"),
+        ({"recipe": "optimiser: sgd"}, "begun with the optimiser adam; --resume needs the same"),
         ({"out": "nowhere.ckpt"}, "no such checkpoint"),
     ],
 )
@@ -482,8 +506,21 @@ def test_another_run_cannot_be_resumed(data, tmp_path, changed, complaint):
     train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
     if "out" in changed:
         changed = {"out": tmp_path / changed["out"]}
+    if "recipe" in changed:
+        changed = {"recipe": a_recipe(tmp_path, changed["recipe"])}
     with pytest.raises((ConfigError, ModelError), match=complaint):
         train(dataclasses.replace(options(data, tmp_path / "a.ckpt", epochs=2, resume=True), **changed), quietly)
+
+
+def a_recipe(folder, *lines):
+    (folder / "r.yaml").write_text("\n".join(("model: simplenet", "labels: yes,no", *lines)))
+    return folder / "r.yaml"
+
+
+def test_a_resumed_run_takes_the_weight_decay_of_the_recipe(data, tmp_path):
+    train(options(data, tmp_path / "a.ckpt", epochs=1), quietly)
+    more = options(data, tmp_path / "a.ckpt", epochs=2, resume=True, recipe=a_recipe(tmp_path, "weight_decay: 0.5"))
+    assert train(more, quietly).optimiser["param_groups"][0]["weight_decay"] == 0.5
 
 
 def test_with_other_clips_to_validate_on_the_best_so_far_is_scored_anew(data, tmp_path):
@@ -553,6 +590,7 @@ def test_a_table_of_somebody_elses_is_not_overwritten(data, tmp_path):
         ({"seed": -1}, ConfigError, 2, "--seed -1"),
         ({"labels": "zero,one"}, AudioError, 66, "none of the training clips"),
         ({"labels": "yes,"}, ConfigError, 78, "empty label"),
+        ({"batch": 1}, ConfigError, 2, "--batch 1: at least 2, two for each process"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(data, tmp_path, changed, error, code, complaint):
@@ -560,6 +598,16 @@ def test_what_cannot_be_trained_is_refused(data, tmp_path, changed, error, code,
         train(dataclasses.replace(options(data, tmp_path / "models/a.ckpt"), **changed), quietly)
     assert failure.value.exit_code == code
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt"])
+def test_a_checkpoint_is_not_named_as_an_artefact(data, tmp_path, name):
+    with pytest.raises(KwsdError, match=f"{name}: a checkpoint is no artefact; name a.ckpt, and then kwsd export"):
+        train(options(data, tmp_path / name, epochs=1), quietly)
+
+
+def test_any_seed_will_do(data, tmp_path):
+    assert train(options(data, tmp_path / "a.ckpt", epochs=1, seed=2**63 - 1), quietly).seed == 2**63 - 1
 
 
 def test_a_label_without_clips_is_named(data, tmp_path):
@@ -599,6 +647,30 @@ def test_that_nothing_says_what_other_speech_is_is_told(data, tmp_path):
     said = []
     train(options(data, tmp_path / "a.ckpt", labels="yes,no,up,down,_unknown_", epochs=1), said.append)
     assert any(line.startswith("there is nothing to learn _unknown_ from") for line in said)
+
+
+def test_talk_and_noise_that_are_no_labels_are_told(data, tmp_path, talk):
+    def told(labels, **more):
+        said = []
+        asked = options(data, tmp_path / f"{labels}.ckpt", labels=labels, epochs=1, **more)
+        train(asked, said.append)
+        return [line.split(",")[0] for line in said if "is not learnt as" in line]
+
+    noise = {"noise": (talk,)}
+    assert told("yes,no", model="dstcn-tiny", negatives=(talk,)) == [
+        "talk is not learnt as _unknown_", "noise is not learnt as _silence_",
+    ]  # fmt: skip
+    assert told("yes,no,_unknown_,_silence_", model="dstcn-tiny", negatives=(talk,), **noise) == []
+    assert told("no,yes") == [] and told("no,yes,_unknown_", **noise) == ["noise is not learnt as _silence_"]
+
+
+def test_words_with_hardly_a_clip_to_validate_on_are_told(tmp_path):
+    folder = own_words(tmp_path / "mine", yes=["a", "b", "c", "d"], no=["a", "b", "c"], up=["a", "b"])
+    held_out = [*(f"yes/{who}" for who in "bcd"), *(f"no/{who}" for who in "bc")]
+    (folder / "validation_list.txt").write_text("".join(f"{name}_nohash_0.wav\n" for name in held_out))
+    said = []
+    train(options(None, tmp_path / "a.ckpt", labels="yes,no,up", words=(folder,), epochs=1), said.append)
+    assert any(line.startswith("few validation clips: no 2, up 0; how well") for line in said)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):
@@ -780,10 +852,14 @@ def test_a_recipe_names_the_network_and_the_command_line_goes_over_it(data, tmp_
         train(options(data, tmp_path / "a.ckpt", **plain | {"model": "dstcn-tiny"}), quietly)
 
 
-def test_thresholds_of_a_recipe_for_other_labels_are_refused(data, tmp_path):
-    (tmp_path / "r.yaml").write_text("model: simplenet\nthresholds: {down: 0.9}\n")
+def test_thresholds_of_words_that_are_no_labels_are_refused_and_of_other_labels_left_out(data, tmp_path):
+    recipe = a_recipe(tmp_path, "thresholds: {down: 0.9, yes: 0.8}")
     with pytest.raises(ConfigError, match=r"thresholds: down is none of the labels yes, no"):
-        train(options(data, tmp_path / "a.ckpt", model=None, recipe=tmp_path / "r.yaml"), quietly)
+        train(options(data, tmp_path / "a.ckpt", labels=None, recipe=recipe), quietly)
+    said = []
+    made = train(options(data, tmp_path / "a.ckpt", labels="yes,up", recipe=recipe, epochs=1), said.append)
+    assert f"{recipe}: has thresholds of words that are no labels, not used: down" in said
+    assert made.recipe["thresholds"] == {"yes": 0.8}
 
 
 @pytest.mark.parametrize(("fits", "remedy"), [(12, "--batch 12 fits"), (0, "a smaller --batch")])

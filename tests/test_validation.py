@@ -114,6 +114,10 @@ def test_where_there_is_talk_spotting_is_what_counts():
 
 
 def test_the_standard_error_is_that_of_a_share_of_so_many_windows():
-    assert Validated(accuracy=0.9, spotting=None, windows=900).standard_error == pytest.approx(0.01)
-    assert Validated(accuracy=0.9, spotting=0.5, windows=100).standard_error == pytest.approx(0.05)
-    assert Validated(accuracy=1.0, spotting=None, windows=1).standard_error == 0.0
+    assert Validated(accuracy=0.9, spotting=None, windows=900).standard_error == pytest.approx(0.01, rel=0.01)
+    assert Validated(accuracy=0.9, spotting=0.5, windows=100).standard_error == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_that_all_or_none_of_a_few_windows_were_told_right_may_be_chance(share):
+    assert Validated(share, None, windows=4).standard_error == pytest.approx((0.25 * 0.75 / 8) ** 0.5)

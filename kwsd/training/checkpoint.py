@@ -65,6 +65,11 @@ class Checkpoint:
         """Raises KwsdError if no checkpoint can be written there: better told before an epoch than after it."""
         if path.is_dir():
             raise KwsdError(f"{path}: is a folder; name a file in it with --out", exit_code=USAGE)
+        if path.suffix in (".onnx", ".pt"):
+            raise KwsdError(
+                f"{path}: a checkpoint is no artefact; name {path.with_suffix('.ckpt').name}, and then kwsd export",
+                exit_code=USAGE,
+            )
         nearest = next(folder for folder in path.parents if folder.exists())  # the others are made when they are needed
         try:
             tempfile.TemporaryFile(dir=nearest).close()

@@ -2,11 +2,14 @@
 
 import unicodedata
 from collections import Counter
+from difflib import get_close_matches
 
 from kwsd.artefact import SILENCE, UNKNOWN
 from kwsd.errors import ConfigError
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+
+OURS = (UNKNOWN, SILENCE)  # labels that are no words
 
 # The 35 words of Speech Commands v0.02 (Warden 2018, arXiv:1804.03209, table 2).
 ALL = tuple(
@@ -28,7 +31,8 @@ def parse_labels(text: str, at_least: int = 2) -> tuple[str, ...]:
     """`all` (35 words), `commands` (ten commands, unknown, silence) or a comma-separated list of labels, in Unicode's
     composed form (NFC): so that a word is the same however it was typed.
 
-    Raises ConfigError for an empty or repeated label, or fewer than `at_least`.
+    Raises ConfigError for an empty or repeated label, one with `_` in front that is none of ours, or fewer than
+    `at_least`.
     """
     if text == "all":
         return ALL
@@ -40,6 +44,11 @@ def parse_labels(text: str, at_least: int = 2) -> tuple[str, ...]:
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
         raise ConfigError(f"--labels: {', '.join(sorted(repeated))} is given more than once")
+    for label in labels:
+        if label.startswith("_") and label not in OURS:
+            near = get_close_matches(label, OURS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {' and '.join(OURS)}"
+            raise ConfigError(f"--labels: {label} begins with _, and is no word; {hint}")
     if len(labels) < at_least:
         raise ConfigError(f"--labels {text}: a model tells words apart; give it at least two, such as {text},{UNKNOWN}")
     return labels

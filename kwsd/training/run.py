@@ -67,8 +67,9 @@ def train_epoch(run: Run) -> tuple[float, float]:
 
     Raises KwsdError if the loss is not a number any more, or the GPU has too little memory for a batch.
     """
-    torch.manual_seed(run.seed * 100_003 + run.epoch)  # dropout
-    generator = torch.Generator().manual_seed(run.seed * 100_003 + run.epoch)
+    seed = (run.seed * 100_003 + run.epoch) % 2**63
+    torch.manual_seed(seed)  # dropout
+    generator = torch.Generator().manual_seed(seed)
     _mine(run)
     run.network.train()
     steps = len(run.batches)

@@ -2,8 +2,8 @@
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -45,6 +45,7 @@ QUICK_EPOCHS = 3
 QUICK_CLIPS = {"training": 2000, "validation": 500}  # at most, evenly over the words
 TALK_HELD_OUT = 0.1  # of the negatives: to validate on
 FEW_CLIPS = 20  # of a word in training: less than this teaches one speaker's way of saying it
+FEW_TO_VALIDATE = 3  # clips of a word
 WANTED_CLIPS = 50  # by at least ten people
 SEEN = 30  # batches that the normalisations of an artefact are found again from
 
@@ -104,9 +105,7 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     begun = _begun(options)
     model, recipe = _recipe(options, begun)
     labels = _labels(options, recipe, begun)
-    for label in recipe.thresholds:
-        if label not in labels:
-            raise ConfigError(f"thresholds: {label} is none of the labels {', '.join(labels)}")
+    recipe, dropped = _with_thresholds_of(labels, recipe, options)
     if options.tensorboard:
         check_board()
     out = options.out or Path("models") / f"{model}.ckpt"
@@ -116,11 +115,15 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
         Checkpoint.check_place(out)
         if out.exists() and not options.resume:
             raise ConfigError(f"{out}: is there already; go on with it by --resume, or name another with --out")
+        _check_batch(recipe, group)
+        if dropped:
+            plan.say(f"{options.recipe}: has thresholds of words that are no labels, not used: {', '.join(dropped)}")
         torch.manual_seed(options.seed)
-        _keep_memory()
-        run = _prepare(plan, group.device(device), group)
-        if options.resume:
-            _resume(run, plan)
+        with _saying_what_is_left(plan):
+            run = _prepare(plan, group.device(device), group)
+            if options.resume:
+                _resume(run, plan)
+        _keep_memory()  # not before: what was needed to load the clips would be kept as well
         return _epochs(run, plan)
 
 
@@ -136,6 +139,37 @@ def _labels(options: TrainOptions, recipe: Recipe, begun: Origin | None) -> tupl
     if begun and not options.labels and not options.recipe:
         return begun.labels
     return parse_labels(options.labels or recipe.labels)
+
+
+def _with_thresholds_of(
+    labels: tuple[str, ...], recipe: Recipe, options: TrainOptions
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe without thresholds of words that are no labels, if other labels than its own are asked for; and which
+    those were. Raises ConfigError if it has some for other words than its own labels."""
+    others = tuple(word for word in recipe.thresholds if word not in labels)
+    if others and not options.labels:
+        raise ConfigError(f"thresholds: {others[0]} is none of the labels {', '.join(labels)}")
+    kept = {word: score for word, score in recipe.thresholds.items() if word in labels}
+    return msgspec.structs.replace(recipe, thresholds=kept), others
+
+
+def _check_batch(recipe: Recipe, group: ProcessGroup) -> None:
+    """Raises ConfigError if a process would get fewer than two windows at a time, of which no batch normalisation can
+    be taken."""
+    least = 2 * group.world_size
+    if recipe.batch < least:
+        raise ConfigError(f"--batch {recipe.batch}: at least {least}, two for each process", exit_code=USAGE)
+
+
+@contextmanager
+def _saying_what_is_left(plan: Plan) -> Iterator[None]:
+    """Of Ctrl-C before the first epoch."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = "go on with the same command" if plan.options.resume else "begin again, without --resume"
+        plan.say(f"interrupted before anything was learnt; {again}")
+        raise
 
 
 def _nothing(_: str) -> None:
@@ -262,6 +296,7 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     for note in dict.fromkeys((*clips.told, *validation.told)):
         plan.say(note)
     _check_labels(clips, plan)
+    _tell_hardly_validated(validation, plan)
     if not set(clips.paths).isdisjoint(validation.paths):
         raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
     in_both = set(clips.speakers) & set(validation.speakers)
@@ -336,7 +371,7 @@ def _check_labels(clips: Clips, plan: Plan) -> None:
     """Says which labels have too little to learn from, and what becomes of other words. Raises AudioError if one has
     nothing."""
     labels, say, spoken = plan.labels, plan.say, counts(clips.words)
-    keywords = [label for label in labels if not label.startswith("_")]
+    keywords = _keywords(labels)
     if set(spoken).isdisjoint(keywords):
         raise AudioError(
             f"none of the training clips is one of the labels {', '.join(labels)}; "
@@ -356,8 +391,37 @@ def _check_labels(clips: Clips, plan: Plan) -> None:
     few = [f"{label} {spoken[label]}" for label in keywords if 0 < spoken.get(label, 0) < FEW_CLIPS]
     if few:
         say(f"few training clips: {', '.join(few)}; {WANTED_CLIPS} of each, from ten people or more, are wanted")
+    _tell_unlearnt(plan)
     if len(set(clips.speakers)) == 1:
         say(f"all training clips are of one speaker ({clips.speakers[0]}); others will be understood poorly")
+
+
+def _tell_hardly_validated(validation: Clips, plan: Plan) -> None:
+    """Says of which words it will hardly be known how well they are heard."""
+    said = counts(validation.words)
+    few = [f"{label} {said.get(label, 0)}" for label in _keywords(plan.labels) if said.get(label, 0) < FEW_TO_VALIDATE]
+    if few:
+        plan.say(
+            f"few validation clips: {_some(few)}; how well these are heard is hardly known, and which weights are best "
+            "is decided by the others"
+        )
+
+
+def _tell_unlearnt(plan: Plan) -> None:
+    """Says what a network will take for one of its words for want of a label."""
+    options, labels = plan.options, plan.labels
+    unlearnt = {"talk": UNKNOWN} if options.negatives and plan.recipe.augment else {}
+    unlearnt |= {"noise": SILENCE} if options.noise or plan.recipe.augment else {}
+    for sound, label in unlearnt.items():
+        if label not in labels:
+            plan.say(
+                f"{sound} is not learnt as {label}, which is no label, and may be taken for one of the words: "
+                "add it to --labels"
+            )
+
+
+def _keywords(labels: tuple[str, ...]) -> list[str]:
+    return [label for label in labels if not label.startswith("_")]
 
 
 def _tell_missing(missing: list[str], plan: Plan) -> None:
@@ -417,6 +481,9 @@ def _resume(run: Run, plan: Plan) -> None:
         )
     if checkpoint.seed != run.seed:
         raise ConfigError(f"{plan.out}: was begun with --seed {checkpoint.seed}; --resume needs the same")
+    optimiser = checkpoint.recipe.get("optimiser", run.recipe.optimiser)
+    if optimiser != run.recipe.optimiser:
+        raise ConfigError(f"{plan.out}: was begun with the optimiser {optimiser}; --resume needs the same")
     try:
         run.network.load_state_dict(checkpoint.state)
         if run.average is not None and checkpoint.average_state is not None:
@@ -425,6 +492,8 @@ def _resume(run: Run, plan: Plan) -> None:
         run.optimiser.load_state_dict(checkpoint.optimiser)
     except (RuntimeError, ValueError):
         raise ModelError(f"{plan.out}: a checkpoint of another kwsd; train again without --resume") from None
+    for settings in run.optimiser.param_groups:  # which are the checkpoint's by now
+        settings["weight_decay"] = run.recipe.weight_decay
     run.epoch, run.best_score = checkpoint.epoch, checkpoint.best_score
     run.best_state = checkpoint.best_state
     if run.best_score and checkpoint.validated_on != run.held_out.name:  # what is better must be better at the same

@@ -41,8 +41,11 @@ class Validated:
 
     @property
     def standard_error(self) -> float:
-        """By how much scores of equally good networks differ."""
-        return math.sqrt(self.score * (1.0 - self.score) / self.windows)
+        """By how much scores of equally good networks differ (Agresti & Coull 1998): of few windows, none or all of
+        which were told right, as well."""
+        n = self.windows + 4
+        share = (self.score * self.windows + 2.0) / n
+        return math.sqrt(share * (1.0 - share) / n)
 
     def __str__(self) -> str:
         told = "" if self.spotting is None else f", {self.spotting:.1%} told from talk and noise"
