@@ -781,6 +781,8 @@ def evaluate(options: argparse.Namespace) -> int:
     evaluation = evaluate_model(_model(options.model), options.data, subset, noise, words=words)
     for reason in evaluation.skipped:
         say(f"skipped {reason}")
+    for note in evaluation.told:
+        say(note)
     show((json.dumps(evaluation.as_dict()) if options.json else evaluation.table()) + "\n")
     picture = options.picture or options.model.with_suffix(".confusion.png")
     try:

@@ -1,6 +1,7 @@
 """Speech Commands clips: the word as label, the official split, every clip kept at one second, decoded once."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +173,10 @@ def test_no_clip_is_dropped_for_its_length_and_any_rate_is_read(root):
 
 def test_a_second_load_decodes_nothing_and_leaves_the_cache_alone(root, cache, monkeypatch):
     first = load_clips(root, "training")
-    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.np*")}
     monkeypatch.setattr(dataset, "read_recording", lambda path: pytest.fail(f"decoded {path} again"))
     second = load_clips(root, "training")
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.np*")} == before and before
     assert np.array_equal(first.samples, second.samples)
     assert np.array_equal(first.spans, second.spans)
     assert (first.words, first.speakers, first.paths) == (second.words, second.speakers, second.paths)
@@ -220,6 +221,30 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(root, tmp_path, monke
     with pytest.raises(KwsdError, match="XDG_CACHE_HOME") as failure:
         load_clips(root, "validation")
     assert failure.value.exit_code == 74
+
+
+@pytest.mark.parametrize("name", ["samples.npy", "index.npz"])
+@pytest.mark.parametrize("damage", [b"", b"\0" * 4096, b"\x93NUMPY\x01\0v\0{'descr': '|O'}", None])
+def test_what_is_damaged_is_decoded_anew(root, cache, name, damage):
+    before = load_clips(root, "validation")
+    (kept,) = cache.iterdir()
+    if damage is None:
+        (kept / name).unlink()
+    else:
+        (kept / name).write_bytes(damage)
+    after = load_clips(root, "validation")
+    assert np.array_equal(before.samples, after.samples) and before.paths == after.paths
+    assert [path.name for path in cache.iterdir()] == [kept.name], "and nothing is left beside it"
+
+
+def test_what_was_not_used_for_a_month_is_deleted(root, cache):
+    load_clips(root, "validation")
+    load_clips(root, "testing")
+    for kept in cache.iterdir():
+        os.utime(kept, (0, time.time() - 31 * 86_400))
+    load_clips(root, "testing")
+    load_clips(root, "training")
+    assert sorted(path.name.split("-")[0] for path in cache.iterdir()) == ["testing", "training"]
 
 
 # --- bad clips ---
@@ -474,6 +499,72 @@ def test_of_a_recording_of_many_words_it_is_told_that_one_is_taken(tmp_path):
     assert load_words(folder, "testing").told == ()
 
 
+def said_twice(word, other):
+    """Two words, half a second apart."""
+    return np.concatenate([tiny.tone(word), tiny.tone(other)])
+
+
+def test_of_words_too_long_for_a_window_it_is_told_how_many_are_cut(tmp_path):
+    folder = tones(tmp_path / "words", "stop/1.wav", "stop/2.wav", "go on/3.wav", samples=2 * 16_000)
+    for path in ("go on/4.wav", "go on/5.wav"):
+        tiny.write(folder / path, said_twice("yes", "no"))
+    (folder / "testing_list.txt").write_text("stop/2.wav\n")
+    (told,) = load_words(folder, "training").told
+    assert told.startswith("training: recordings in which more sounds than a window of 1 s holds: go on 2 of 3; only")
+    assert load_words(folder, "testing").told == ()
+
+
+def test_a_click_far_from_the_word_is_no_other_word(tmp_path):
+    clicked = np.concatenate([tiny.tone("yes"), tiny.tone("yes", seed=1)[:8_000]])
+    clicked[16_000:] *= 0.01
+    clicked[-400:] = 0.5
+    tiny.write(tmp_path / "words/yes/1.wav", clicked)
+    (tmp_path / "words/testing_list.txt").write_text("")
+    assert load_words(tmp_path / "words", "training").told == ()
+
+
+def with_lists(folder, **lists):
+    for subset in ("validation", "testing"):
+        (folder / f"{subset}_list.txt").write_text("".join(f"{name}\n" for name in lists.get(subset, ())))
+    return folder
+
+
+def test_what_is_learnt_is_not_tested_on_under_another_name(tmp_path):
+    folder = tones(tmp_path / "words", "saw/1.wav", "saw/2.wav", "saw/3.wav", "saw/4.wav")
+    sound, rate = soundfile.read(folder / "saw/1.wav", dtype="int16")
+    soundfile.write(folder / "saw/copy.flac", sound, rate)
+    with_lists(folder, validation=["saw/2.wav", "saw/copy.flac"], testing=["saw/3.wav", "saw/copy2.flac"])
+    soundfile.write(folder / "saw/copy2.flac", soundfile.read(folder / "saw/2.wav", dtype="int16")[0], rate)
+    assert len(load_subset(None, (folder,), "training")) == 2
+    for subset, copy, of in (("validation", "copy.flac", "1.wav"), ("testing", "copy2.flac", "2.wav")):
+        clips = load_subset(None, (folder,), subset)
+        assert len(clips) == 1
+        assert clips.told == (
+            f"{subset}: 1 clips left out, which are known under other names, "
+            f"as {folder}/saw/{copy} is {folder}/saw/{of}",
+        )
+    with_lists(folder, validation=["saw/copy.flac"])
+    with pytest.raises(AudioError, match=r"validation: 1 clips left out.*all there are; record more"):
+        load_subset(None, (folder,), "validation")
+
+
+@pytest.mark.parametrize("subset", ["training", "validation"])
+def test_a_recording_is_of_one_word(tmp_path, subset):
+    folder = tones(tmp_path / "words", "lamp/1.wav", "lamp/2.wav")
+    (folder / "saw").mkdir()
+    (folder / "saw/3.wav").write_bytes((folder / "lamp/1.wav").read_bytes())
+    with_lists(folder, validation=["saw/3.wav", "lamp/2.wav"] if subset == "validation" else [])
+    with pytest.raises(AudioError, match=r"saw/3\.wav: is the same recording as .*lamp/1\.wav, of another word"):
+        load_subset(None, (folder,), subset)
+
+
+def test_that_nothing_is_to_validate_on_is_not_blamed_on_what_cannot_be_read(tmp_path):
+    folder = with_lists(tones(tmp_path / "words", "saw/1.wav", "_noise_/2.wav"))
+    (folder / "saw/memo.m4a").write_bytes(b"sound of a telephone")
+    with pytest.raises(AudioError, match=r"words: no validation clips; record more, or write validation_list\.txt"):
+        load_subset(None, (folder,), "validation")
+
+
 def test_lines_of_a_list_that_name_no_recording_are_told(tmp_path):
     folder = tones(tmp_path / "words", "stop/1.wav", "stop/2.wav", "stop/3.wav")
     (folder / "testing_list.txt").write_text("./stop/1.wav\n\nwords/stop/2.wav\n")
@@ -567,14 +658,14 @@ def test_other_words_may_lie_together_and_a_folder_that_is_no_word_is_named(tmp_
     (folder / "validation_list.txt").write_text("")
     clips = load_words(folder, "training")
     assert sorted(clips.words) == ["_unknown_", "lamp"]
-    assert clips.skipped == (f"{folder}/_silence_: is no word; name noise and silence with --noise",)
+    assert clips.told == (f"{folder}/_silence_: is no word; name noise and silence with --noise",)
 
 
 def test_recordings_that_nobody_here_can_read_are_named_with_what_to_do(tmp_path):
     folder = tones(tmp_path / "words", "a/1.wav")
     (folder / "a/memo.m4a").write_bytes(b"sound of a telephone")
     (folder / "validation_list.txt").write_text("")
-    [told] = load_words(folder, "training").skipped
+    [told] = load_words(folder, "training").told
     assert told == f"{folder}/a/memo.m4a: cannot be read; convert it: ffmpeg -i memo.m4a memo.wav"
     (folder / "a/1.wav").unlink()
     with pytest.raises(AudioError, match=r"no recordings in there but such as .*memo\.m4a: cannot be read"):

@@ -177,6 +177,16 @@ def test_a_corrupt_clip_is_named(artefact, tmp_path, capsys):
     assert f"kwsd: skipped {tiny.folder(root.resolve()) / name}" in err
 
 
+def test_what_else_there_is_to_know_of_the_clips_is_told(artefact, data, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    tiny.write(folder / "up/1.wav", tiny.tone("up"))
+    tiny.write(folder / "stray.wav", tiny.tone("up"))
+    (folder / "testing_list.txt").write_text("up/1.wav\n")
+    noise = str(tiny.folder(data) / "_background_noise_")
+    assert dispatch(["eval", "--model", str(artefact), "--words", str(folder), "--noise", noise]) == 0
+    assert f"kwsd: {folder}/stray.wav: of which word?" in capsys.readouterr().err
+
+
 def test_a_file_that_is_neither_checkpoint_nor_artefact_is_refused(tmp_path, data):
     (tmp_path / "a.pt").write_bytes(b"neither")
     with pytest.raises(ModelError, match="is not a model"):

@@ -4,14 +4,19 @@ import hashlib
 import os
 import shutil
 import tarfile
+import time
 import unicodedata
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +26,7 @@ from kwsd.artefact import UNKNOWN
 from kwsd.audio_format import SAMPLE_RATE, WINDOW
 from kwsd.errors import IO, AudioError, KwsdError
 from kwsd.recording import read_recording
-from kwsd.span import is_whole, word_span
+from kwsd.span import FRAME, frame_levels_dbfs, is_whole, noise_level, word_span
 from kwsd.training.labels import spoken_keywords
 from kwsd.training.truth import read_truth, truth_beside, without
 
@@ -31,6 +36,9 @@ SUBSETS = ("training", "validation", "testing")
 SILENCE_PART = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "testing": (0.9, 1.0)}  # of every noise recording
 SILENT = 8  # of 32768, from the lowest sample to the highest: nothing was recorded
 LONG_S = 5.0  # of a recording of one word: in a longer one there are probably several
+NEARLY_DB = 25.0  # under the loudest 10 ms: hardly a breath or an echo
+CLICK = 7  # times 10 ms: what is no longer is no speech
+UNUSED_S = 30 * 86_400.0  # after which what was decoded is deleted
 DECODERS = 4  # threads: decoding is mostly waiting for the disk
 BACKGROUND = "_background_noise_"
 SHARES = 2**27  # that Speech Commands parts speakers into
@@ -101,25 +109,26 @@ def load_words(folder: Path, subset: str) -> Clips:
     subsets by a hash of their name, as in Speech Commands, unless `validation_list.txt` and `testing_list.txt` lie in
     the folder; the recordings of a single speaker are parted by a hash of their own names, and so are those of a word
     of which none would be to train on. A subset may be empty.
-    Of folders whose name begins with `_` only `_unknown_` is read; others are named in `skipped`, but for the noise of
-    Speech Commands. In `told` is which words those are, what lies beside the folders, what lists name and is not there,
-    and recordings so long that most of them is not used.
+    Of folders whose name begins with `_` only `_unknown_` is read. In `told` is which others there are, but for the
+    noise of Speech Commands, which recordings are of a kind that cannot be read, which words are parted otherwise, what
+    lies beside the folders, what lists name and is not there, and of which recordings most is not used.
     Raises AudioError if the folder holds no such recordings.
     """
     recordings = _recordings(folder)
     listing = [(path, _word(path, folder), _speaker(path, folder)) for path in recordings if path.parent != folder]
     listing = [row for row in listing if row[1][0] != "."]
     special = sorted({word for _, word, _ in listing if word[0] == "_" and word not in (UNKNOWN, BACKGROUND)})
-    skipped = tuple(f"{folder / word}: is no word; name noise and silence with --noise" for word in special)
+    told = tuple(f"{folder / word}: is no word; name noise and silence with --noise" for word in special)
     foreign = sorted(path for path in _files(folder) if path.suffix.lower() in FOREIGN)
-    skipped += tuple(f"{path}: cannot be read; convert it: ffmpeg -i {path.name} {path.stem}.wav" for path in foreign)
+    told += tuple(f"{path}: cannot be read; convert it: ffmpeg -i {path.name} {path.stem}.wav" for path in foreign)
     listing = [row for row in listing if row[1] not in (*special, BACKGROUND)]
     if not listing and foreign:
-        raise AudioError(f"{folder}: no recordings in there but such as {skipped[-1]}")
+        raise AudioError(f"{folder}: no recordings in there but such as {told[-1]}")
     if not listing:
         example = f"{folder.resolve().name}/stop/1.wav"
         raise AudioError(f"{folder}: no recordings in there; put them into a folder per word: {example}")
-    listed, told = _listed(folder, {path.relative_to(folder).as_posix() for path in recordings})
+    listed, lost = _listed(folder, {path.relative_to(folder).as_posix() for path in recordings})
+    told += lost
     beside = [path for path in recordings if path.parent == folder]
     if beside:
         told += (f"{beside[0]}{_and_more(beside)}: of which word? put it into a folder that is called so",)
@@ -135,23 +144,28 @@ def load_words(folder: Path, subset: str) -> Clips:
         told += tuple(_known_voices(folder, listing, now_learnt - learnt))
     wanted = [row for row, part in zip(listing, subsets, strict=True) if part == subset]
     if not wanted:
-        nothing = np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), skipped, np.zeros(0, bool)
+        nothing = np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), (), np.zeros(0, bool)
         return Clips(*nothing, told)
     clips = _decoded(wanted, subset, cut_up=False)
-    return replace(clips, skipped=(*skipped, *clips.skipped), told=(*told, *clips.told))
+    return replace(clips, told=(*told, *clips.told))
 
 
 def load_subset(
     data: Path | None, words: Sequence[Path], subset: str, *, download: bool = False, limit: int | None = None
 ) -> Clips:
-    """A subset of Speech Commands, if `data` names it, and of folders of somebody's own recordings, as one set.
+    """A subset of Speech Commands, if `data` names it, and of folders of somebody's own recordings, as one set. Of
+    their own, none that is of another subset as well, under another name.
 
-    Raises AudioError if it is empty.
+    Raises AudioError if it is empty, or a recording is of two words.
     """
-    parts = [load_words(folder, subset) for folder in words]
+    earlier = [load_words(folder, part) for part in SUBSETS[: SUBSETS.index(subset)] for folder in words]
+    own = [load_words(folder, subset) for folder in words]
+    parts = [_without_copies(join(own), earlier, subset)] if own else []
     if data:
         parts.append(load_clips(data, subset, download=download, limit=limit))
     clips = join(parts)
+    if not len(clips) and any(map(len, own)):
+        raise AudioError(f"{clips.told[-1]}: all there are; record more")
     if not len(clips) and clips.skipped:
         raise AudioError(f"none of the {subset} clips can be used; the first: {clips.skipped[0]}")
     if not len(clips):
@@ -172,6 +186,27 @@ def join(parts: Sequence[Clips]) -> Clips:
         np.concatenate([part.whole for part in parts]),
         tuple(dict.fromkeys(note for part in parts for note in part.told)),
     )
+
+
+def _without_copies(clips: Clips, earlier: Sequence[Clips], subset: str) -> Clips:
+    """Without those which to the last bit are clips of an earlier subset. Raises AudioError if one is of two words."""
+    sets = (*earlier, clips)
+    digests = [[hashlib.sha256(samples.data).digest() for samples in some.samples] for some in sets]
+    first: dict[bytes, tuple[str, str]] = {}  # where each was met first: its path, and the word
+    for some, theirs in zip(sets, digests, strict=True):
+        for digest, path, word in zip(theirs, some.paths, some.words, strict=True):
+            known, its_word = first.setdefault(digest, (path, word))
+            if word != its_word:
+                raise AudioError(f"{path}: is the same recording as {known}, of another word; delete one of the two")
+    *before, here = digests
+    known_already = set().union(*before)
+    copies = [row for row, digest in enumerate(here) if digest in known_already]
+    if not copies:
+        return clips
+    copy, known = clips.paths[copies[0]], first[here[copies[0]]][0]
+    note = f"{subset}: {len(copies)} clips left out, which are known under other names, as {copy} is {known}"
+    left = clips.take(np.setdiff1d(np.arange(len(clips)), copies))
+    return replace(left, told=(*left.told, note))
 
 
 def _known_voices(folder: Path, listing: Sequence[tuple[Path, str, str]], words: set[str]) -> Iterator[str]:
@@ -271,19 +306,56 @@ def _decoded(listing: Sequence[tuple[Path, str, str]], subset: str, *, cut_up: b
     """`cut_up` says that the clips are seconds out of longer recordings, and not always the right ones: recordings made
     one by one may well begin and end with the word."""
     cache = cache_folder() / f"{subset}-{_fingerprint(path for path, _, _ in listing)}"
-    if not (cache / "samples.npy").exists():
+    kept = _kept(cache)
+    if kept is None:
+        shutil.rmtree(cache, ignore_errors=True)  # or it could not be replaced
         _decode(listing, cache)
-    index = np.load(cache / "index.npz")
+        kept = _kept(cache)
+    if kept is None:
+        raise KwsdError(f"{cache}: the decoded clips cannot be read; set XDG_CACHE_HOME", exit_code=IO)
+    samples, index = kept
     return Clips(
-        np.load(cache / "samples.npy"),
+        samples,
         tuple(index["words"].tolist()),
         tuple(index["speakers"].tolist()),
         index["spans"],
         tuple(index["paths"].tolist()),
         tuple(index["skipped"].tolist()),
         index["whole"] if cut_up else np.ones(len(index["whole"]), bool),
-        () if cut_up else _of_long_ones(index["paths"][index["seconds"] > LONG_S].tolist()),
+        ()
+        if cut_up
+        else (*_of_long_ones(index["paths"][index["seconds"] > LONG_S].tolist()), *_of_phrases(index, subset)),
     )
+
+
+def _kept(cache: Path) -> tuple[NDArray[np.int16], dict[str, NDArray[Any]]] | None:
+    """The samples (clips, 16000) that were decoded before, and by name what else is known of each clip; None if they
+    were not, or what is there is damaged."""
+    try:
+        with np.load(cache / "index.npz") as index:
+            kept = np.load(cache / "samples.npy"), dict(index)
+    except (OSError, ValueError, EOFError, LookupError, BadZipFile, zlib.error):
+        return None
+    with suppress(OSError):  # it may be somebody else's
+        os.utime(cache)
+    return kept
+
+
+def _delete_unused(caches: Path) -> None:
+    """What was decoded once, and not needed for a long time."""
+    for cache in caches.iterdir():
+        with suppress(OSError):
+            if time.time() - cache.stat().st_mtime > UNUSED_S:
+                shutil.rmtree(cache)
+
+
+def _of_phrases(index: dict[str, NDArray[Any]], subset: str) -> tuple[str, ...]:
+    """What one should know of words of which recordings have more than a window holds."""
+    too_much = (index["sounding"] > WINDOW / SAMPLE_RATE) & (index["seconds"] <= LONG_S)
+    said, cut = Counter(index["words"].tolist()), counts(index["words"][too_much].tolist())
+    told = ", ".join(f"{word} {n} of {said[word]}" for word, n in cut.items())
+    what = f"{subset}: recordings in which more sounds than a window of {WINDOW / SAMPLE_RATE:g} s holds"
+    return (f"{what}: {told}; only the loudest piece of each is taken, so say it faster, or less",) if told else ()
 
 
 def _of_long_ones(paths: list[str]) -> tuple[str, ...]:
@@ -318,7 +390,7 @@ def _listing(root: Path, subset: str, download: bool) -> list[tuple[Path, str, s
 def _fingerprint(paths: Iterator[Path]) -> str:
     """A name for exactly these files as they are now: path, size, and times at which they or who may read them were
     changed."""
-    digest = hashlib.sha256(b"clips 7")
+    digest = hashlib.sha256(b"clips 8")
     for path in paths:
         status = path.stat() if path.exists() else None
         known = f"{path}\0{status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)}\n"
@@ -341,10 +413,21 @@ def fit(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     return np.pad(kept, (0, WINDOW - len(kept)))
 
 
+def sounding_s(recording: NDArray[np.float32]) -> float:
+    """From the first to the last 10 ms that are nearly as loud as the loudest, in seconds, but for clicks."""
+    levels = frame_levels_dbfs(recording)
+    if levels.size == 0:
+        return 0.0
+    loudest, floor = float(levels.max()), noise_level(levels)
+    loud = np.flatnonzero(levels >= max(loudest - NEARLY_DB, (loudest + floor) / 2.0))
+    runs = [run for run in np.split(loud, np.flatnonzero(np.diff(loud) > 1) + 1) if run.size > CLICK]
+    return float((runs[-1][-1] + 1 - runs[0][0]) * FRAME / SAMPLE_RATE) if runs else 0.0
+
+
 def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
     """Decode all clips into the cache; it appears whole or not at all."""
     samples = np.zeros((len(listing), WINDOW), np.int16)
-    whole, seconds = np.zeros(len(listing), bool), np.zeros(len(listing))
+    whole, seconds, sounding = np.zeros(len(listing), bool), np.zeros(len(listing)), np.zeros(len(listing))
     kept, skipped = [], []
 
     def read(row: int) -> str | None:
@@ -354,6 +437,7 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
         except KwsdError as error:
             return str(error)
         samples[row], whole[row], seconds[row] = fit(recording), is_whole(recording), recording.size / SAMPLE_RATE
+        sounding[row] = sounding_s(recording)
         silent = int(samples[row].max()) - int(samples[row].min()) <= SILENT
         return f"{path}: is silent; record it again, or delete it" if silent else None
 
@@ -373,10 +457,14 @@ def _decode(listing: Sequence[tuple[Path, str, str]], cache: Path) -> None:
         np.savez(
             unfinished / "index.npz",
             words=words, speakers=speakers, spans=spans, paths=paths, skipped=np.array(skipped, dtype=str),
-            whole=whole[kept], seconds=seconds[kept],
+            whole=whole[kept], seconds=seconds[kept], sounding=sounding[kept],
         )  # fmt: skip
         np.save(unfinished / "samples.npy", samples[kept] if skipped else samples)
+        for file in unfinished.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         unfinished.rename(cache)
+        _delete_unused(cache.parent)
     except OSError as error:
         if not (cache / "samples.npy").exists():  # or another run was faster
             raise KwsdError(

@@ -59,6 +59,7 @@ class Evaluation:
     confusion: NDArray[np.int64]  # (true label, guessed label)
     skipped: tuple[str, ...]
     whole: Rate  # without the clips that do not have all of their word
+    told: tuple[str, ...] = ()  # what else one should know of the clips
 
     @property
     def overall(self) -> Rate:
@@ -109,7 +110,7 @@ def evaluate_model(
     np.add.at(confusion, (targets.numpy(), guesses), 1)
     known = clips.whole[targets_of(clips.words, labels) >= 0]
     whole = np.concatenate([known, np.ones(len(right) - len(known), bool)])  # what follows is noise
-    return Evaluation(labels, confusion, clips.skipped, Rate(int(right[whole].sum()), int(whole.sum())))
+    return Evaluation(labels, confusion, clips.skipped, Rate(int(right[whole].sum()), int(whole.sum())), clips.told)
 
 
 def _load(model: Path) -> tuple[tuple[str, ...], Callable[[torch.Tensor], NDArray[np.int64]]]:

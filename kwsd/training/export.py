@@ -68,6 +68,8 @@ def export_checkpoint(
         windows = torch.from_numpy(recording[: recording.size // WINDOW * WINDOW]).reshape(-1, WINDOW)
         return export(checkpoint, out, windows, thresholds=recommended, second=asked)
     clips = load_subset(data, words, "testing")
+    for note in clips.told:
+        say(note)
     windows, targets = labelled_windows(clips, checkpoint.labels, Noise(data, noise), "testing")
     spotter = _eager(checkpoint, asked)
     guesses = np.concatenate([spotter.score(to_float(b.numpy()).numpy()).argmax(1) for b in in_batches(windows)])

@@ -58,6 +58,8 @@ def mix(
     if not isfinite(mixture.snr_db or 0.0) or not 0 <= mixture.seed < 1 << 63:
         raise ConfigError("mix: a ratio in dB that is a number, and a seed from 0 to 2^63 - 1", exit_code=USAGE)
     clips = load_subset(data, words, subset)
+    for note in clips.told:
+        say(note)
     keywords = mixture.keywords or tuple(sorted(set(clips.words)))
     rng = np.random.default_rng(mixture.seed)
     generator = torch.Generator().manual_seed(mixture.seed)
