@@ -29,7 +29,7 @@ def pieces_by_crops(recording):
 
 
 def pieces_by_chance(recording):
-    return Negatives([recording]).by_chance(20, rng())
+    return Negatives([[recording]]).by_chance(20, rng())
 
 
 @pytest.mark.parametrize("pieces_of", [pieces_by_crops, pieces_by_chance])
@@ -52,7 +52,7 @@ def test_a_recording_under_a_second_is_repeated(pieces_of):
 
 def test_every_group_comes_up_as_often_however_long_it_is():
     sizes = (100 * WINDOW, 3_000, 2 * WINDOW)
-    negatives = Negatives([np.full(size, i, np.int16) for i, size in enumerate(sizes)])
+    negatives = Negatives([[np.full(size, i, np.int16)] for i, size in enumerate(sizes)])
     pieces = (negatives.by_chance(3_000, rng()) * 32768).long()
     assert (pieces == pieces[:, :1]).all(), "no window is of two groups"
     assert np.bincount(pieces[:, 0].numpy()) == pytest.approx([1_000, 1_000, 1_000], rel=0.1)
@@ -78,43 +78,54 @@ def loud_share(negatives):
 
 
 def test_half_of_what_is_drawn_is_what_the_network_takes_for_a_keyword():
-    negatives = Negatives([with_a_loud_stretch()], hard=0.5)
+    negatives = Negatives([[with_a_loud_stretch()]], hard=0.5)
     assert loud_share(negatives) < 0.35  # nothing was sought yet
     negatives.mine(loudness, 100, 32, rng())
     assert 0.5 < loud_share(negatives) < 0.75
 
 
 def test_what_is_mixed_in_comes_by_chance_all_the_same():
-    negatives = Negatives([with_a_loud_stretch()], hard=1.0)
+    negatives = Negatives([[with_a_loud_stretch()]], hard=1.0)
     negatives.mine(loudness, 100, 32, rng())
     assert loud_share(negatives) == 1.0
     assert float((loudness(negatives.by_chance(400, rng())) > 0.005).float().mean()) < 0.35
 
 
 def test_where_nobody_knows_what_is_said_nothing_is_sought():
-    negatives = Negatives([with_a_loud_stretch()], hard=1.0, checked=40 * WINDOW)
+    quiet, loud = np.split(with_a_loud_stretch(), [40 * WINDOW])
+    negatives = Negatives([[quiet, loud]], hard=1.0, checked=1)
     negatives.mine(loudness, 100, 32, rng())
-    assert loud_share(negatives) < 0.02  # but for what begins in the last second that is looked at
-    negatives = Negatives([with_a_loud_stretch()], hard=1.0, checked=0)
+    assert loud_share(negatives) == 0.0
+    negatives = Negatives([[quiet, loud]], hard=1.0, checked=0)
     negatives.mine(lambda _: pytest.fail("looked at"), 100, 32, rng())
     assert loud_share(negatives) < 0.35
 
 
-def test_what_is_sought_is_sought_in_all_groups():
-    negatives = Negatives([sound(level=200), with_a_loud_stretch(first=80)], hard=1.0)
+def test_what_is_sought_comes_from_all_groups_alike_however_long_they_are():
+    negatives = Negatives([[sound(1000 * WINDOW, level=200)], [with_a_loud_stretch(first=80)]], hard=1.0)
     negatives.mine(loudness, 1_000, 32, rng())
-    assert loud_share(negatives) == 1.0
+    assert loud_share(negatives) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("hard", [0.0, 1.0])
+def test_no_window_is_of_two_recordings(hard):
+    recordings = [np.full(size, i + 1, np.int16) for i, size in enumerate((3 * WINDOW, WINDOW + 100, 5_000))]
+    negatives = Negatives([recordings[:1], recordings[1:]], hard=hard)
+    negatives.mine(loudness, 100, 32, rng())
+    pieces = (negatives.draw(600, rng()) * 32768).long()
+    assert (pieces == pieces[:, :1]).all()
+    assert set(pieces[:, 0].tolist()) == {1, 2, 3} or hard
 
 
 def test_no_more_is_looked_through_than_asked_and_in_batches():
     seen = []
-    negatives = Negatives([sound(1000 * WINDOW, level=200)], hard=0.5)
+    negatives = Negatives([[sound(1000 * WINDOW, level=200)]], hard=0.5)
     negatives.mine(lambda windows: seen.append(len(windows)) or loudness(windows), 100, 30, rng())
     assert sum(seen) == 100 and max(seen) <= 30
 
 
 @pytest.mark.parametrize("recording", [sound(WINDOW // 2), sound(WINDOW + 1), sound(2 * WINDOW)])
 def test_in_hardly_anything_nothing_is_sought_in_vain(recording):
-    negatives = Negatives([recording], hard=0.5)
+    negatives = Negatives([[recording]], hard=0.5)
     negatives.mine(loudness, 100, 32, rng())
     assert negatives.draw(10, rng()).shape == (10, WINDOW)

@@ -703,7 +703,8 @@ def test_more_noise_is_added_and_none_at_all_is_an_error(data, talk, tmp_path):
     assert Noise(data, (talk,)).part("training").size == 0.8 * (160_000 + 40_000)
     assert Noise(None, (talk, data)).part("training").size == 0.8 * (160_000 + 40_000)
     assert Noise(tmp_path, (talk,)).part("training").size == 0.8 * 40_000
-    assert [part.size for part in Noise(data, (talk,)).parts("validation")] == [16_000, 4_000]
+    parts = Noise(data, (talk,)).parts("validation")
+    assert [[recording.size for recording in part] for part in parts] == [[16_000], [4_000]]
     for nowhere in (tmp_path, None):
         with pytest.raises(AudioError, match="--noise"):
             Noise(nowhere).part("training")

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -505,18 +506,18 @@ def transcribed(folder: Path, recordings: Iterable[Path]) -> set[Path]:
     return {path for path in recordings if path in spoken or truth_beside(path).exists()}
 
 
-def part_talk(pieces: dict[Path, NDArray[np.int16]], held_out: float) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Talk to train on and talk to validate on, end to end, each (samples,): that share is held out. Where there are
-    many folders side by side, each is taken for a speaker's, and the last of them are held out; elsewhere what comes
-    last of each folder's recordings, in the order of their names, so that speakers are hardly in both."""
+Parted = tuple[list[NDArray[np.int16]], list[NDArray[np.int16]]]  # recordings (samples,) to train and to validate on
+
+
+def part_talk(pieces: dict[Path, NDArray[np.int16]], held_out: float) -> Parted:
+    """Talk to train on and talk to validate on: that share is held out. Where there are many folders side by side, each
+    is taken for a speaker's, and the last of them are held out; elsewhere what comes last of each folder's recordings,
+    in the order of their names, so that speakers are hardly in both."""
     parts = list(_part(pieces, 0, held_out))
-    to_train, to_validate = zip(*parts, strict=True)
-    return np.concatenate(to_train), np.concatenate(to_validate)
+    return [piece for to_train, _ in parts for piece in to_train], [piece for _, rest in parts for piece in rest]
 
 
-def _part(
-    pieces: dict[Path, NDArray[np.int16]], depth: int, held_out: float
-) -> Iterator[tuple[NDArray[np.int16], NDArray[np.int16]]]:
+def _part(pieces: dict[Path, NDArray[np.int16]], depth: int, held_out: float) -> Iterator[Parted]:
     """What is under one folder, whose path has so many parts."""
     below: dict[str, dict[Path, NDArray[np.int16]]] = {}  # by the folder in it; "": lies in it itself
     for path, samples in pieces.items():
@@ -524,16 +525,24 @@ def _part(
         below.setdefault(folders[0] if folders else "", {})[path] = samples
     here = below.pop("", {})
     if len(below) >= MANY:
-        theirs = [np.concatenate(list(recordings.values())) for _, recordings in sorted(below.items())]
+        theirs = [list(recordings.values()) for _, recordings in sorted(below.items())]
         end = round(len(theirs) * (1.0 - held_out))
-        yield np.concatenate(theirs[:end]), np.concatenate(theirs[end:])
+        yield list(chain(*theirs[:end])), list(chain(*theirs[end:]))
     else:
         for recordings in below.values():
             yield from _part(recordings, depth + 1, held_out)
     if here:
-        talk = np.concatenate(list(here.values()))
-        end = round(talk.size * (1.0 - held_out))
-        yield talk[:end], talk[end:]
+        yield _cut_at(list(here.values()), round(sum(samples.size for samples in here.values()) * (1.0 - held_out)))
+
+
+def _cut_at(recordings: Sequence[NDArray[np.int16]], end: int) -> Parted:
+    """What comes before so many samples, and what after them."""
+    before, after = [], []
+    for recording in recordings:
+        before.append(recording[: max(end, 0)])
+        after.append(recording[max(end, 0) :])
+        end -= recording.size
+    return [piece for piece in before if piece.size], [piece for piece in after if piece.size]
 
 
 @dataclass(frozen=True)
@@ -545,16 +554,15 @@ class Noise:
 
     def part(self, subset: str) -> NDArray[np.int16]:
         """The part of every recording that belongs to a subset, end to end. Raises AudioError if there are none."""
-        return np.concatenate(self.parts(subset))
+        return np.concatenate(list(chain(*self.parts(subset))))
 
-    def parts(self, subset: str) -> list[NDArray[np.int16]]:
-        """The same by the folder it is from."""
-        return [np.concatenate([_cut_out(noise, subset) for noise in place]) for place in self._places]
+    def parts(self, subset: str) -> list[list[NDArray[np.int16]]]:
+        """The same by the folder it is from, recording by recording."""
+        return [[_cut_out(noise, subset) for noise in place] for place in self._places]
 
     def by_recording(self, subset: str) -> list[NDArray[np.int16]]:
         """The same by the recording it is from, where that is a second or more; if it is of none, end to end."""
-        parts = [_cut_out(noise, subset) for place in self._places for noise in place]
-        return [part for part in parts if part.size >= WINDOW] or [self.part(subset)]
+        return [part for part in chain(*self.parts(subset)) if part.size >= WINDOW] or [self.part(subset)]
 
     @cached_property
     def _places(self) -> list[list[NDArray[np.int16]]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 
@@ -446,7 +446,7 @@ def _load_negatives(
     options: TrainOptions, labels: tuple[str, ...], hard: float, say: Callable[[str], None]
 ) -> tuple[Negatives | None, NDArray[np.int16] | None]:
     """Talk to train and talk to validate on (samples,), if there is any."""
-    parts = []  # whether somebody wrote down what is said, samples to train on, samples to validate on
+    parts = []  # whether somebody wrote down what is said, recordings to train on, recordings to validate on
     for folder in options.negatives:
         pieces, left_out = load_talk(folder, labels)
         known = transcribed(folder, pieces)
@@ -462,11 +462,12 @@ def _load_negatives(
     if not parts:
         return None, None
     parts.sort(key=itemgetter(0), reverse=True)
-    checked = sum(to_train.size for is_known, to_train, _ in parts if is_known)
+    checked = sum(len(to_train) for is_known, to_train, _ in parts if is_known)
     if hard and not checked:
         say("hard negatives are sought in noise alone: nobody wrote down what is said in the talk (transcripts.tsv)")
     _, to_train, to_validate = zip(*parts, strict=True)
-    return Negatives([np.concatenate(to_train)], hard=hard, checked=checked), np.concatenate(to_validate)
+    held_out = np.concatenate([np.zeros(0, np.int16), *chain(*to_validate)])
+    return Negatives([list(chain(*to_train))], hard=hard, checked=checked), held_out
 
 
 def _minutes(pieces: dict[Path, NDArray[np.int16]], some: Iterable[Path]) -> float:

@@ -138,7 +138,8 @@ def labelled_windows(clips: Clips, labels: tuple[str, ...], noise: Noise, subset
     if SILENCE in labels:
         n = max(1, rows.size // CLIPS_PER_SILENCE)
         # Each within one recording: the sudden change where one follows another is in no room.
-        quiet = Negatives(noise.by_recording(subset)).by_chance(n, np.random.default_rng(0)) * 32768.0
+        recordings = [[recording] for recording in noise.by_recording(subset)]
+        quiet = Negatives(recordings).by_chance(n, np.random.default_rng(0)) * 32768.0
         windows = torch.cat([windows, quiet.short()])
         wanted = torch.cat([wanted, torch.full((n,), labels.index(SILENCE))])
     return windows, wanted
