@@ -545,7 +545,7 @@ def test_what_is_learnt_is_not_tested_on_under_another_name(tmp_path):
             f"as {folder}/saw/{copy} is {folder}/saw/{of}",
         )
     with_lists(folder, validation=["saw/copy.flac"])
-    with pytest.raises(AudioError, match=r"validation: 1 clips left out.*all there are; record more"):
+    with pytest.raises(AudioError, match=r"validation: 1 clips left out.*none is left; record more"):
         load_subset(None, (folder,), "validation")
 
 

@@ -166,7 +166,7 @@ def load_subset(
         parts.append(load_clips(data, subset, download=download, limit=limit))
     clips = join(parts)
     if not len(clips) and any(map(len, own)):
-        raise AudioError(f"{clips.told[-1]}: all there are; record more")
+        raise AudioError(f"{clips.told[-1]}: none is left; record more")
     if not len(clips) and clips.skipped:
         raise AudioError(f"none of the {subset} clips can be used; the first: {clips.skipped[0]}")
     if not len(clips):
