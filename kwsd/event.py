@@ -238,6 +238,7 @@ class KeywordState(msgspec.Struct, frozen=True, kw_only=True):
 
     threshold: float
     configured: float  # what the configuration or the model says
+    release: float  # below which a keyword must fall to be told again, with the threshold that is configured
     lowest: float  # that a threshold may be
 
 

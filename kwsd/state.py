@@ -117,9 +117,15 @@ class State:
 
     def status(self, untold: list[str]) -> StatusNow:
         """All of it. `untold`: why somebody may not be told, which is no reason to start another daemon."""
-        configured, now = make_rules(self.config, self.artefact.info).thresholds, self.thresholds
+        rules, now = make_rules(self.config, self.artefact.info), self.thresholds
+        configured, releases = rules.thresholds, dict(zip(rules.keywords, rules.release.tolist(), strict=True))
         keywords = {
-            name: KeywordState(threshold=now[name], configured=configured[name], lowest=self._lowest(own, now[name]))
+            name: KeywordState(
+                threshold=now[name],
+                configured=configured[name],
+                release=round(releases[name], 4),
+                lowest=self._lowest(own, now[name]),
+            )
             for name, own in self.config.chosen(configured).items()
         }
         return StatusNow(

@@ -12,7 +12,9 @@ from kwsd.event import KeywordState
 from kwsd.home_assistant import Setting, Topics, discovery, level, slug
 
 SCHEMA = json.loads(Path(__file__).with_name("home_assistant.schema.json").read_text())
-KEYWORDS = {word: KeywordState(threshold=0.7, configured=0.7, lowest=0.4) for word in ("stop", "go", "tea pot")}
+KEYWORDS = {
+    word: KeywordState(threshold=0.7, configured=0.7, release=0.4, lowest=0.4) for word in ("stop", "go", "tea pot")
+}
 STREAMS = ("\ufdd0", "kitchen", "Küche/1", "a+b#c", "threshold", "attic %2F", "🎤")
 COMPONENTS = {"event", "sensor", "binary_sensor", "switch", "number", "device_automation"}
 
