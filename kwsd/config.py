@@ -33,7 +33,7 @@ Release = Annotated[float, Meta(gt=0.0, le=1.0)]  # no score falls below 0
 Milliseconds = Annotated[float, Meta(ge=0.0, le=600_000.0)]
 Seconds = Annotated[float, Meta(ge=0.0, le=60.0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
 Names = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 

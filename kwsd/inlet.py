@@ -19,7 +19,7 @@ from kwsd.ring import RingBuffer, Samples
 SECONDS = 4.0  # of audio kept at the source's own rate: how long inference may sleep before samples are lost
 PIECE_S = 0.25  # of audio converted at once
 LUMPS = 300  # blocks after which a resampler has held back as much as it ever does
-HELD_BACK = 2000  # samples at 16 kHz: as much as from any rate, at least
+BLOCKS_PER_S = 50  # as of a pipe, for how much its resampler holds back
 MARGIN = 16  # samples more: a millisecond
 
 
@@ -232,7 +232,7 @@ class Inlet:
     def arrived_at(self, sample: int) -> float:
         """When so much was written that the 16 kHz ring reaches a sample, whatever the resampler holds back (monotonic
         s)."""
-        return self._arrival.of(sample + (HELD_BACK if self.rate != SAMPLE_RATE else 0))
+        return self._arrival.of(sample + held_back(self.rate, max(1, self.rate // BLOCKS_PER_S)))
 
     @property
     def room(self) -> float:

@@ -29,6 +29,7 @@ from msgspec import Meta
 from kwsd.address import Address, url
 from kwsd.aside import start
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
+from kwsd.config import Name
 from kwsd.door import SocketFile, bind_address
 from kwsd.errors import INTERNAL, UNAVAILABLE, KwsdError
 from kwsd.event import Line, Refused, unnumbered
@@ -60,7 +61,7 @@ HUNG_UP = "hung up"  # of its own accord
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a satellite says of itself."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    name: Name
     rate: Annotated[int, Meta(ge=4000, le=192_000)] = SAMPLE_RATE  # Hz
     channels: Annotated[int, Meta(ge=1, le=8)] = 1
     channel: Annotated[int, Meta(ge=1, le=8)] | Literal["mix"] = "mix"  # which to listen to, from 1

@@ -194,7 +194,7 @@ class Listening:
     def pipeline(self, config: Config, spotter: Spotter) -> Pipeline:
         """A pipeline on these streams, at the hop that the load allows. Raises ConfigError if config and model
         contradict each other."""
-        hop_ms = min(config.window.hop_ms * self._overload.stretch, 1000.0)
+        hop_ms = self._stretched(config)
         batch = max(1, config.window.max_batch // self._overload.stretch)  # as much audio as before
         window = msgspec.structs.replace(config.window, hop_ms=hop_ms, max_batch=batch)
         config = msgspec.structs.replace(config, window=window)
@@ -329,7 +329,11 @@ class Listening:
     @property
     def hop_ms(self) -> float:
         """Between windows, as the load allows."""
-        return self.config.window.hop_ms * self._overload.stretch
+        return self._stretched(self.config)
+
+    def _stretched(self, config: Config) -> float:
+        """A window is a second: no hop is longer."""
+        return min(config.window.hop_ms * self._overload.stretch, 1000.0)
 
     def _supplies(self) -> Iterator[tuple[Source, Inlet]]:
         return zip(self.sources, self._inlets, strict=True)
@@ -502,13 +506,13 @@ class Listening:
             while self._successors:
                 self._in_use, spotter = self._successors.popleft()
                 self._take_over(self.pipeline(self._in_use, spotter))
+            self._let_them_follow()  # first: who comes meanwhile must be met before anything of theirs is scored
             self._meet_satellites()
             if self._may_doze():
                 self._look_round()
                 if self._doze_off():
                     continue
             begun = time.monotonic()
-            self._let_them_follow()
             progress = self._pipeline.advance()
             self._weigh(progress.scored, begun, time.monotonic())
             if len(progress.scored) or progress.overruns:
