@@ -727,6 +727,13 @@ def test_keywords_are_sought_only_in_talk_whose_words_are_known(data, small, tmp
     assert "in noise alone" in said[3] and len(said) == 4
 
 
+def test_talk_that_is_all_cut_out_is_none(data, small, tmp_path, talk):
+    (tmp_path / "a.wav").write_bytes((talk / "talk.wav").read_bytes())
+    (tmp_path / "a.tsv").write_text("start_s\tend_s\tkeyword\n0.0\t9.0\tyes\n")
+    plan = options(data, tmp_path / "a.ckpt", **{**small, "negatives": (tmp_path,)})
+    assert _load_negatives(plan, ("yes", "no"), 0.5, quietly) == (None, None)
+
+
 def test_silence_is_tested_with_one_piece_of_noise_per_eleven_clips(data):
     clips = load_clips(data, "training")
     windows, targets = labelled_windows(clips, ("yes", "no", "_unknown_", "_silence_"), Noise(data), "training")

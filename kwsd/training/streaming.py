@@ -36,6 +36,7 @@ from kwsd.training.truth import Word, read_truth
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.97, 0.99)
 FEW_WORDS = 20  # of a keyword: too few to choose a threshold of its own
+PLANS = 20  # with as many false accepts, that are looked at further
 LOOKING_BACK = ("isolation", "wariness")  # the rules that look back beyond the last second
 # A threshold, and FRR and FA/h by all rules and without each of these.
 Points = list[tuple[float, list[tuple[float, float]]]]
@@ -365,19 +366,20 @@ def thresholds_for(evaluation: StreamEvaluation, budget: float) -> dict[str, flo
                 affordable = all(n <= most for n, most in zip(total, allowed, strict=True))
                 if affordable and (total not in longer or plan[0] <= longer[total][0]):
                     longer[total] = plan
-        plans = _worth_keeping(longer)
+        plans = _cheapest(longer)
     safe = min(plans.values(), key=lambda plan: plan[0], default=None)
     return safe[1] if safe else dict.fromkeys(evaluation.rules.keywords, lowest)
 
 
-def _worth_keeping(plans: dict[Falses, Plan]) -> dict[Falses, Plan]:
-    """Those than which none costs less with fewer false accepts in every folder: of several folders there would be
-    ever so many."""
-    kept: dict[Falses, Plan] = {}
-    for false, plan in sorted(plans.items(), key=lambda item: (item[1][0], item[0])):
-        if not any(all(n <= mine for n, mine in zip(other, false, strict=True)) for other in kept):
-            kept[false] = plan
-    return kept
+def _cheapest(plans: dict[Falses, Plan]) -> dict[Falses, Plan]:
+    """Of those with as many false accepts in all folders together, some that cost least: of several folders there would
+    be ever so many."""
+    kept: dict[int, dict[Falses, Plan]] = {}
+    for false, plan in sorted(plans.items(), key=lambda item: item[1][0]):
+        alike = kept.setdefault(sum(false), {})
+        if len(alike) < PLANS:
+            alike[false] = plan
+    return {false: plan for alike in kept.values() for false, plan in alike.items()}
 
 
 def _choices(evaluation: StreamEvaluation, keyword: str) -> list[tuple[Falses, Cost, float]]:

@@ -459,7 +459,7 @@ def _load_negatives(
             some = {path: samples for path, samples in pieces.items() if (path in known) == is_known}
             if some:
                 parts.append((is_known, *part_talk(some, TALK_HELD_OUT)))
-    if not parts:
+    if not any(to_train for _, to_train, _ in parts):
         return None, None
     parts.sort(key=itemgetter(0), reverse=True)
     checked = sum(len(to_train) for is_known, to_train, _ in parts if is_known)
