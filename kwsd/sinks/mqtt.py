@@ -67,10 +67,12 @@ PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between attempts; the last for ev
 HELD_S = 5.0  # a connection that was lost sooner counts as an attempt
 FLUSH_S = 0.8  # how long `close` waits for the broker to take what is queued, and ...
 GOODBYE_S = 0.2  # ... to hang up
+AGAIN_S = 0.1  # Python 3.11 forgets that a task is to end if just then comes what it waits for
 CLEAR_S = 30.0  # how long to clear what will not be kept up any more, which nobody waits for
 MOST_COMMANDS = 64  # that wait; more are dropped
 MOST_AWAY = 64  # satellites that left and are still known
 ECHO_S = 2.0  # after that what we said ourselves will not come back any more
+LOOK_BACK_S = 2.0  # how long we listen for what was retained before
 SETTLE_S = 0.2  # changes in so short a time are told together
 OF_STATE = (Ready, Reload, StreamJoined, StreamLeft, AudioLost, AudioRestored, Muted, ThresholdSet)
 
@@ -234,9 +236,7 @@ class Mqtt:
     async def _serve(self) -> None:
         """Until we close. Raises MqttError when the connection is lost."""
         self._announced, self._left = {}, {}
-        for wanted in self._retained_before():  # with QoS 0: of what is to be confirmed brokers keep only so many
-            await self._client.subscribe(wanted)
-        for wanted in ("+/mute/set", "threshold/+/set", "+/availability", "availability"):
+        for wanted in ("+/mute/set", "threshold/+/set", "availability"):
             await self._client.subscribe(f"{self._topics.base}/{wanted}", qos=1)
         if self._config.discovery:
             await self._client.subscribe(f"{self._config.discovery}/status", qos=1)
@@ -245,11 +245,6 @@ class Mqtt:
             await self._client.publish(topic, b"", qos=1, retain=True)
         stays = self._after is None or self._after._config.site == self._config.site
         await self._client.publish(self._topics.availability, b"offline", qos=1, retain=stays)
-
-    def _retained_before(self) -> list[str]:
-        """Topics, with wildcards, where there may still be what earlier connections said and nobody wants any more."""
-        prefix, thresholds = self._config.discovery, f"{self._topics.base}/threshold/+"
-        return [thresholds, *([home_assistant.all_of(prefix, self._config.site)] if prefix else [])]
 
     def _outdated(self) -> list[str]:
         """Topics where something is retained that will not be kept up by who comes after us."""
@@ -298,10 +293,8 @@ class Mqtt:
     async def _tell(self) -> None:
         """Returns when all is told and we close."""
         await self._announce()
-        for topic in self._retained_before():  # or all that we announce would come back
-            await self._client.unsubscribe(topic)
         self._note_return()
-        await _first_of(self._tell_notes, self._keep_announced, self._tell_states)
+        await _first_of(self._tell_notes, self._keep_announced, self._tell_states, self._look_back)
 
     async def _tell_notes(self) -> None:
         """Each is kept until the broker has it. Returns when all is told and we close."""
@@ -404,6 +397,19 @@ class Mqtt:
 
     # --- being told ---
 
+    async def _look_back(self) -> None:
+        """Have the broker say what earlier connections left. Not for long: all that we say comes back as well, and
+        each time that may hold up by 40 ms what it says next."""
+        earlier = [f"{self._topics.base}/{said}" for said in ("threshold/+", "+/availability")]
+        if self._config.discovery:
+            earlier.append(home_assistant.all_of(self._config.discovery, self._config.site))
+        for topic in earlier:
+            await self._client.subscribe(topic)  # with QoS 0: of what is to be confirmed brokers keep only so many
+        await asyncio.sleep(LOOK_BACK_S)
+        for topic in earlier:
+            await self._client.unsubscribe(topic)
+        await asyncio.Event().wait()  # the others go on
+
     def _is_command(self, message: "Message") -> bool:
         """Whether it is to be obeyed. Of all else is taken note, and of what we said ourselves is none to be taken."""
         topic = str(message.topic)
@@ -416,7 +422,7 @@ class Mqtt:
         elif topic == self._topics.availability:  # a will that comes late says that we are gone
             if message.payload != b"online" and self._announced.pop(topic, b""):
                 self._changed.set()
-        elif message.retain and message.payload != b"offline":
+        elif message.retain and message.payload != b"offline" and topic not in self._announced:
             self._left[topic] = b"offline" if message.payload == b"online" else b""
             self._changed.set()
         return False
@@ -486,12 +492,13 @@ async def _first_of(*works: Callable[[], Awaitable[None]]) -> None:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+        while still := [task for task in tasks if not task.done()]:
+            for task in still:
+                task.cancel()
+            await asyncio.wait(still, timeout=AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
 
 
 def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
