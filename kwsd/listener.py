@@ -220,6 +220,11 @@ class Listener:
         self._released.append((slot, name))
         self._ring_bell()
 
+    def has_paused(self, slot: int) -> bool:
+        """Whether the last second of a slot is silence that was made up. May be asked from any thread."""
+        satellite = self._by_slot.get(slot)
+        return satellite is not None and satellite.paused
+
     def adopt(self, connection: socket.socket) -> None:
         """Take somebody in who did not come through a door; it needs no token, and has sent its header.
 

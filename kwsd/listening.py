@@ -26,6 +26,7 @@ from kwsd.microphone import Microphone, OtherChannel
 from kwsd.pipeline import Pipeline, Progress, StreamInfo, make_ring
 from kwsd.quiet import DOZE_S, LOOK_S, Quiet
 from kwsd.ring import Indices
+from kwsd.rounds import Rounds
 from kwsd.scoring import Scored
 from kwsd.secret import read_secret
 from kwsd.source import AudioFile, RawPcm, Source
@@ -139,6 +140,7 @@ class Listening:
         self._in_use = config  # by the pipeline; `self.config` may be a later one
         self._successors: deque[tuple[Config, Spotter]] = deque()
         self._supervisor = Supervisor(self._names, self.sources, self._inlets, config.capture, self._tell)
+        self._rounds = Rounds(config.capture)  # at the microphones of satellites
         self._left: set[int] = set()  # sources that ended, and were told
         self._quiet = Quiet(self._inlets)
         self._dozed_until = self._ring.written  # (streams,) windows up to here were made to wait
@@ -264,6 +266,7 @@ class Listening:
             self.listener.trust(token)
         self.config = config
         self._supervisor.adopt(config.capture)
+        self._rounds.adopt(config.capture)
         self._successors.append((config, spotter))
         self._wake()
 
@@ -318,6 +321,7 @@ class Listening:
     def ailments(self) -> dict[str, str]:
         """What is wrong with the streams that do not hear, by name. May be asked from any thread."""
         found = {name: self._supervisor.ailment(i) for i, name in enumerate(self._names)}
+        found |= {name: self._rounds.fault(slot) for name, slot in list(self._slots.items())}
         return {name: ailment for name, ailment in found.items() if ailment}
 
     @property
@@ -369,7 +373,8 @@ class Listening:
     def _state(self, stream: int) -> StreamState:
         end, second = self._ring.ends[stream], np.zeros(WINDOW, np.float32)
         whole = self._ring.read(stream, end - WINDOW, second)
-        ailment = self._supervisor.ailment(stream) if stream < len(self.sources) else None
+        ours = stream < len(self.sources)
+        ailment = self._supervisor.ailment(stream) if ours else self._rounds.fault(stream)
         if ailment is None and stream in self._left:
             ailment = "ended"
         heard = whole and second.any() and ailment not in GONE
@@ -588,6 +593,8 @@ class Listening:
                 news.name, live=True, lead_in=False, origin=news.origin, passing=news.passing
             )
             self._slots[news.name] = news.slot
+            if not news.passing:
+                self._rounds.join(news.slot, news.name, news.origin)
             self._pipeline.forget(news.slot)
             self._reports.satellite(StreamJoined(stream=news.name, rate=news.rate, channels=news.channels))
 
@@ -599,6 +606,7 @@ class Listening:
                 assert self.listener is not None
                 name = self.streams[slot].name
                 del self._leaving[slot]
+                self._rounds.part(slot)
                 self._pipeline.forget(slot)
                 self._reports.then(functools.partial(self._let_go, slot, name))
                 self._reports.satellite(StreamLeft(stream=name, reason=left.reason, heard_s=seconds(left.heard)))
@@ -625,4 +633,8 @@ class Listening:
     def _look_round(self) -> None:
         if self.listener is not None and self.listener.failure is not None:
             raise self.listener.failure
-        self._supervisor.look(time.monotonic())
+        now = time.monotonic()
+        self._supervisor.look(now)
+        if self.listener is not None:
+            for event in self._rounds.look(now, self._ring, self.listener.has_paused):
+                self._tell(event, None)

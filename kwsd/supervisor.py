@@ -9,8 +9,9 @@ import numpy as np
 from kwsd.config import CaptureConfig
 from kwsd.errors import IO, OK, AudioError, KwsdError
 from kwsd.event import AudioEvent, AudioFault, AudioHealed, AudioLost, AudioRestored
-from kwsd.health import MEANING, Health, fault_in
+from kwsd.health import MEANING, Finding, Health, fault_in
 from kwsd.inlet import Inlet
+from kwsd.ring import Samples
 from kwsd.source import Source
 from kwsd.span import level_dbfs
 
@@ -163,19 +164,15 @@ class Supervisor:
         if second is None:
             return
         finding = health.note(fault_in(second, self._capture.floor_dbfs), seconds)
-        if finding is None:
-            return
-        if finding.over:
-            event: AudioEvent = AudioHealed(
-                stream=charge.name, fault=finding.fault, lasted_s=round(finding.lasted_s, 1)
-            )
-        else:
-            level = round(level_dbfs(second - np.float32(second.mean())), 1)
-            event = AudioFault(
-                stream=charge.name,
-                fault=finding.fault,
-                meaning=MEANING[finding.fault],
-                lasted_s=round(finding.lasted_s, 1),
-                level_dbfs=level,
-            )
-        self._tell(event, None)
+        if finding is not None:
+            self._tell(told_of(charge.name, finding, second), None)
+
+
+def told_of(stream: str, finding: Finding, second: Samples) -> AudioFault | AudioHealed:
+    """The event for what was found of a stream, whose last second (n,) was like this."""
+    lasted_s = round(finding.lasted_s, 1)
+    if finding.over:
+        return AudioHealed(stream=stream, fault=finding.fault, lasted_s=lasted_s)
+    level = round(level_dbfs(second - np.float32(second.mean())), 1)
+    meaning = MEANING[finding.fault]
+    return AudioFault(stream=stream, fault=finding.fault, meaning=meaning, lasted_s=lasted_s, level_dbfs=level)

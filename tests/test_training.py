@@ -32,6 +32,7 @@ from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import begin_with
 from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, load_checkpoint
 from kwsd.training.dataset import Noise, load_clips
+from kwsd.training.evaluate import evaluate_model
 from kwsd.training.export import export, export_checkpoint
 from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
 from kwsd.training.processes import join_process_group
@@ -1064,6 +1065,24 @@ def test_own_words_alone_will_do(tmp_path):
     train(options(None, tmp_path / "a.ckpt", words=(folder,), epochs=1), said.append)
     assert "few training clips: yes 1, no 1; 50 of each, from ten people or more, are wanted" in said
     assert "all training clips are of one speaker (ann); others will be understood poorly" in said
+
+
+def test_a_checkpoint_knows_which_clips_it_learnt_wherever_they_move(tmp_path):
+    folder = own_words(tmp_path / "mine", yes=["ann", "bob", "clara"], no=["ann", "bob", "clara"])
+    (folder / "validation_list.txt").write_text("yes/bob_nohash_0.wav\nno/bob_nohash_0.wav\n")
+    tested = folder / "testing_list.txt"
+    tested.write_text("yes/clara_nohash_0.wav\nno/clara_nohash_0.wav\n")
+    first, later = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    train(options(None, first, words=(folder,), epochs=1), quietly)
+    assert evaluate_model(first, None, "testing", (), words=(folder,)).told == ()
+    for word in ("yes", "no"):
+        (folder / word / "ann_nohash_0.wav").rename(folder / word / "dora_nohash_0.wav")
+        tiny.write(folder / word / "emil_nohash_0.wav", tiny.tone(word, seed=7))
+    tested.write_text("yes/clara_nohash_0.wav\nno/dora_nohash_0.wav\nyes/dora_nohash_0.wav\n")
+    train(options(None, later, words=(folder,), epochs=1, init=first), quietly)
+    for checkpoint in (first, later):
+        [told] = evaluate_model(checkpoint, None, "testing", (), words=(folder,)).told
+        assert "was trained on 2 of these 3 clips, so the figures flatter it" in told
 
 
 def test_own_words_without_any_to_validate_on_are_refused(tmp_path):

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kwsd.artefact import UNKNOWN, Artefact, read_artefact
@@ -66,6 +68,7 @@ class Origin:
     model: str
     labels: tuple[str, ...]
     licence: str
+    learnt: NDArray[np.int64]  # digests of the clips it is known to have been trained on (n,)
 
 
 def origin(path: Path) -> Origin:
@@ -88,8 +91,8 @@ def _read(path: Path, model: str | None = None) -> Artefact | Checkpoint:
 
 def _origin(other: Artefact | Checkpoint) -> Origin:
     if isinstance(other, Artefact):
-        return Origin(other.info.architecture, other.info.labels, other.info.licence)
-    return Origin(other.model, other.labels, other.licence)
+        return Origin(other.info.architecture, other.info.labels, other.info.licence, np.zeros(0, np.int64))
+    return Origin(other.model, other.labels, other.licence, other.learnt.numpy())
 
 
 def _unfold(artefact: Artefact, network: nn.Module) -> None:

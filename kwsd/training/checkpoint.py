@@ -5,7 +5,7 @@ import pickle
 import tempfile
 import warnings
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Checkpoint:
     data: str
     licence: str = SPEECH_COMMANDS  # of the recordings it was trained on; an older kwsd knew no other
     validated_on: str = ""  # a name for what best_score was measured on; empty: an older kwsd did
+    learnt: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # digests of the training clips
     format: int = FORMAT
 
     def save(self, path: Path) -> None:

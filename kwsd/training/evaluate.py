@@ -14,7 +14,7 @@ from kwsd.engines import load_spotter
 from kwsd.errors import ModelError
 from kwsd.training.batches import targets_of
 from kwsd.training.checkpoint import load_checkpoint
-from kwsd.training.dataset import Noise, load_subset
+from kwsd.training.dataset import Noise, digests, load_subset
 from kwsd.training.validation import in_batches, labelled_windows, predictions
 
 Z95 = 1.959964  # standard normal quantile of 97.5 %
@@ -101,8 +101,15 @@ def evaluate_model(
 
     Raises ModelError if the file is neither a checkpoint nor an artefact; AudioError if there are no clips.
     """
-    labels, score = _load(model)
+    labels, score, learnt = _load(model)
     clips = load_subset(data, words, subset, limit=limit)
+    known_before = 0 if subset == "training" else int(np.isin(digests(clips), learnt).sum())
+    told = clips.told
+    if known_before:
+        told += (
+            f"{model}: was trained on {known_before} of these {len(clips)} clips, so the figures flatter it; what is "
+            "to test on moves as speakers are added, unless testing_list.txt says it",
+        )
     windows, targets = labelled_windows(clips, labels, Noise(data, noise), subset)
     guesses = np.concatenate([score(batch) for batch in in_batches(windows)])
     right = guesses == targets.numpy()
@@ -110,11 +117,12 @@ def evaluate_model(
     np.add.at(confusion, (targets.numpy(), guesses), 1)
     known = clips.whole[targets_of(clips.words, labels) >= 0]
     whole = np.concatenate([known, np.ones(len(right) - len(known), bool)])  # what follows is noise
-    return Evaluation(labels, confusion, clips.skipped, Rate(int(right[whole].sum()), int(whole.sum())), clips.told)
+    return Evaluation(labels, confusion, clips.skipped, Rate(int(right[whole].sum()), int(whole.sum())), told)
 
 
-def _load(model: Path) -> tuple[tuple[str, ...], Callable[[torch.Tensor], NDArray[np.int64]]]:
-    """Labels, and int16 windows (n, 16000) → guessed label indices (n,)."""
+def _load(model: Path) -> tuple[tuple[str, ...], Callable[[torch.Tensor], NDArray[np.int64]], NDArray[np.int64]]:
+    """Labels; int16 windows (n, 16000) → guessed label indices (n,); and digests of the clips it is known to have been
+    trained on, of a checkpoint."""
     try:
         read_info(model)
     except ModelError as not_artefact:
@@ -124,9 +132,11 @@ def _load(model: Path) -> tuple[tuple[str, ...], Callable[[torch.Tensor], NDArra
             raise not_artefact from None
         network = checkpoint.network()
         cpu = torch.device("cpu")
-        return checkpoint.labels, lambda w: next(predictions(network, w, cpu)).argmax(1).numpy()
+        learnt: NDArray[np.int64] = checkpoint.learnt.numpy()
+        return checkpoint.labels, lambda w: next(predictions(network, w, cpu)).argmax(1).numpy(), learnt
     spotter = load_spotter(model, "auto")
-    return spotter.info.labels, lambda w: spotter.score(w.float().numpy() / np.float32(32768.0)).argmax(1)
+    nothing = np.zeros(0, np.int64)
+    return spotter.info.labels, lambda w: spotter.score(w.float().numpy() / np.float32(32768.0)).argmax(1), nothing
 
 
 def draw_confusion(evaluation: Evaluation, path: Path) -> None:

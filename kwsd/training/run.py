@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -42,6 +44,7 @@ class Run:
     average: AveragedModel | None  # what is validated and exported, where the recipe keeps it
     teacher: Teacher | None
     best_state: dict[str, Tensor]
+    learnt: NDArray[np.int64]  # digests of the training clips, those of before a --resume or --init among them (n,)
     best_score: float = 0.0
     epoch: int = 0
 

@@ -25,7 +25,7 @@ from kwsd.networks import NETWORKS
 from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import Origin, begin_with, origin
 from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, Checkpoint, load_checkpoint
-from kwsd.training.dataset import Clips, Noise, counts, load_subset, load_talk, part_talk, transcribed
+from kwsd.training.dataset import Clips, Noise, counts, digests, load_subset, load_talk, part_talk, transcribed
 from kwsd.training.history import EpochFigures, History, check_board
 from kwsd.training.labels import parse_labels
 from kwsd.training.negatives import Negatives
@@ -219,6 +219,7 @@ def _checkpoint(run: Run, plan: Plan) -> Checkpoint:
         data=_describe(plan.options),
         licence=plan.licence,
         validated_on=run.held_out.name,
+        learnt=torch.from_numpy(run.learnt),
     )
 
 
@@ -326,7 +327,9 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
             plan.say(f"{plan.model} learns from clips alone: --negatives are not used")
         windows, targets = labelled_windows(clips, labels, noise, "training")
         batches = PlainBatches(windows.numpy(), targets.numpy(), recipe.batch, options.seed)
+    learnt = np.unique(digests(clips))
     if options.init and not options.resume:  # else it had its say in the run's first epoch
+        learnt = np.union1d(learnt, origin(options.init).learnt)
         some = (windows.to(device) for windows, _ in islice(batches.epoch(0), SEEN))
         new = begin_with(options.init, network, plan.model, labels, some)
         if new:
@@ -349,6 +352,7 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
         average=AveragedModel(network, multi_avg_fn=moving_average(recipe.average)) if recipe.average else None,
         teacher=load_teachers(options.teachers, labels, device) if options.teachers else None,
         best_state=_copy(network),
+        learnt=learnt,
     )
 
 
@@ -495,6 +499,7 @@ def _resume(run: Run, plan: Plan) -> None:
         raise ModelError(f"{plan.out}: a checkpoint of another kwsd; train again without --resume") from None
     for settings in run.optimiser.param_groups:  # which are the checkpoint's by now
         settings["weight_decay"] = run.recipe.weight_decay
+    run.learnt = np.union1d(run.learnt, checkpoint.learnt.numpy())
     run.epoch, run.best_score = checkpoint.epoch, checkpoint.best_score
     run.best_state = checkpoint.best_state
     if run.best_score and checkpoint.validated_on != run.held_out.name:  # what is better must be better at the same
