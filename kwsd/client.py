@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kwsd.control import check_known
-from kwsd.door import answers
+from kwsd.door import answers, events_path
 from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
-from kwsd.sinks.unix_socket import default_path
 
 SYSTEM_SOCKET = Path("/run/kwsd/events.sock")
 ANSWER_S = 60.0  # a reload may load another model
@@ -23,7 +22,7 @@ def usual_socket(otherwise: str = "name its --socket") -> Path:
     Raises KwsdError if neither is there, with what else can be done."""
     places = [SYSTEM_SOCKET]
     with contextlib.suppress(ConfigError):
-        places.insert(0, default_path())
+        places.insert(0, events_path())
     places = list(dict.fromkeys(places))  # for root they may be one
     found = [place for place in places if os.path.exists(place)]  # noqa: PTH110 - a closed folder is no error
     if not found:

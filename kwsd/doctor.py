@@ -20,7 +20,7 @@ from kwsd.cascade import stages
 from kwsd.check import broker_is_to_come, hooks_to_check, looks
 from kwsd.compiled import library
 from kwsd.config import Config, MicrophoneConfig
-from kwsd.door import answers
+from kwsd.door import answers, events_path
 from kwsd.engines import make_spotter
 from kwsd.errors import KwsdError
 from kwsd.health import CLIPPED, CLIPPING, CONSTANT, MEANING, NONSENSE, QUIET, SILENCE, STUCK, fault_in
@@ -32,7 +32,6 @@ from kwsd.portaudio import portaudio
 from kwsd.ring import RingBuffer, Samples
 from kwsd.sinks.hooks import make_hooks
 from kwsd.sinks.mqtt import greet, read_broker
-from kwsd.sinks.unix_socket import default_path
 from kwsd.span import frame_levels_dbfs, level_dbfs
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -297,7 +296,7 @@ def _socket(config: Config) -> Findings:
         return
     where = config.sinks.socket.path
     try:
-        path = default_path() if where == "auto" else config.resolve(where)
+        path = events_path() if where == "auto" else config.resolve(where)
     except KwsdError as error:
         yield Finding(FAIL, f"events socket: {error}", "name a path in sinks.socket.path")
         return

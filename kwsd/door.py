@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kwsd.address import Address, url
-from kwsd.errors import IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
+from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, ConfigError, KwsdError
 
 MODE = 0o660
 OWN_MODE = 0o600
@@ -160,6 +160,36 @@ def try_door(address: Address, setting: str, group: str | None) -> None:
     bind_address(address, setting, group).close()
     if address.path is not None:
         address.path.unlink(missing_ok=True)
+
+
+def events_path() -> Path:
+    """Where the events socket usually is: `$RUNTIME_DIRECTORY/events.sock` under systemd, else
+    `$XDG_RUNTIME_DIR/kwsd/events.sock`, for root without that `/run/kwsd`. Raises ConfigError if there is no such
+    place."""
+    systemd, user = os.environ.get("RUNTIME_DIRECTORY"), os.environ.get("XDG_RUNTIME_DIR")
+    if systemd:
+        return Path(systemd.split(":")[0]) / "events.sock"
+    if user:
+        return Path(user) / "kwsd/events.sock"
+    if os.geteuid() == 0:
+        return Path("/run/kwsd/events.sock")
+    raise ConfigError(
+        "sinks.socket.path: auto finds no place ($XDG_RUNTIME_DIR is not set); "
+        "name a path, or say sinks.socket.enabled: false"
+    )
+
+
+def make_events_folder(path: Path) -> None:
+    """Where it is missing. Raises ConfigError if it cannot be made."""
+    folder = path.parent
+    try:
+        folder.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"sinks.socket.path: auto: {folder} cannot be made ({error.strerror}); name a path, "
+            "or say sinks.socket.enabled: false",
+            exit_code=NO_PERMISSION if isinstance(error, PermissionError) else CONFIG,
+        ) from None
 
 
 def answers(path: Path) -> bool:

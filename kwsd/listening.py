@@ -319,8 +319,8 @@ class Listening:
         return self.listener is not None or self._supervisor.goes_on
 
     def ailments(self) -> dict[str, str]:
-        """What is wrong with the streams of the config that do not hear, by name: to have heard a satellite that is
-        deaf, another daemon would do no good. May be asked from any thread."""
+        """What is wrong with the streams of the config that do not hear, by name. A satellite is none of them: another
+        daemon would hear it no better. May be asked from any thread."""
         found = {name: self._supervisor.ailment(i) for i, name in enumerate(self._names)}
         return {name: ailment for name, ailment in found.items() if ailment}
 

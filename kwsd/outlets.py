@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from kwsd import __version__
 from kwsd.address import Address
 from kwsd.config import Config, HttpConfig, WyomingConfig
-from kwsd.door import check_group, check_place, try_door
+from kwsd.door import check_group, check_place, events_path, make_events_folder, try_door
 from kwsd.event import BrokerLost, BrokerRestored, Event, HookFailed, Line, Scores, StatusNow
 from kwsd.secret import read_secret
 from kwsd.sinks import Sink
 from kwsd.sinks.hooks import Hook, Hooks
 from kwsd.sinks.stdout import Stdout
-from kwsd.sinks.unix_socket import Obey, UnixSocket, default_path
+from kwsd.sinks.unix_socket import Obey, UnixSocket
 from kwsd.state import State
 
 if TYPE_CHECKING:
@@ -152,7 +152,9 @@ class Outlets:
         settings = config.sinks.socket
         if not settings.enabled:
             return {}
-        place = default_path() if settings.path == "auto" else config.resolve(settings.path)
+        place = events_path() if settings.path == "auto" else config.resolve(settings.path)
+        if settings.path == "auto":
+            make_events_folder(place)
         key = f"socket {place} {settings.queue} {settings.group} {settings.control}"
         if key in self._sinks:
             return {key: self._sinks[key]}

@@ -10,9 +10,10 @@ import stat
 import pytest
 
 from kwsd.control import Command
+from kwsd.door import events_path
 from kwsd.errors import NO_PERMISSION, ConfigError, KwsdError
 from kwsd.event import Answer, Heard, Reload, RunnerUp, Scores
-from kwsd.sinks.unix_socket import UnixSocket, default_path
+from kwsd.sinks.unix_socket import UnixSocket
 
 EVENT = Reload(ok=True)
 HELLO = b'{"type":"hello"}\n'
@@ -108,7 +109,8 @@ def test_a_frozen_reader_loses_its_oldest_lines_and_is_told_how_many(tmp_path):
     assert dropped > 0
     assert dropped + len(kept) == 2000, "what was lost and what was kept add up"
     last_gap = max(place for place, line in enumerate(frozen) if line["type"] == "dropped")
-    newest = [line["n"] for line in frozen[last_gap + 1 :]]
+    newest = [line["n"] for line in frozen[last_gap + 1 : -1]]
+    assert frozen[-1]["type"] == "refused", "it was opened, and is closed"
     assert kept == sorted(kept) and newest == list(range(2000))[-len(newest) :] != [], "it is the oldest that go"
 
 
@@ -377,4 +379,10 @@ def test_a_file_in_the_way_is_not_removed(tmp_path):
 def test_auto_finds_the_runtime_folder(environment, expected, tmp_path, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value.format(tmp_path))
-    assert default_path() == tmp_path / expected
+    assert events_path() == tmp_path / expected
+
+
+def test_who_only_asks_makes_no_folder(kwsd, tmp_path):
+    (tmp_path / "here").mkdir()
+    kwsd("ctl", "status", more={"XDG_RUNTIME_DIR": str(tmp_path / "here")})
+    assert list((tmp_path / "here").iterdir()) == []

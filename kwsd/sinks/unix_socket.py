@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from kwsd.address import Address
 from kwsd.control import Command, Subscribe, parse
 from kwsd.door import Doors
-from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
+from kwsd.errors import NO_PERMISSION, ConfigError
 from kwsd.event import Answer, Event, Line, Refused, Scores, Shutdown, unnumbered
 from kwsd.sinks.reader import Reader
 
@@ -160,32 +159,3 @@ async def _send(reader: Reader, writer: asyncio.StreamWriter) -> None:
     async for line in reader.lines():
         writer.write(line)
         await writer.drain()
-
-
-def default_path() -> Path:
-    """`$RUNTIME_DIRECTORY/events.sock` under systemd, else `$XDG_RUNTIME_DIR/kwsd/events.sock`, for root `/run/kwsd`.
-
-    The folder is made where it is missing. Raises ConfigError if there is no such place.
-    """
-    systemd = os.environ.get("RUNTIME_DIRECTORY")
-    if systemd:
-        return Path(systemd.split(":")[0]) / "events.sock"
-    user = os.environ.get("XDG_RUNTIME_DIR")
-    if user:
-        folder = Path(user) / "kwsd"
-    elif os.geteuid() == 0:
-        folder = Path("/run/kwsd")
-    else:
-        raise ConfigError(
-            "sinks.socket.path: auto finds no place ($XDG_RUNTIME_DIR is not set); "
-            "name a path, or say sinks.socket.enabled: false"
-        )
-    try:
-        folder.mkdir(mode=0o755, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"sinks.socket.path: auto: {folder} cannot be made ({error.strerror}); name a path, "
-            "or say sinks.socket.enabled: false",
-            exit_code=NO_PERMISSION if isinstance(error, PermissionError) else CONFIG,
-        ) from None
-    return folder / "events.sock"
