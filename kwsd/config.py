@@ -26,7 +26,7 @@ ALL = "all"  # of a model's words; as a key of `keywords`, those that are not na
 ENVIRONMENT = "KWSD_"
 OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
 MOST_ZEROCONF = 63  # bytes of a name in mDNS
-NOT_SETTINGS = {"KWSD_DATA", "KWSD_DEB"}  # names the recordings and the package that tests use
+NOT_SETTINGS = {"KWSD_DATA", "KWSD_MINUTES", "KWSD_DEB"}  # recordings, how much of them, and the package, for tests
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Release = Annotated[float, Meta(gt=0.0, le=1.0)]  # no score falls below 0

@@ -17,6 +17,40 @@ STEP = 0.01  # of thresholds
 
 Payload = dict[str, Any]
 
+# What the entities of a stream say that is the same for all streams.
+_KEPT = ("score", "threshold", "start_s", "end_s", "latency_ms", "level_dbfs", "time")
+_ATTRIBUTES = ", ".join(f"'{field}': value_json.{field} | default(none)" for field in _KEPT)
+COMMAND: Payload = {
+    "name": "Command",
+    "value_template": f"{{{{ {{'event_type': value_json.keyword, {_ATTRIBUTES}}} | to_json }}}}",
+    "icon": "mdi:account-voice",
+}
+LAST_WORD: Payload = {"name": "Last word", "value_template": "{{ value_json.keyword }}"}
+LEVEL: Payload = {
+    "name": "Level",
+    "value_template": "{{ value_json.level_dbfs }}",
+    "unit_of_measurement": "dBFS",
+    "state_class": "measurement",
+    "entity_category": "diagnostic",
+    "icon": "mdi:microphone",
+}
+LAG: Payload = {
+    "name": "Lag",
+    "value_template": "{{ value_json.lag_ms }}",
+    "unit_of_measurement": "ms",
+    "device_class": "duration",
+    "state_class": "measurement",
+    "entity_category": "diagnostic",
+}
+PROBLEM: Payload = {
+    "name": "Problem",
+    "value_template": "{{ 'ON' if value_json.ailment else 'OFF' }}",
+    "device_class": "problem",
+    "entity_category": "diagnostic",
+    "json_attributes_template": "{{ {'ailment': value_json.ailment} | to_json }}",
+}
+MUTE: Payload = {"name": "Mute", "icon": "mdi:microphone-off"}
+
 
 @dataclass(frozen=True)
 class Topics:
@@ -109,7 +143,7 @@ def discovery(
 
 def _of_stream(setting: Setting, stream: str, keywords: Mapping[str, KeywordState]) -> Iterator[tuple[str, Payload]]:
     topics, site = setting.topics, slug(setting.topics.site)
-    device = {
+    device: Payload = {
         "identifiers": [f"kwsd_{site}__{slug(stream)}"],
         "name": f"kwsd {stream}",
         "model": "microphone",
@@ -117,90 +151,39 @@ def _of_stream(setting: Setting, stream: str, keywords: Mapping[str, KeywordStat
         "via_device": f"kwsd_{site}",
     }
     both = [topics.availability, topics.stream_availability(stream)]
-    heard, state, mute = topics.detection(stream), topics.state(stream), topics.mute(stream)
-    late = {"expire_after": round(OFTEN_MISSED * setting.state_s)}
-    kept = ["score", "threshold", "start_s", "end_s", "latency_ms", "level_dbfs", "time"]
-    attributes = ", ".join(f"'{field}': value_json.{field} | default(none)" for field in kept)
-    entities: list[tuple[str, str, Payload]] = [
-        (
-            "event",
-            "command",
-            {
-                "name": "Command",
-                "state_topic": heard,
-                "event_types": list(keywords),
-                "value_template": f"{{{{ {{'event_type': value_json.keyword, {attributes}}} | to_json }}}}",
-                "icon": "mdi:account-voice",
-            },
-        ),
-        (
-            "sensor",
-            "last_word",
-            {"name": "Last word", "state_topic": heard, "value_template": "{{ value_json.keyword }}"},
-        ),
-        (
-            "sensor",
-            "level",
-            {
-                "name": "Level",
-                "state_topic": state,
-                "value_template": "{{ value_json.level_dbfs }}",
-                "unit_of_measurement": "dBFS",
-                "state_class": "measurement",
-                "entity_category": "diagnostic",
-                "icon": "mdi:microphone",
-                **late,
-            },
-        ),
-        (
-            "sensor",
-            "lag",
-            {
-                "name": "Lag",
-                "state_topic": state,
-                "value_template": "{{ value_json.lag_ms }}",
-                "unit_of_measurement": "ms",
-                "device_class": "duration",
-                "state_class": "measurement",
-                "entity_category": "diagnostic",
-                **late,
-            },
-        ),
-        (
-            "binary_sensor",
-            "problem",
-            {
-                "name": "Problem",
-                "state_topic": state,
-                "value_template": "{{ 'ON' if value_json.ailment else 'OFF' }}",
-                "device_class": "problem",
-                "entity_category": "diagnostic",
-                "json_attributes_topic": state,
-                "json_attributes_template": "{{ {'ailment': value_json.ailment} | to_json }}",
-            },
-        ),
-        (
-            "switch",
-            "mute",
-            {"name": "Mute", "state_topic": mute, "command_topic": f"{mute}/set", "icon": "mdi:microphone-off"},
-        ),
-    ]
-    for component, what, payload in entities:
+    for component, what, payload in _entities(setting, stream, keywords):
         name = f"{slug(stream)}__{what}"
         yield _topic(setting, component, name), payload | _common(setting, name, device, both)
     for keyword in keywords:
-        trigger = {
-            "automation_type": "trigger",
-            "topic": heard,
-            "value_template": "{{ value_json.keyword }}",
-            "payload": keyword,
-            "type": "heard",
-            "subtype": keyword,
-            "device": device,
-            "origin": _origin(setting),
-        }
         topic = _topic(setting, "device_automation", f"{slug(stream)}__heard__{slug(keyword)}")
-        yield topic, trigger
+        yield topic, _trigger(topics.detection(stream), keyword) | {"device": device, "origin": _origin(setting)}
+
+
+def _entities(
+    setting: Setting, stream: str, keywords: Mapping[str, KeywordState]
+) -> Iterator[tuple[str, str, Payload]]:
+    """Component, name and what is its own, of every entity of a stream."""
+    topics = setting.topics
+    heard, state, mute = topics.detection(stream), topics.state(stream), topics.mute(stream)
+    late = {"state_topic": state, "expire_after": round(OFTEN_MISSED * setting.state_s)}
+    yield "event", "command", COMMAND | {"state_topic": heard, "event_types": list(keywords)}
+    yield "sensor", "last_word", LAST_WORD | {"state_topic": heard}
+    yield "sensor", "level", LEVEL | late
+    yield "sensor", "lag", LAG | late
+    yield "binary_sensor", "problem", PROBLEM | {"state_topic": state, "json_attributes_topic": state}
+    yield "switch", "mute", MUTE | {"state_topic": mute, "command_topic": f"{mute}/set"}
+
+
+def _trigger(heard: str, keyword: str) -> Payload:
+    """For automations that begin with a word."""
+    return {
+        "automation_type": "trigger",
+        "topic": heard,
+        "value_template": "{{ value_json.keyword }}",
+        "payload": keyword,
+        "type": "heard",
+        "subtype": keyword,
+    }
 
 
 def _common(setting: Setting, name: str, device: Payload, availability: Sequence[str]) -> Payload:
