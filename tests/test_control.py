@@ -121,7 +121,12 @@ def test_a_threshold_holds_until_the_configuration_is_read_again(kwsd, environme
         event = daemon.wait_for("threshold")
         assert (event["keyword"], event["threshold"]) == ("stop", 0.9)
         status = json.loads(asked(kwsd, "--json", "status").out)["status"]
-        assert status["keywords"]["stop"] == {"threshold": 0.9, "configured": RECOMMENDED["stop"], "lowest": 0.01}
+        assert status["keywords"]["stop"] == {
+            "threshold": 0.9,
+            "configured": RECOMMENDED["stop"],
+            "release": 0.4,
+            "lowest": 0.01,
+        }
         assert f"keyword stop: from 0.9 on (configured: {RECOMMENDED['stop']})" in asked(kwsd, "status").out
         asked(kwsd, "threshold", "stop", "default")
         assert daemon.wait_for("threshold")["threshold"] == RECOMMENDED["stop"]

@@ -335,7 +335,7 @@ def test_a_recorder_that_hangs_is_lost_and_nothing_from_before_is_told_after_it(
     beside = contextlib.nullcontext() if by == "fifo" else Running("--source", "-", environment=environment)
     with listening(environment, fifo) if by == "fifo" else beside as daemon:
         with fifo.open("wb") if by == "fifo" else daemon.process.stdin as writer:
-            say(writer, spoken[:until_stop])
+            say(writer, bytes(2 * 32_000) + spoken[:until_stop])  # long enough to see that it keeps time
             lost = daemon.wait_for("audio_lost", timeout=4)
             assert "whoever writes into it has paused; waiting for more" in lost["reason"]
             assert [event["keyword"] for event in daemon.detections] == ["stop"]

@@ -183,8 +183,8 @@ def headers(draw: Random, place: Path) -> Callable[[], bool]:
                 pass
         assert listener.failure is None, listener.failure
         kinds = [json.loads(line)["type"] for line in answer.splitlines() if line]
-        assert kinds in ([], ["hello"], ["refused"]), kinds
-        return kinds == ["hello"]
+        assert kinds in ([], ["hello"], ["refused"], ["hello", "refused"]), kinds  # the last: what followed was none
+        return kinds[:1] == ["hello"]
 
     return one
 
