@@ -372,6 +372,17 @@ def test_the_moving_average_is_quick_at_first_and_slow_later(steps, kept):
     assert torch.equal(current[0], torch.ones(3))
 
 
+def test_what_normalisations_have_seen_is_averaged_with_the_weights_and_counts_are_of_now():
+    network = nn.BatchNorm1d(1, momentum=1.0)
+    average = training._average_of(network, 0.999)
+    for seen in (0.0, 1.0, 1.0):  # the mean of a batch
+        network(torch.tensor([[[seen - 1, seen + 1]]]))
+        average.update_parameters(network)
+    assert network.running_mean.item() == 1.0
+    assert average.module.running_mean.item() == pytest.approx(1 - 2 / 11 * 3 / 12)
+    assert average.module.num_batches_tracked.item() == 3
+
+
 def test_the_moving_average_begins_with_the_weights_themselves_and_forgets_them_soon():
     network = nn.Linear(1, 1)
     average = AveragedModel(nn.Linear(1, 1), multi_avg_fn=moving_average(0.999))

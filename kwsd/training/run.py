@@ -191,10 +191,14 @@ def learning_rate(recipe: Recipe, epochs_done: float) -> float:
 
 
 def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """For AveragedModel: exponential with this decay per step, faster at first, when there is little to keep."""
+    """For AveragedModel, which hands over tensors of one kind: exponential with this decay per step, faster at first,
+    when there is little to keep. Of counts there is no mean."""
 
     def update(averaged: Any, current: Any, steps: Any) -> None:
         now = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        torch._foreach_lerp_(list(averaged), list(current), 1.0 - now)
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(list(averaged), list(current), 1.0 - now)
+        else:
+            torch._foreach_copy_(list(averaged), list(current))
 
     return update

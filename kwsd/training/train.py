@@ -349,11 +349,17 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
         device=device,
         group=group,
         seed=options.seed,
-        average=AveragedModel(network, multi_avg_fn=moving_average(recipe.average)) if recipe.average else None,
+        average=_average_of(network, recipe.average) if recipe.average else None,
         teacher=load_teachers(options.teachers, labels, device) if options.teachers else None,
         best_state=_copy(network),
         learnt=learnt,
     )
+
+
+def _average_of(network: nn.Module, decay: float) -> AveragedModel:
+    """The moving average of the weights, and of what batch normalisations have seen: those of the network as it is now
+    fit its own weights, not the mean of the last ones."""
+    return AveragedModel(network, multi_avg_fn=moving_average(decay), use_buffers=True)
 
 
 def _load(plan: Plan, subset: str) -> Clips:
