@@ -1,6 +1,7 @@
 """Events for a real Mosquitto, and commands from it, by a real daemon."""
 
 import asyncio
+import gc
 import json
 import signal
 import socket
@@ -20,7 +21,7 @@ from test_home_assistant import valid
 from kwsd.client import ask
 from kwsd.errors import CONFIG
 from kwsd.recording import DEMO, read_recording
-from kwsd.sinks.mqtt import _Commands, _watch_while_open
+from kwsd.sinks.mqtt import _Commands, _first_of, _watch_while_open
 
 pytestmark = needs_mosquitto
 
@@ -287,6 +288,33 @@ def test_a_reload_while_the_broker_is_away_keeps_what_waits_or_says_that_it_is_d
                     assert json.loads(listener.wait_for(f"{BASE}/kitchen/detection").payload) == detection
         assert restored["gap_s"] > 0
         assert restored["dropped"] == 0 if kept else restored["dropped"] > 8
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_works_that_fail_together_are_all_asked_why(ended):
+    complaints = []
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise OSError("the connection is lost")
+
+    async def go_on():
+        await asyncio.sleep(60)
+
+    async def scenario():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        works = asyncio.ensure_future(_first_of(fail, fail, go_on))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if ended:
+            works.cancel()
+        with pytest.raises(asyncio.CancelledError if ended else OSError):
+            await works
+        del works
+        gc.collect()
+
+    asyncio.run(scenario())
+    assert complaints == []
 
 
 def test_a_message_that_the_broker_does_not_take_is_given_up_and_counted(tmp_path, port, environment, spoken):

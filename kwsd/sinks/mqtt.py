@@ -496,9 +496,11 @@ async def _first_of(*works: Callable[[], Awaitable[None]]) -> None:
             for task in still:
                 task.cancel()
             await asyncio.wait(still, timeout=AGAIN_S)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
+        # All are asked, whether we go on or are to end ourselves: of one that nobody asks asyncio takes it for a fault.
+        failures = [task.exception() for task in tasks if not task.cancelled()]
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
