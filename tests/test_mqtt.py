@@ -243,14 +243,19 @@ def test_what_is_said_while_the_broker_is_away_waits_for_it_and_what_was_dropped
     assert "back after" in "".join(daemon.errors)
 
 
+def say_while_it_is_away(broker, daemon, spoken, words):
+    """The broker goes, and so many words are heard."""
+    broker.listener().wait_for(f"{BASE}/availability", "online")
+    broker.kill()
+    daemon.wait_for("broker_lost")
+    say(daemon, spoken)
+    for _ in range(words):
+        daemon.wait_for("detection")
+
+
 def test_what_is_too_old_is_not_told_any_more(broker, environment, spoken):
     with Running(*kitchen(broker, "sinks.mqtt.keep_s=0.3"), environment=environment) as daemon:
-        broker.listener().wait_for(f"{BASE}/availability", "online")
-        broker.kill()
-        daemon.wait_for("broker_lost")
-        say(daemon, spoken)
-        for _ in range(5):
-            daemon.wait_for("detection")
+        say_while_it_is_away(broker, daemon, spoken, words=5)
         time.sleep(1)
         broker.start()
         again = broker.listener(f"{BASE}/kitchen/detection")
@@ -272,12 +277,7 @@ def test_a_reload_while_the_broker_is_away_keeps_what_waits_or_says_that_it_is_d
     config = tmp_path / "kwsd.yaml"
     config.write_text(of_config(broker, keep_s=0))
     with Running("--config", str(config), environment=environment) as daemon:
-        broker.listener().wait_for(f"{BASE}/availability", "online")
-        broker.kill()
-        daemon.wait_for("broker_lost")
-        say(daemon, spoken)
-        for _ in range(8):
-            daemon.wait_for("detection")
+        say_while_it_is_away(broker, daemon, spoken, words=8)
         with Broker(tmp_path, free_port()) as other:
             listener = other.listener("kwsd/+/kitchen/detection")
             config.write_text(of_config(other, keep_s=0, site=site))
