@@ -258,7 +258,7 @@ def _near(wanted: str, devices: list[Device]) -> list[Device]:
 
 class _Hush:
     """Nothing on file descriptor 2: PortAudio and ALSA print there, over several lines, what they return as an error as
-    well. Counted, as several threads may want it at once. kwsd itself writes to a duplicate (`cli.py`)."""
+    well. Counted, as several threads may want it at once. kwsd itself writes to a duplicate (`terminal.py`)."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._stderr = threading.Lock(), 0, -1

@@ -15,7 +15,7 @@ from docutils.core import publish_from_doctree
 from docutils.utils import new_document
 
 from kwsd import __version__, errors
-from kwsd.cli import make_parser
+from kwsd.arguments import make_parser
 from kwsd.schema import HEAD, Schema, config_schema, events_schema
 
 Content = list[nodes.Element]

@@ -22,8 +22,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from kwsd.arguments import make_parser
 from kwsd.artefact import read_info
-from kwsd.cli import _command_line, dispatch, make_parser
+from kwsd.cli import dispatch
+from kwsd.commands.models import _command_line
 from kwsd.errors import AudioError, ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training import dataset, run
