@@ -5,9 +5,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "kwsd.engines._tcn",
-            ["kwsd/engines/tcn.c"],
-            depends=["kwsd/engines/tcn_kernel.h"],
+            "kwsd.engines._native",
+            ["kwsd/engines/native.c"],
+            depends=[f"kwsd/engines/native_{part}.h" for part in ("core", "tcn", "bcresnet")],
             extra_compile_args=["-O3", "-Wno-psabi"],
             extra_link_args=["-s"],
             optional=True,

@@ -18,16 +18,17 @@ from test_export import CLIPS, trained
 from kwsd import onnx_file
 from kwsd.artefact import METADATA, read_artefact, sealed
 from kwsd.audio_format import WINDOW
-from kwsd.engines import load_spotter, tcn
+from kwsd.engines import layout, load_spotter
 from kwsd.errors import UNAVAILABLE, ConfigError
 from kwsd.recording import DEMO, read_recording
 from kwsd.training.export import export
 
 MODELS = Path(__file__).parent.parent / "models"
-SOURCE = Path(tcn.__file__).with_suffix(".c")
+SOURCE = Path(layout.__file__).with_name("native.c")
 SECOND = "commands, its second network"
 SHIPPED = [SECOND, "commands-fast"]
-UNTRAINED = ["dstcn-tiny", "dstcn-small", "stcn-small"]  # of other sizes, most no multiple of a vector's
+# Of other sizes, most no multiple of a vector's.
+UNTRAINED = ["dstcn-tiny", "dstcn-small", "stcn-small", "bcresnet-1", "bcresnet-1.5", "bcresnet-3"]
 HOP = 1600
 TOLERANCE = 1e-4  # in log-probability
 LEAST = 1e-6  # below, a logarithm only magnifies rounding
@@ -51,12 +52,12 @@ def path_of(tmp_path_factory):
 @pytest.fixture(params=[4, 8, 16])
 def lanes(request):
     """Vectors of so many floats, if this machine has them."""
-    library = ctypes.CDLL(importlib.util.find_spec(tcn.LIBRARY).origin)
-    library.tcn_lanes.argtypes = [ctypes.c_int64]
-    if library.tcn_lanes(request.param) != request.param:
+    library = ctypes.CDLL(importlib.util.find_spec(layout.LIBRARY).origin)
+    library.native_lanes.argtypes = [ctypes.c_int64]
+    if library.native_lanes(request.param) != request.param:
         pytest.skip(f"this machine has no vectors of {request.param} floats")
     yield request.param
-    library.tcn_lanes(tcn.MOST_LANES)
+    library.native_lanes(layout.MOST_LANES)
 
 
 def log(posteriors):
@@ -150,10 +151,10 @@ def test_what_is_no_number_is_forgotten_like_any_other_sound(path_of):
 WALK = """
 import itertools, pathlib, sys
 import numpy as np
-from kwsd.engines import load_spotter, tcn
-tcn.LIBRARY = "with_guards"
-for path, tcn.MOST_LANES in itertools.product(sys.argv[1:], (4, 8, 16)):
-    tcn.functions.cache_clear()
+from kwsd.engines import layout, load_spotter
+layout.LIBRARY = "with_guards"
+for path, layout.MOST_LANES in itertools.product(sys.argv[1:], (4, 8, 16)):
+    layout.functions.cache_clear()
     spotter = load_spotter(pathlib.Path(path), "cpu", engine="native")
     rng, step = np.random.default_rng(1), spotter.info.step
     for streams, hops, steps in ((1, 1, 1), (1, 1, 7), (1, 3, 5), (2, 1, 5), (5, 10, 5), (1, 1, 50)):
@@ -167,7 +168,8 @@ print("walked")
 
 
 def test_the_compiler_has_nothing_to_say(tmp_path):
-    assert build(tmp_path, "tcn", [SOURCE], "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wno-psabi") == ""
+    strict = ("-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wno-psabi")
+    assert build(tmp_path, "native", [SOURCE], *strict) == ""
 
 
 def test_no_byte_is_touched_that_is_nobodys(tmp_path, path_of):
@@ -221,7 +223,7 @@ def reshaped(name, *shape):
 
 
 UNFIT = {
-    "another network": (SECOND, told(architecture="bcresnet-1"), "it does not know bcresnet-1"),
+    "another network": (SECOND, told(architecture="matchboxnet-1"), "it does not know matchboxnet-1"),
     "other frames": (SECOND, told(features=None), "it knows dstcn-base on other log-mel frames"),
     "another step": ("commands-fast", told(step=160), "it knows stcn-base on other log-mel frames"),
     "a weight that is elsewhere": ("commands-fast", without("network.pool.weight"), "it misses network.pool.weight"),
@@ -237,6 +239,7 @@ UNFIT = {
         told(architecture="stcn-base", step=320),
         "it misses network.stem.weight",
     ),
+    "fewer layers than its family": (SECOND, told(architecture="bcresnet-2"), "it finds 18 weights of convolutions"),
 }
 
 
@@ -256,21 +259,21 @@ def test_check_says_so_before_a_daemon_starts(kwsd, tmp_path):
     path = changed(MODELS / "commands.onnx", tmp_path / "a.onnx", UNFIT["another network"][1])
     native = ["--set", "engine=native"]
     kwsd("check", "--model", path, *native).refused(
-        UNAVAILABLE, f"not for {path}: it does not know bcresnet-1; say auto"
+        UNAVAILABLE, f"not for {path}: it does not know matchboxnet-1; say auto"
     )
     assert kwsd("check", *native).code == 0
 
 
 @pytest.mark.parametrize("name", ["kwsd.engines._nowhere", "json"])
 def test_where_it_was_not_compiled_onnx_runtime_runs_all(monkeypatch, name):
-    monkeypatch.setattr(tcn, "LIBRARY", name)
-    tcn.functions.cache_clear()
+    monkeypatch.setattr(layout, "LIBRARY", name)
+    layout.functions.cache_clear()
     try:
         assert load_spotter(MODELS / "commands.onnx", "cpu").engine == "ONNX Runtime"
         with pytest.raises(ConfigError, match=r"install kwsd again; say auto$"):
             load_spotter(MODELS / "commands.onnx", "cpu", engine="native")
     finally:
-        tcn.functions.cache_clear()
+        layout.functions.cache_clear()
 
 
 def test_with_it_kwsd_hears_where_onnx_runtime_cannot_be_had(kwsd, tmp_path):
@@ -291,17 +294,17 @@ def test_without_a_compiler_kwsd_installs_all_the_same(tmp_path):
         env={"CC": "/nowhere/cc", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert (done.returncode, list(tmp_path.rglob("*.so"))) == (0, [])
-    assert 'extension "kwsd.engines._tcn" failed' in done.stdout + done.stderr
+    assert 'extension "kwsd.engines._native" failed' in done.stdout + done.stderr
 
 
 def test_one_that_was_compiled_of_another_version_is_not_called(monkeypatch):
-    monkeypatch.setattr(tcn, "INTERFACE", tcn.INTERFACE + 1)
-    tcn.functions.cache_clear()
+    monkeypatch.setattr(layout, "INTERFACE", layout.INTERFACE + 1)
+    layout.functions.cache_clear()
     try:
-        with pytest.raises(tcn.UnfitError, match="for another version; install kwsd again"):
-            tcn.functions("stcn")
+        with pytest.raises(layout.UnfitError, match="for another version; install kwsd again"):
+            layout.functions("stcn")
     finally:
-        tcn.functions.cache_clear()
+        layout.functions.cache_clear()
 
 
 @pytest.mark.parametrize("engine", ["native", "onnxruntime"])

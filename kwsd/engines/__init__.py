@@ -7,7 +7,7 @@ from pathlib import Path
 from kwsd.artefact import Artefact, read_artefact
 from kwsd.cascade import Cascade
 from kwsd.engines import native
-from kwsd.engines.tcn import UnfitError
+from kwsd.engines.layout import UnfitError
 from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
 from kwsd.spotter import Spotter, try_out
 

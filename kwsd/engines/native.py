@@ -1,4 +1,5 @@
-"""Our own engine: S-TCN and DS-TCN in ONNX, run on the CPU by a few hundred lines of C (tcn.c) instead of a library.
+"""Our own engine: S-TCN, DS-TCN and BC-ResNet in ONNX, run on the CPU by a few hundred lines of C (native.c) instead of
+a library.
 
 A small network spends most of its time in a library that can run any: the library's code, more than the weights, is
 what has to come back into the caches after every sleep. What this engine does not know, ONNX Runtime runs.
@@ -11,16 +12,16 @@ import numpy as np
 from kwsd import onnx_file
 from kwsd.artefact import GEOMETRY, Artefact, ArtefactInfo
 from kwsd.engines.hops import Hops, States
-from kwsd.engines.tcn import FAMILIES, Family, Layout, UnfitError, functions
+from kwsd.engines.layout import FAMILIES, Family, Layout, UnfitError, functions
 from kwsd.errors import ModelError
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
 
-NO_MEMORY = -1  # as in tcn.c
+NO_MEMORY = -1  # as in native.c
 
 
 class NativeSpotter(Hops):
-    """A network of one of the families, by tcn.c."""
+    """A network of one of the families, by native.c."""
 
     engine = "native"
 
@@ -52,7 +53,7 @@ class NativeSpotter(Hops):
 
 
 def load(artefact: Artefact) -> NativeSpotter:
-    """Raises UnfitError if tcn.c was not compiled, or does not know the network."""
+    """Raises UnfitError if native.c was not compiled, or does not know the network."""
     info = artefact.info
     family = FAMILIES.get(info.architecture.partition("-")[0])
     if family is None:
