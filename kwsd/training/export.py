@@ -71,29 +71,24 @@ def export_checkpoint(
     for note in clips.told:
         say(note)
     windows, targets = labelled_windows(clips, checkpoint.labels, Noise(data, noise), "testing")
-    spotter = _eager(checkpoint, asked)
-    guesses = np.concatenate([spotter.score(to_float(b.numpy()).numpy()).argmax(1) for b in in_batches(windows)])
-    accuracy = Rate(int((guesses == targets.numpy()).sum()), len(targets))
-    low, high = accuracy.interval
-    figure = Figure(
-        name="accuracy on the testing clips",
-        value=round(accuracy.value, 4),
-        low=round(low, 4),
-        high=round(high, 4),
-        command=" ".join(
-            [
-                f"kwsd eval --model {out.name}",
-                *(["--data DATA"] if data else []),
-                *(
-                    f"{option} {folder.name}"
-                    for option, folders in (("--words", words), ("--noise", noise))
-                    for folder in folders
-                ),
-            ]
-        ),
-    )
+    figure = _accuracy(_eager(checkpoint, asked), windows, targets, _eval_command(out, data, words, noise))
     compared = windows[::COMPARE_EVERY] / 32768.0
     return export(checkpoint, out, compared, thresholds=recommended, figures=(figure,), second=asked)
+
+
+def _accuracy(spotter: Spotter, windows: Tensor, targets: Tensor, command: str) -> Figure:
+    """Of windows (n, 16000) and what they are (n,), as the artefact has it."""
+    guesses = np.concatenate([spotter.score(to_float(b.numpy()).numpy()).argmax(1) for b in in_batches(windows)])
+    accuracy = Rate(int((guesses == targets.numpy()).sum()), len(targets))
+    value, low, high = (round(share, 4) for share in (accuracy.value, *accuracy.interval))
+    return Figure(name="accuracy on the testing clips", value=value, low=low, high=high, command=command)
+
+
+def _eval_command(out: Path, data: Path | None, words: tuple[Path, ...], noise: tuple[Path, ...]) -> str:
+    """What gives the same figure."""
+    folders = [("--words", folder) for folder in words] + [("--noise", folder) for folder in noise]
+    named = [f"{option} {folder.name}" for option, folder in folders]
+    return " ".join([f"kwsd eval --model {out.name}", *(["--data DATA"] if data else []), *named])
 
 
 def parse_thresholds(given: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, float]:

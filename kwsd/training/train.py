@@ -292,48 +292,14 @@ def _recipe(options: TrainOptions, begun: Origin | None) -> tuple[str, Recipe]:
 
 def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     options, recipe, labels = plan.options, plan.recipe, plan.labels
-    with group.first_of_machine_first():
-        clips, validation = (_load(plan, subset) for subset in ("training", "validation"))
-    for note in dict.fromkeys((*clips.told, *validation.told)):
-        plan.say(note)
-    _check_labels(clips, plan)
-    _tell_hardly_validated(validation, plan)
-    if not set(clips.paths).isdisjoint(validation.paths):
-        raise AudioError(f"{options.data}: validation clips are among the training clips; restore its lists")
-    in_both = set(clips.speakers) & set(validation.speakers)
-    if in_both and len(set(clips.speakers)) > 1:
-        plan.say(
-            f"{len(in_both)} of {len(set(validation.speakers))} speakers who are validated on are trained on as well: "
-            "strangers will be understood worse than validation says"
-        )
+    clips, validation = _load_both(plan, group)
     noise = Noise(options.data, options.noise)
+    batches, quiet_talk = _batches(plan, clips, noise, device)
     memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network = NETWORKS[plan.model](len(labels)).to(device, memory_format=memory)  # type: ignore[call-overload]
-    batches: PlainBatches | AugmentedBatches
-    quiet_talk = None
-    if recipe.augment:
-        talk, quiet_talk = _load_negatives(options, labels, recipe.hard_negatives, plan.say)
-        batches = AugmentedBatches(
-            clips,
-            labels,
-            recipe.batch,
-            options.seed,
-            noise=Negatives(noise.parts("training"), hard=recipe.hard_negatives),
-            talk=talk,
-            device=device,
-        )
-    else:
-        if options.negatives:
-            plan.say(f"{plan.model} learns from clips alone: --negatives are not used")
-        windows, targets = labelled_windows(clips, labels, noise, "training")
-        batches = PlainBatches(windows.numpy(), targets.numpy(), recipe.batch, options.seed)
     learnt = np.unique(digests(clips))
     if options.init and not options.resume:  # else it had its say in the run's first epoch
-        learnt = np.union1d(learnt, origin(options.init).learnt)
-        some = (windows.to(device) for windows, _ in islice(batches.epoch(0), SEEN))
-        new = begin_with(options.init, network, plan.model, labels, some)
-        if new:
-            plan.say(f"{options.init}: {', '.join(new)} must be learnt from nothing")
+        learnt = np.union1d(learnt, _begin(plan, options.init, network, batches, device))
     group.synchronise(network)
     optimiser = OPTIMISERS[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -354,6 +320,59 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
         best_state=_copy(network),
         learnt=learnt,
     )
+
+
+def _load_both(plan: Plan, group: ProcessGroup) -> tuple[Clips, Clips]:
+    """The clips to train and to validate on, and what is to be said of them. Raises AudioError if some are both."""
+    with group.first_of_machine_first():
+        clips, validation = (_load(plan, subset) for subset in ("training", "validation"))
+    for note in dict.fromkeys((*clips.told, *validation.told)):
+        plan.say(note)
+    _check_labels(clips, plan)
+    _tell_hardly_validated(validation, plan)
+    if not set(clips.paths).isdisjoint(validation.paths):
+        raise AudioError(f"{plan.options.data}: validation clips are among the training clips; restore its lists")
+    in_both = set(clips.speakers) & set(validation.speakers)
+    if in_both and len(set(clips.speakers)) > 1:
+        plan.say(
+            f"{len(in_both)} of {len(set(validation.speakers))} speakers who are validated on are trained on as well: "
+            "strangers will be understood worse than validation says"
+        )
+    return clips, validation
+
+
+def _batches(
+    plan: Plan, clips: Clips, noise: Noise, device: torch.device
+) -> tuple[PlainBatches | AugmentedBatches, NDArray[np.int16] | None]:
+    """What is learnt from, and talk to validate on (samples,) if there is any."""
+    options, recipe, labels = plan.options, plan.recipe, plan.labels
+    if not recipe.augment:
+        if options.negatives:
+            plan.say(f"{plan.model} learns from clips alone: --negatives are not used")
+        windows, targets = labelled_windows(clips, labels, noise, "training")
+        return PlainBatches(windows.numpy(), targets.numpy(), recipe.batch, options.seed), None
+    talk, quiet_talk = _load_negatives(options, labels, recipe.hard_negatives, plan.say)
+    batches = AugmentedBatches(
+        clips,
+        labels,
+        recipe.batch,
+        options.seed,
+        noise=Negatives(noise.parts("training"), hard=recipe.hard_negatives),
+        talk=talk,
+        device=device,
+    )
+    return batches, quiet_talk
+
+
+def _begin(
+    plan: Plan, source: Path, network: nn.Module, batches: PlainBatches | AugmentedBatches, device: torch.device
+) -> NDArray[np.int64]:
+    """Puts what `source` has learnt into a network. Returns the digests of the clips it learnt that from (n,)."""
+    some = (windows.to(device) for windows, _ in islice(batches.epoch(0), SEEN))
+    new = begin_with(source, network, plan.model, plan.labels, some)
+    if new:
+        plan.say(f"{source}: {', '.join(new)} must be learnt from nothing")
+    return origin(source).learnt
 
 
 def _average_of(network: nn.Module, decay: float) -> AveragedModel:
