@@ -954,7 +954,7 @@ def test_another_network_cannot_be_begun_with(learnt, tmp_path):
         train(options(data, tmp_path / "a.ckpt", init=path), quietly)
 
 
-@pytest.fixture(scope="module", params=["dstcn-tiny", "stcn-small"])
+@pytest.fixture(scope="module", params=["dstcn-tiny", "stcn-small", "bcresnet-1"])
 def exported(request, tmp_path_factory):
     """A checkpoint whose normalisations have something to do, and the artefact of it."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -980,7 +980,9 @@ def test_the_normalisations_of_an_artefact_do_in_training_what_they_do_afterward
     windows = torch.randn(64, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
     assert begin_with(artefact, network, before.model, ("yes", "no"), [windows[:32], windows[32:]]) == ()
     with torch.inference_mode():
-        afterwards, training = network.eval()(windows), network.train()(windows)
+        afterwards = network.eval()(windows)
+        network.train().apply(lambda layer: layer.eval() if isinstance(layer, nn.Dropout2d) else None)
+        training = network(windows)
     torch.testing.assert_close(training, afterwards, rtol=0, atol=1e-3)
 
 
@@ -1005,7 +1007,7 @@ def test_for_other_labels_it_begins_with_all_of_an_artefact_that_both_know(expor
     said = []
     begun = weights_at_the_start(data, tmp_path, said.append, model=before.model, labels="no,up,yes", init=artefact)
     assert f"{artefact}: up must be learnt from nothing" in said
-    kernels = [name for name, weight in begun.items() if "depthwise" in name and weight.dim() == 4]
+    kernels = [name for name, weight in begun.items() if "depthwise" in name or weight.shape[1:] == (1, 3, 1)]
     assert kernels
     for name in kernels:
         torch.testing.assert_close(begun[name], before.best_state[name])
@@ -1030,12 +1032,11 @@ def test_a_file_that_cannot_be_begun_with_is_refused(data, tmp_path, model, file
     assert not (tmp_path / "a.ckpt").exists()
 
 
-@pytest.mark.parametrize("model", ["bcresnet-1", "simplenet"])
-def test_an_artefact_whose_layers_are_not_one_after_another_is_refused(data, tmp_path, model):
-    train(options(data, tmp_path / "a.ckpt", model=model, epochs=1), quietly)
-    export(load_checkpoint(tmp_path / "a.ckpt"), tmp_path / "a.onnx", torch.zeros(1, 16_000))
-    with pytest.raises(ModelError, match=r"a\.onnx: an export of another kwsd or network; begin with its checkpoint"):
-        train(options(data, tmp_path / "b.ckpt", model=None, init=tmp_path / "a.onnx"), quietly)
+def test_a_run_begins_with_an_artefact_that_has_nothing_to_normalise(data, tmp_path):
+    train(options(data, tmp_path / "a.ckpt", model="simplenet", epochs=1), quietly)
+    before = load_checkpoint(tmp_path / "a.ckpt")
+    export(before, tmp_path / "a.onnx", torch.zeros(1, 16_000))
+    assert same(weights_at_the_start(data, tmp_path, model=None, init=tmp_path / "a.onnx"), before.best_state)
 
 
 def test_an_artefact_of_another_network_by_the_same_name_is_refused(exported, tmp_path):

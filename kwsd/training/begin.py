@@ -1,5 +1,6 @@
 """Where a run begins: with the weights of another, from its checkpoint or from what was exported of it."""
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,12 @@ from kwsd.networks import NETWORKS
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint
 
 NEGLIGIBLE = 1e-6
-Folded = tuple[Tensor, Tensor]  # weight and bias
+CONVOLUTION, NORM, LINEAR = "Conv", "BatchNormalization", "Gemm"  # in ONNX
+NAMES = {  # of weights, as layers have them, in the order in which the operators of ONNX take them
+    CONVOLUTION: ("weight", "bias"),
+    NORM: ("weight", "bias", "running_mean", "running_var"),
+    LINEAR: ("weight", "bias"),
+}
 
 
 def begin_with(
@@ -96,63 +102,67 @@ def _origin(other: Artefact | Checkpoint) -> Origin:
 
 
 def _unfold(artefact: Artefact, network: nn.Module) -> None:
-    """Gives a network the weights of its export, in which most normalisations are folded into the convolution before or
-    behind them: those pass everything on as it is, but for the bias. Raises ModelError if it is another network's."""
+    """Gives a network the weights of its export, in which normalisations right behind a convolution, or in front of the
+    first, may be folded into it: those pass everything on as it is, but for the bias. Raises ModelError if it is the
+    export of another network."""
     if not artefact.is_onnx:
         raise ModelError(f"{artefact.path}: TorchScript keeps its weights to itself; name the .onnx of the same model")
+    steps = _steps(artefact)
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
     try:
-        convolutions, norms, linears = _weights(artefact)
-        first, layers, last = _layers(network)
-        if len(norms) > 1:
-            raise ValueError("normalisations that are not folded")
         with torch.no_grad():
-            _pass(first, torch.zeros_like(first.bias))
-            for name, value in norms[0].items() if norms else ():
-                getattr(first, name).copy_(value)
-            for (convolution, norm), (weight, bias) in zip(layers, convolutions, strict=True):
-                convolution.weight.copy_(weight)
-                if norm:
-                    _pass(norm, bias)
+            for before, layer, behind in zip([None, *layers], layers, [*layers[1:], None], strict=False):
+                if isinstance(layer, nn.BatchNorm2d):
+                    if steps[0].kind == NORM:
+                        _copy(layer, steps.popleft())
+                    elif before is None:
+                        _pass(layer, torch.zeros_like(layer.bias))
+                    continue  # else it was folded into the convolution before it
+                step = steps.popleft()
+                if step.kind != (LINEAR if isinstance(layer, nn.Linear) else CONVOLUTION):
+                    raise ValueError("a layer of another kind")
+                layer.weight.copy_(step.weights["weight"])
+                bias = step.weights["bias"]
+                if isinstance(layer, nn.Linear):
+                    layer.bias.copy_(bias)
+                elif isinstance(behind, nn.BatchNorm2d) and steps[0].kind != NORM:
+                    _pass(behind, bias)
                 elif bias.abs().max() > NEGLIGIBLE:
                     raise ValueError("a bias that the network has no place for")
-            ((weight, bias),) = linears
-            last.weight.copy_(weight)
-            last.bias.copy_(bias)
-    except (RuntimeError, ValueError):  # shapes, or how many there are
+            if steps:
+                raise ValueError("more layers than the network has")
+    except (IndexError, KeyError, RuntimeError, ValueError):  # kinds, shapes, or how many there are
         raise ModelError(f"{artefact.path}: an export of another kwsd or network; begin with its checkpoint") from None
 
 
-def _weights(artefact: Artefact) -> tuple[list[Folded], list[dict[str, Tensor]], list[Folded]]:
-    """The convolutions, normalisations and linear layers of an ONNX graph, each in the order they are gone through."""
+@dataclass(frozen=True)
+class Step:
+    """What an ONNX graph does with weights."""
+
+    kind: str
+    weights: dict[str, Tensor]  # by the names that a layer has for them
+
+
+def _steps(artefact: Artefact) -> deque[Step]:
+    """The convolutions, normalisations and linear layers of an ONNX graph, in the order they are gone through."""
     import onnx
 
     graph = onnx.load_model_from_string(artefact.data).graph
     values = {value.name: torch.tensor(onnx.numpy_helper.to_array(value)) for value in graph.initializer}
-    convolutions: list[Folded] = []
-    norms: list[dict[str, Tensor]] = []
-    linears: list[Folded] = []
+    steps = deque[Step]()
     for node in graph.node:
-        given = [values[name] for name in node.input if name in values]
-        if node.op_type == "Conv":
-            convolutions.append((given[0], given[1] if len(given) > 1 else torch.zeros(len(given[0]))))
-        elif node.op_type == "BatchNormalization":
-            norms.append(dict(zip(("weight", "bias", "running_mean", "running_var"), given, strict=True)))
-        elif node.op_type == "Gemm":
-            linears.append((given[0], given[1]))
-    return convolutions, norms, linears
+        if node.op_type in NAMES:
+            given = [values[name] for name in node.input if name in values]
+            weights = dict(zip(NAMES[node.op_type], given, strict=False))
+            if node.op_type == CONVOLUTION:
+                weights.setdefault("bias", torch.zeros(len(given[0])))
+            steps.append(Step(node.op_type, weights))
+    return steps
 
 
-def _layers(network: nn.Module) -> tuple[nn.BatchNorm2d, list[tuple[nn.Conv2d, nn.BatchNorm2d | None]], nn.Linear]:
-    """The normalisation in front, every convolution with the one behind it, and the last layer."""
-    in_order = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
-    first, *between, last = in_order
-    if not isinstance(first, nn.BatchNorm2d) or not isinstance(last, nn.Linear):
-        raise ValueError("not a network of this kind")
-    layers: list[tuple[nn.Conv2d, nn.BatchNorm2d | None]] = []
-    for layer, behind in zip(between, [*between[1:], None], strict=True):
-        if isinstance(layer, nn.Conv2d):
-            layers.append((layer, behind if isinstance(behind, nn.BatchNorm2d) else None))
-    return first, layers, last
+def _copy(norm: nn.BatchNorm2d, step: Step) -> None:
+    for name in NAMES[NORM]:
+        getattr(norm, name).copy_(step.weights[name])
 
 
 def _pass(norm: nn.BatchNorm2d, bias: Tensor) -> None:
