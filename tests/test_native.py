@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +314,21 @@ def test_without_a_compiler_kwsd_installs_all_the_same(tmp_path):
     )  # fmt: skip
     assert (done.returncode, list(tmp_path.rglob("*.so"))) == (0, [])
     assert 'extension "kwsd.engines._native" failed' in done.stdout + done.stderr
+
+
+def test_a_source_distribution_has_all_that_is_compiled(tmp_path):
+    pytest.importorskip("setuptools")
+    top = SOURCE.parent.parent.parent
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path],
+        check=True, capture_output=True, timeout=60, cwd=top,
+    )  # fmt: skip
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    parts = {str(path.relative_to(top)) for path in (top / "kwsd").rglob("*.[ch]")}
+    assert len(parts) >= 8
+    assert parts <= names
 
 
 def test_one_that_was_compiled_of_another_version_is_not_called(monkeypatch):
