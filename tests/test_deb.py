@@ -50,7 +50,7 @@ def test_it_hears_wherever_it_lies(unpacked):
 
 @built
 def test_the_engine_in_it_is_our_own(unpacked):
-    script = "from kwsd.engines import tcn; tcn.functions('dstcn')"
+    script = "from kwsd.engines import layout; layout.functions('dstcn')"
     subprocess.run([unpacked / "usr/lib/kwsd/bin/python", "-c", script], check=True, cwd="/", env=clean_environment())
 
 
