@@ -19,6 +19,7 @@ from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.training import augment
 from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
+from kwsd.training.precision import FromFrames
 from kwsd.training.processes import ProcessGroup
 from kwsd.training.recipe import Recipe
 from kwsd.training.teacher import Teacher
@@ -95,14 +96,17 @@ def train_epoch(run: Run) -> tuple[float, float]:
 
 
 def _mine(run: Run) -> None:
-    """Let the batches know what the network, as it is judged, takes for keywords."""
+    """Let the batches know what the network, as it is judged, takes for keywords. As many windows are looked through as
+    are learnt from, so it takes its time."""
     if isinstance(run.batches, PlainBatches):
         return
     run.judged.eval()
+    judge = FromFrames(run.judged, run.device, run.recipe.mixed_precision)
 
     def surest(windows: Tensor) -> Tensor:
         with torch.inference_mode():
-            return torch.as_tensor(run.judged(windows.to(run.device))[:, run.keywords].amax(1))
+            log_probs = judge(run.network.features(windows.to(run.device)))  # (n, labels)
+            return torch.as_tensor(log_probs[:, run.keywords].amax(1))
 
     run.batches.mine(surest, run.epoch)
 
