@@ -254,7 +254,8 @@ def test_before_every_epoch_talk_is_sought_that_the_network_takes_for_keywords(d
             network = so_far.network().eval()
             network.load_state_dict(so_far.average_state)
             keywords = [i for i, label in enumerate(so_far.labels) if not label.startswith("_")]
-            torch.testing.assert_close(likely, network(windows).detach()[:, keywords].amax(1), rtol=0, atol=1e-5)
+            # In 16 bits, where training reckons so.
+            torch.testing.assert_close(likely, network(windows).detach()[:, keywords].amax(1), rtol=0, atol=1e-2)
 
     monkeypatch.setattr(AugmentedBatches, "mine", mine)
     train(options(data, tmp_path / "a.ckpt", **small, epochs=2), quietly)
