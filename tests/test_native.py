@@ -105,13 +105,27 @@ def extremes():
     yield "what no number can be heard in", np.full(WINDOW, 1e-42)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, "bcresnet-1"])
 @pytest.mark.parametrize(("what", "window"), list(extremes()), ids=lambda x: x if isinstance(x, str) else "")
 def test_it_says_the_same_of_the_extremes(path_of, name, what, window):
     windows = window.astype(np.float32)[None]
     one, two = (log(load_spotter(path_of(name), "cpu", engine=e).score(windows)) for e in ("native", "onnxruntime"))
     # Beside a tone at full scale the other bands have nothing but rounding.
     np.testing.assert_allclose(one, two, rtol=0, atol=10 * TOLERANCE)
+
+
+def test_activations_beyond_what_an_exponential_can_be_are_those_of_onnx_runtime(tmp_path, lanes):
+    checkpoint = trained("bcresnet-1")
+    far = checkpoint.best_state
+    for part in ("weight", "bias"):
+        far[f"blocks.11.time.1.{part}"] *= 1000.0
+    far["blocks.11.time.3.weight"] /= 1000.0
+    export(checkpoint, tmp_path / "a.onnx", CLIPS)
+    one, two = (
+        log(load_spotter(tmp_path / "a.onnx", "cpu", engine=engine).score(rooms(3)[:, :WINDOW].copy()))
+        for engine in ("native", "onnxruntime")
+    )
+    np.testing.assert_allclose(one, two, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *UNTRAINED])
@@ -138,8 +152,9 @@ def test_streams_are_those_that_are_named(path_of):
         spotter.advance(np.zeros((1, HOP), np.float32), states, np.array([7]), 1)
 
 
-def test_what_is_no_number_is_forgotten_like_any_other_sound(path_of):
-    spotter, window = load_spotter(path_of("commands-fast"), "cpu", engine="native"), rooms(1)[:, :WINDOW]
+@pytest.mark.parametrize("name", [*SHIPPED, "bcresnet-1"])
+def test_what_is_no_number_is_forgotten_like_any_other_sound(path_of, name):
+    spotter, window = load_spotter(path_of(name), "cpu", engine="native"), rooms(1)[:, :WINDOW]
     states, stream = spotter.states(1), np.zeros(1, np.int64)
     spotter.begin(np.full((1, WINDOW), np.nan, np.float32), states, stream)
     for at in range(0, WINDOW, HOP):

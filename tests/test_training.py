@@ -244,9 +244,8 @@ def test_an_augmented_run_interrupted_and_resumed_is_the_same_as_in_one_go(data,
 
 def test_before_every_epoch_talk_is_sought_that_the_network_takes_for_keywords(data, small, tmp_path, monkeypatch):
     model = small["model"]
-    monkeypatch.setitem(
-        RECIPES, model, msgspec.structs.replace(RECIPES[model], mixed_precision=False)
-    )  # or it is roughly so
+    in_32_bits = msgspec.structs.replace(RECIPES[model], mixed_precision=False)  # in 16 any network would seem the one
+    monkeypatch.setitem(RECIPES, model, in_32_bits)
     windows = torch.rand(5, 16_000, generator=torch.Generator().manual_seed(0)) - 0.5
     sought = []
 

@@ -1,1 +1,1 @@
-"""What each command of `kwsd` does: from its options to an exit code. Each imports what it needs when it is called."""
+"""What each command of `kwsd` does: from its options to an exit code. What is slow to import waits for its command."""

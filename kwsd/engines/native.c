@@ -113,9 +113,15 @@ int64_t stcn_state(const void *network) {
 
 static int64_t window_state(void) { return PAST + FRAMES * MELS; }
 
-int64_t dstcn_state(const void *network) { return (void)network, window_state(); }
+int64_t dstcn_state(const void *network) {
+    (void)network;
+    return window_state();
+}
 
-int64_t bcresnet_state(const void *network) { return (void)network, window_state(); }
+int64_t bcresnet_state(const void *network) {
+    (void)network;
+    return window_state();
+}
 
 /* As many columns meet the weights at once as have their sums in the core's registers. */
 #ifdef __x86_64__

@@ -2,7 +2,7 @@
 
 /* Of e, accurate to a few in ten million, as Cephes' expf is (Moshier 1992). */
 INLINE lanes OF(exponential)(lanes x) {
-    const lanes least = (lanes){0} - 87.0f, most = (lanes){0} + 87.0f; /* beyond, the power of two below has no bits */
+    const lanes least = (lanes){0} - 87.0f, most = (lanes){0} + 87.0f; /* beyond, no exponent is left */
     masks out = x < least;
     x = (lanes)(((masks)least & out) | ((masks)x & ~out));
     out = x > most;
@@ -109,11 +109,7 @@ static CORE int OF(bcresnet)(ARGUMENTS) {
     float *scores = take(&next, net->common.classifier.outputs);
 
     for (int64_t n = 0; n < streams; n++) {
-        float *state = states + which[n] * window_state();
-        memcpy(heard + PAST, samples + n * size, (size_t)size * sizeof *heard);
-        state = go_on(state, heard, PAST, size);
-        OF(log_mel)(&net->common, heard, frames, mels + FRAMES * MELS);
-        go_on(state, mels, FRAMES * MELS, frames * MELS);
+        OF(hear)(&net->common, samples + n * size, size, FRAMES, states + which[n] * window_state(), heard, mels);
         for (int64_t h = 0; h < hops; h++, posteriors += net->common.labels) {
             const float *from = mels + (ends[h] + 1) * MELS;
             for (int64_t f = 0; f < FRAMES; f++)

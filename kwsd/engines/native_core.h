@@ -69,6 +69,17 @@ static CORE void OF(log_mel)(const Common *net, const float *samples, int64_t fr
         OF(log_mel_few)(net, samples + f * FRAME_HOP, (int)least(LANES, frames - f), out + f * MELS);
 }
 
+/* The next samples (size,) and a stream's state to frames (kept + size / FRAME_HOP, MELS), of which `kept` are from
+   before. Returns where the state goes on. */
+static CORE float *OF(hear)(const Common *net, const float *samples, int64_t size, int64_t kept, float *state,
+                            float *heard, float *mels) {
+    const int64_t frames = size / FRAME_HOP;
+    memcpy(heard + PAST, samples, (size_t)size * sizeof *heard);
+    state = go_on(state, heard, PAST, size);
+    OF(log_mel)(net, heard, frames, mels + kept * MELS);
+    return go_on(state, mels, kept * MELS, frames * MELS);
+}
+
 /* --- layers --- */
 
 INLINE void OF(mix_few)(const Mix *mix, const int columns, const float *x, int64_t apart, const float *residual,

@@ -13,14 +13,12 @@ static CORE int OF(stcn)(ARGUMENTS) {
     float *heard = take(&next, PAST + size), *mels = take(&next, (kept + frames) * MELS);
     float *x = take(&next, (longest + columns) * channels), *y = take(&next, (longest + columns) * channels);
     float *mixed = take(&next, columns * channels), *under = take(&next, (pooled + columns) * wide);
-    float *at_once = take(&next, wide), *embedded = take(&next, wide), *scores = take(&next, net->common.classifier.outputs);
+    float *at_once = take(&next, wide), *embedded = take(&next, wide);
+    float *scores = take(&next, net->common.classifier.outputs);
 
     for (int64_t n = 0; n < streams; n++) {
         float *state = states + which[n] * stcn_state(net);
-        memcpy(heard + PAST, samples + n * size, (size_t)size * sizeof *heard);
-        state = go_on(state, heard, PAST, size);
-        OF(log_mel)(&net->common, heard, frames, mels + kept * MELS);
-        state = go_on(state, mels, kept * MELS, frames * MELS);
+        state = OF(hear)(&net->common, samples + n * size, size, kept, state, heard, mels);
         int64_t edge = net->depthwise[0].size - 1; /* columns before the new ones */
         OF(mix)(&net->stem, columns, mels, STEM_STRIDE * MELS, NULL, 1, x + edge * channels);
         for (int b = 0; b < BLOCKS; b++) {
@@ -64,11 +62,7 @@ static CORE int OF(dstcn)(ARGUMENTS) {
     const int64_t first = edge * channels;
 
     for (int64_t n = 0; n < streams; n++) {
-        float *state = states + which[n] * window_state();
-        memcpy(heard + PAST, samples + n * size, (size_t)size * sizeof *heard);
-        state = go_on(state, heard, PAST, size);
-        OF(log_mel)(&net->common, heard, frames, mels + FRAMES * MELS);
-        go_on(state, mels, FRAMES * MELS, frames * MELS);
+        OF(hear)(&net->common, samples + n * size, size, FRAMES, states + which[n] * window_state(), heard, mels);
         for (int64_t h = 0; h < hops; h++, posteriors += net->common.labels) {
             memcpy(window + stem_edge * MELS, mels + (ends[h] + 1) * MELS, FRAMES * MELS * sizeof *window);
             OF(mix)(&net->stem, COLUMNS, window, STEM_STRIDE * MELS, NULL, 1, x + first);
