@@ -62,8 +62,8 @@ DSTCN = Recipe(
 )
 
 BCRESNET = Recipe(
-    # An epoch costs four times one of a DS-TCN and teaches more: of these, bcresnet-2 learnt enough in 20
-    # (models/README.md). The paper has SGD for 200.
+    # A step costs four times one of a DS-TCN and teaches more: bcresnet-2 learnt much in 20 epochs (models/README.md).
+    # The paper has SGD for 200.
     labels="commands",
     epochs=60,
     batch=128,
