@@ -46,7 +46,7 @@ from kwsd.event import (
     ThresholdSet,
     unnumbered,
 )
-from kwsd.listening import Listening, Reports, make_sources, read_token
+from kwsd.listening import Listening, Reports, read_token
 from kwsd.log import UNLIMITED
 from kwsd.memory import Memory
 from kwsd.metrics import lines
@@ -54,6 +54,7 @@ from kwsd.outlets import Deeds, Outlets, check_libraries, http_secret
 from kwsd.pipeline import Progress, make_rules
 from kwsd.sinks.hooks import Hook, make_hooks
 from kwsd.source import Source
+from kwsd.sources import make_sources
 from kwsd.spotter import Spotter
 from kwsd.state import State
 from kwsd.systemd import Notifier
@@ -314,7 +315,7 @@ class Daemon:
             self._next_beat.cancel()
             self._next_beat = None
         if self._state.config.events.heartbeat_s and self._state.ready:
-            lags = self._running().lags()
+            lags = self._running().load.lags()
             self._emit(
                 Heartbeat(
                     uptime_s=round(self._state.uptime_s, 1),
@@ -397,11 +398,11 @@ class Daemon:
             log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
         self._outlets(event, line)
         if isinstance(event, Heard):
-            self._running().tell(event.stream, line)
+            self._running().satellites.tell(event.stream, line)
 
     def _is_passing(self, stream: str) -> bool:
         """Whether it is a client of the moment, whose name another one will have."""
-        return self._state.listening is not None and self._state.listening.is_passing(stream)
+        return self._state.listening is not None and self._state.listening.satellites.is_passing(stream)
 
     # --- signals and reload ---
 

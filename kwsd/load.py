@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from kwsd.audio_format import SAMPLE_RATE
 
 TOGETHER_S = 0.005  # what comes so soon after something else was written with it
+LOOK_EVERY_S = 1.0  # how often load is looked at
 LONGEST_MS = 10_000  # later than this counts as this
 STRETCHES = (1, 2, 4)  # times the hop
 FULL_SHARE = 0.9  # of the time spent on scoring: more cannot be done
@@ -100,3 +101,47 @@ class Overload:
         elif step and self._calm >= self._wanted_calm:
             self.stretch, self._calm, self._since_shorter = STRETCHES[step - 1], 0, 0
         return self.stretch
+
+
+class Load:
+    """What scoring comes to: how much of the time it takes, how late windows are, and so how far apart they should be.
+    The inference thread notes and looks; anybody may ask."""
+
+    def __init__(self, hop_ms: float, now: float) -> None:
+        """Windows so far apart, if there is time, from now on (monotonic s)."""
+        self.overload = Overload(hop_ms)
+        self.windows = 0  # scored, ever
+        self.scored_at = now  # the last of them
+        self.lags_ever = LagMeter()  # but for the last second
+        self.lag_ms: int | None = None  # p99 of the second that was looked at last
+        self._lags, self._told = LagMeter(), LagMeter()  # of this second, and since they were asked for
+        self._busy_s, self._looked_at = 0.0, now
+
+    def lags(self) -> LagMeter:
+        """Of the windows scored since this was last asked."""
+        lags, self._told = self._told, LagMeter()
+        return lags
+
+    def note(self, windows: int, begun: float, now: float) -> None:
+        """So many were scored between then and now, in a turn that may have found none."""
+        self._busy_s += now - begun
+        if windows:
+            self.windows += windows
+            self.scored_at = now
+            self._told.scored += windows
+
+    def note_lags(self, lags_s: NDArray[np.float64]) -> None:
+        """How late (n,) of them were, in seconds."""
+        self._lags.note(lags_s)
+        self._told.note(lags_s)
+
+    def look(self, now: float) -> bool:
+        """Once a second, see whether there is more to do than time: whether windows are to be further apart from now
+        on, or closer."""
+        if now - self._looked_at < LOOK_EVERY_S:
+            return False
+        share, self.lag_ms = self._busy_s / (now - self._looked_at), self._lags.percentile_ms(99.0)
+        self.lags_ever.take_in(self._lags)
+        self._lags, self._busy_s, self._looked_at = LagMeter(), 0.0, now
+        before = self.overload.stretch
+        return self.overload.look(share, self.lag_ms) != before

@@ -15,6 +15,7 @@ from kwsd.event import (
     Rejected,
     Reload,
     StreamJoined,
+    StreamState,
 )
 from kwsd.load import LagMeter
 
@@ -122,6 +123,19 @@ class Counters:
         """Count what another one counted as our own."""
         for name, counts in other._counts.items():
             self._counts[name].update(counts)
+
+
+def stream_gauges(states: Sequence[StreamState], hop_ms: float) -> Iterator[Metric]:
+    """How the streams are, and how far apart their windows."""
+    hears: dict[Labels, float] = {(state.stream,): float(state.ailment is None) for state in states}
+    age_s: dict[Labels, float] = {(state.stream,): state.lag_ms / 1000 for state in states}
+    level: dict[Labels, float] = {(state.stream,): state.level_dbfs for state in states if state.level_dbfs is not None}
+    floor: dict[Labels, float] = {(state.stream,): state.floor_dbfs for state in states if state.floor_dbfs is not None}
+    yield Metric("hears", "gauge", "Whether a stream is neither lost nor deaf.", ("stream",), hears)
+    yield Metric("audio_age_seconds", "gauge", "Since the last audio came.", ("stream",), age_s)
+    yield Metric("level_dbfs", "gauge", "Of the last second.", ("stream",), level)
+    yield Metric("noise_floor_dbfs", "gauge", "Of the quietest tenth of the last second.", ("stream",), floor)
+    yield Metric("hop_seconds", "gauge", "Between the windows that are scored.", (), {(): hop_ms / 1000})
 
 
 def lag_histogram(lags: LagMeter) -> Histogram:

@@ -12,7 +12,7 @@ from kwsd.config import Config, KeywordConfig, keywords_yaml
 from kwsd.control import Adjustments
 from kwsd.event import VERSION, Hello, KeywordState, Line, StatusNow, StreamState, unnumbered
 from kwsd.listening import Listening
-from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram
+from kwsd.metrics import Counters, Histogram, Labels, Metric, lag_histogram, stream_gauges
 from kwsd.pipeline import make_rules
 
 STALE_S = 5.0  # without a window scored, where audio ought to come, all is not well
@@ -136,7 +136,7 @@ class State:
             problems=(*self.problems(), *untold),
             uptime_s=round(self.uptime_s, 1),
             detections=self.detections,
-            windows=self.counters.total("windows_scored") + (self.listening.windows if self.listening else 0),
+            windows=self.counters.total("windows_scored") + (self.listening.load.windows if self.listening else 0),
             hop_ms=self.listening.hop_ms if self.listening else self.config.window.hop_ms,
             streams=self.streams(),
             muted=self.adjustments.muting.everything,
@@ -166,9 +166,9 @@ class State:
         yield Metric("uptime_seconds", "gauge", "Since the start.", (), {(): self.uptime_s})
         yield Metric("ready", "gauge", "Whether audio reached the model.", (), {(): float(self.ready)})
         if self.listening is not None:
-            yield from self.listening.gauges()
+            yield from stream_gauges(self.listening.states(), self.listening.hop_ms)
             muted: dict[Labels, float] = {(name,): float(name in self.adjustments.muting) for name in self.names}
             yield Metric("muted", "gauge", "Whether nothing that is said on a stream is told.", ("stream",), muted)
             thresholds: dict[Labels, float] = {(word,): score for word, score in self.thresholds.items()}
             yield Metric("threshold", "gauge", "Score from which a keyword counts.", ("keyword",), thresholds)
-            yield lag_histogram(self.listening.lags_ever)
+            yield lag_histogram(self.listening.load.lags_ever)

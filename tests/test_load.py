@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from kwsd.config import FileConfig, PcmConfig, load_config
 from kwsd.engines import load_spotter
-from kwsd.listening import LATE_S, SLACK_S, Listening, Reports, wait_s
+from kwsd.listening import Listening, Reports
 from kwsd.load import CALM_LOOKS, LONGEST_CALM, LONGEST_MS, LagMeter, Overload
 from kwsd.recording import DEMO, read_recording
+from kwsd.rest import LATE_S, SLACK_S, wait_s
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=200), st.sampled_from([50.0, 95.0, 99.0, 100.0]))
@@ -208,11 +209,11 @@ def looks_less_often_and_comes_back(config):
     try:
         wait_for(lambda: overloads)
         assert overloads[0].hop_ms == 200.0 and overloads[0].lag_ms > 200
-        wait_for(lambda: listening.lags().percentile_ms(99.0) or 0)
+        wait_for(lambda: listening.load.lags().percentile_ms(99.0) or 0)
         time.sleep(3.0)
-        listening.lags()
+        listening.load.lags()
         time.sleep(2.0)
-        lags = listening.lags()
+        lags = listening.load.lags()
         assert 5 <= lags.windows <= 12 and lags.percentile_ms(99.0) < 600
         slowed.seconds = 0.0
         wait_for(lambda: overloads[-1].hop_ms == 100.0)
@@ -264,10 +265,10 @@ def test_other_keywords_that_come_just_as_the_hop_changes_are_taken_up_with_thei
     def look(*_):
         if not overloads:
             listening.replace(msgspec.structs.replace(config, keywords=("Hugo",)), other)
-            listening._overload.stretch = 2
-        return listening._overload.stretch
+            listening.load.overload.stretch = 2
+        return listening.load.overload.stretch
 
-    listening._overload.look = look
+    listening.load.overload.look = look
     listening.start(first)
     try:
         wait_for(lambda: over or (overloads and listening._pipeline.rules.keywords == ("Hugo",)))

@@ -11,10 +11,10 @@ from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.config import Config
 from kwsd.engines import load_spotter
 from kwsd.inlet import Inlet
-from kwsd.listening import REST_S
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
 from kwsd.quiet import AFTER_S, DOZE_S, LOOK_S, Quiet
 from kwsd.recording import DEMO, read_recording
+from kwsd.rest import REST_S
 from kwsd.ring import RingBuffer
 
 LOOK = samples(LOOK_S)

@@ -57,7 +57,7 @@ def record(options: argparse.Namespace) -> int:
     else:
         from kwsd.aside import in_time
         from kwsd.config import Config, MicrophoneConfig
-        from kwsd.listening import make_source
+        from kwsd.sources import make_source
 
         device = int(options.device) if options.device.isdecimal() else options.device
         source = in_time(lambda: make_source(MicrophoneConfig(device=device), Config(), (), patient=False))
