@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	@sh tests/demo.sh $(BIN)/kwsd
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 check: lint test
 

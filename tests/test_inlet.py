@@ -447,7 +447,7 @@ def test_a_source_without_a_beat_begins_at_the_beginning(rate):
 def test_it_is_in_step_and_the_clock_is_right_however_often_it_was_lost(losses):
     with pytest.MonkeyPatch.context() as monkeypatch:
         clock = Clock(monkeypatch)
-        stream, begun = Stream(48_000, capacity=100 * HOP * 1000, hop=HOP, block_s=HOP_S), clock.now
+        stream, begun = Stream(48_000, capacity=1000 * HOP, hop=HOP, block_s=HOP_S), clock.now
         for blocks, silence, rate in losses:
             stream.inlet.reopen(rate, 1)
             clock.now += silence
