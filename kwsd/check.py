@@ -17,8 +17,8 @@ from kwsd.outlets import check_libraries, http_secret
 from kwsd.pipeline import make_rules
 from kwsd.recording import check_channel, open_recording
 from kwsd.secret import is_to_come
+from kwsd.sinks.broker import read_broker
 from kwsd.sinks.hooks import make_hooks
-from kwsd.sinks.mqtt import read_broker
 
 
 def check(config: Config) -> None:

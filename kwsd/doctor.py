@@ -30,8 +30,8 @@ from kwsd.paths import SOCKET, kind_of
 from kwsd.pipeline import make_rules
 from kwsd.portaudio import portaudio
 from kwsd.ring import RingBuffer, Samples
+from kwsd.sinks.broker import greet, read_broker
 from kwsd.sinks.hooks import make_hooks
-from kwsd.sinks.mqtt import greet, read_broker
 from kwsd.span import frame_levels_dbfs, level_dbfs
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"

@@ -182,7 +182,8 @@ class Outlets:
         """Its key, and what makes the sink, given the one before it."""
         if config.sinks.mqtt.broker is None:
             return None
-        from kwsd.sinks.mqtt import Host, Mqtt, read_broker
+        from kwsd.sinks.broker import read_broker
+        from kwsd.sinks.mqtt import Host, Mqtt
 
         broker = read_broker(config.sinks.mqtt, config.resolve)
         host = Host(__version__, self.status, self._deeds.obey, self._deeds.broker)

@@ -17,7 +17,9 @@ from kwsd.recording import DEMO
 
 THREE_WORDS_S = 8.5
 # Files that take minutes, most of them waiting: begun last they would be waited for alone.
-LONGEST = ("live_systemd", "bad_input", "microphone", "listener", "faults", "pipe", "mqtt", "page", "training", "native")
+LONGEST = (
+    "live_systemd", "bad_input", "microphone", "listener", "faults", "pipe", "mqtt", "page", "training", "native",
+)  # fmt: skip
 COMMAND = [str(KWSD)] if KWSD.exists() else [sys.executable, "-m", "kwsd"]
 
 

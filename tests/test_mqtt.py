@@ -21,7 +21,8 @@ from test_home_assistant import valid
 from kwsd.client import ask
 from kwsd.errors import CONFIG
 from kwsd.recording import DEMO, read_recording
-from kwsd.sinks.mqtt import _Commands, _first_of, _watch_while_open
+from kwsd.sinks.broker import watch_while_open
+from kwsd.sinks.mqtt import _Commands, _first_of
 
 pytestmark = needs_mosquitto
 
@@ -196,7 +197,7 @@ def test_a_connection_that_closes_at_once_is_not_watched(hook, elsewhere):
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: wrong.append(context))
         client = Client("127.0.0.1")
-        _watch_while_open(client)
+        watch_while_open(client)
         one, other = socket.socketpair()
         watch = threading.Thread(target=getattr(client._client, hook), args=(client._client, None, one))
         watch.start() if elsewhere else watch.run()
@@ -336,6 +337,23 @@ def test_a_message_that_the_broker_does_not_take_is_given_up_and_counted(tmp_pat
     assert len([event for event in daemon.events if event["type"] == "broker_lost"]) == len(losses)
     assert [line for line in daemon.errors if f"{BASE}/event: the broker hangs up" in line]
     assert "ready" not in {event["type"] for event in lines(everything.on(f"{BASE}/event"))}
+
+
+def test_what_home_assistant_is_told_is_given_up_too_where_the_broker_does_not_take_it(
+    tmp_path, port, environment, spoken
+):
+    topic = "homeassistant/event/kwsd_home/kitchen__command/config"
+    with Broker(tmp_path, port, "max_packet_size 850") as broker:
+        everything = broker.listener("#")
+        with Running(*kitchen(broker), environment=environment) as daemon:
+            assert daemon.wait_for_log(f"{topic}: the broker hangs up over a message of ")
+            daemon.wait_for("broker_restored")
+            everything.wait_for("homeassistant/switch/kwsd_home/kitchen__mute/config")
+            say(daemon, spoken)
+            everything.wait_for(f"{BASE}/kitchen/detection")
+            daemon.stop()
+    assert not everything.on(topic)
+    assert len([event for event in daemon.events if event["type"] == "broker_lost"]) == 1
 
 
 def test_a_broker_that_is_not_there_at_the_start_is_waited_for(tmp_path, port, environment, spoken):

@@ -8,30 +8,24 @@ dropped is told when it is back. What is retained says how things are: who is av
 import asyncio
 import contextlib
 import functools
-import hashlib
-import importlib.util
 import json
 import logging
 import math
-import re
 import secrets
 import socket
-import ssl
-import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import msgspec
 
 from kwsd import home_assistant
 from kwsd.config import MqttConfig
 from kwsd.control import Command, Mute, Threshold, Unmute
-from kwsd.errors import NO_PERMISSION, UNAVAILABLE, ConfigError
+from kwsd.errors import ConfigError
 from kwsd.event import (
     GONE,
     Answer,
@@ -52,17 +46,14 @@ from kwsd.event import (
     ThresholdSet,
 )
 from kwsd.home_assistant import Setting, Topics
-from kwsd.secret import credential, read_secret
-from kwsd.tls import trusting
+from kwsd.sinks.broker import Broker, let_go, make_client, reason_of, watch_while_open
 
 if TYPE_CHECKING:
     from aiomqtt import Client, Message
 
 log = logging.getLogger("kwsd")
 
-PORT, TLS_PORT = 1883, 8883
 KEEPALIVE_S = 15  # how often the broker is asked whether it is there
-ANSWER_S = 5.0  # it has so long for each message
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between attempts; the last for ever
 HELD_S = 5.0  # a connection that was lost sooner counts as an attempt
 FLUSH_S = 0.8  # how long `close` waits for the broker to take what is queued, and ...
@@ -71,7 +62,6 @@ AGAIN_S = 0.1  # Python 3.11 forgets that a task is to end if just then comes wh
 CLEAR_S = 30.0  # how long to clear what will not be kept up any more, which nobody waits for
 MOST_COMMANDS = 64  # that wait; more are dropped
 MOST_AWAY = 64  # satellites that left and are still known
-ECHO_S = 2.0  # after that what we said ourselves will not come back any more
 LOOK_BACK_S = 2.0  # how long we listen for what was retained before
 SETTLE_S = 0.2  # changes in so short a time are told together
 OF_STATE = (Ready, Reload, StreamJoined, StreamLeft, AudioLost, AudioRestored, Muted, ThresholdSet)
@@ -88,28 +78,12 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Broker:
-    """Where it is and how it is spoken to, with all files read."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
-    tls_files: str  # a hash of what is in them
-    user: str | None
-    password: str | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
 class Note:
     """Something to be told."""
 
     topic: str
     payload: bytes
-    born: float  # monotonic s
+    born: float = 0.0  # monotonic s, of what waits to be told
 
 
 class Mqtt:
@@ -132,6 +106,7 @@ class Mqtt:
         self._discovered: tuple[object, dict[str, bytes]] = (None, {})  # what it was made from, and what was
         self._trying: Note | None = None  # which the broker has or has not
         self._suspect: Note | None = None  # over which the connection was lost last
+        self._refused: dict[str, bytes] = {}  # retained messages that the broker does not take, by topic
         self._closing = False
         self._after: Mqtt | None = None  # which comes after us
         # The same for every connection, so that the broker takes over: a dead one's will comes before we are online.
@@ -167,7 +142,7 @@ class Mqtt:
         patience_s = CLEAR_S if self._outdated() else FLUSH_S
         _, late = await asyncio.wait({self._task}, timeout=patience_s if self._lost_at is None else 0.0)
         if late and hasattr(self, "_client"):
-            _let_go(self._client)  # without a goodbye, after which the broker would keep our last will to itself
+            let_go(self._client)  # without a goodbye, after which the broker would keep our last will to itself
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=GOODBYE_S)
 
@@ -189,10 +164,13 @@ class Mqtt:
                     await self._serve()
                 return
             except (MqttError, OSError, ValueError) as error:  # ValueError: a broker whose topics are no text
-                self._note_loss(_said(error))
+                self._note_loss(reason_of(error))
             finally:
-                _let_go(self._client)
-            if self._drop_what_is_refused() or time.monotonic() - begun >= HELD_S:
+                let_go(self._client)
+            held = time.monotonic() - begun >= HELD_S
+            if held:
+                self._refused.clear()  # the broker may be another one, or take more, when it is back
+            if self._drop_what_is_refused() or held:
                 attempt = 0
             await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
             attempt += 1
@@ -213,7 +191,7 @@ class Mqtt:
         """For one connection: at the next one it would send once more what it had no answer to, as we do."""
         from aiomqtt import Will
 
-        client = _client(
+        client = make_client(
             self._broker,
             identifier=self._name,
             will=Will(self._topics.availability, b"offline", qos=1, retain=True),
@@ -222,7 +200,7 @@ class Mqtt:
             max_queued_incoming_messages=MOST_COMMANDS,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # or every second message takes 40 ms
         )
-        _watch_while_open(client)
+        watch_while_open(client)
         return client
 
     def _note_loss(self, reason: str) -> None:
@@ -280,12 +258,15 @@ class Mqtt:
         if tried is None:
             return False
         before, self._suspect = self._suspect, tried
-        if tried is not before or not self._notes or self._notes[0] is not tried:
+        if tried != before:
             return False
+        if self._notes and self._notes[0] is tried:
+            self._notes.popleft()
+            self._dropped += 1
+        else:
+            self._refused[tried.topic] = tried.payload
         size = len(tried.payload)
         log.warning("MQTT %s: the broker hangs up over a message of %d bytes, which is dropped", tried.topic, size)
-        self._notes.popleft()
-        self._dropped += 1
         return True
 
     # --- telling ---
@@ -327,9 +308,11 @@ class Mqtt:
         wanted = self._retained(self._host.status())
         gone = self._gone(wanted)
         for topic, payload in (gone | wanted).items():
-            if self._announced.get(topic) != payload:
+            if payload not in (self._announced.get(topic), self._refused.get(topic)):
                 self._announced[topic] = payload  # before it is confirmed: meanwhile it may be contradicted
+                self._trying = Note(topic, payload)
                 await self._client.publish(topic, payload, qos=1, retain=True)
+                self._trying = None
                 said = said or topic.endswith("/config")
         for topic in gone:
             self._announced.pop(topic, None)
@@ -501,150 +484,6 @@ async def _first_of(*works: Callable[[], Awaitable[None]]) -> None:
     for failure in failures:
         if failure is not None:
             raise failure
-
-
-def read_broker(config: MqttConfig, resolve: Callable[[str], Path]) -> Broker:
-    """With its secrets and certificates. Raises ConfigError for a file that cannot be used, or if the library that
-    speaks to it is not installed."""
-    if importlib.util.find_spec("aiomqtt") is None:
-        raise ConfigError("sinks.mqtt: aiomqtt is not installed; pip install 'kwsd[mqtt]'", exit_code=UNAVAILABLE)
-    parts = urlsplit(str(config.broker))
-    secure = parts.scheme == "mqtts"
-    user, password = (
-        read_secret(named, resolve, f"sinks.mqtt.{key}") if named else None
-        for key, named in (("user_file", config.user_file), ("password_file", config.password_file))
-    )
-    return Broker(
-        host=str(parts.hostname),
-        port=parts.port or (TLS_PORT if secure else PORT),
-        tls=_tls(config, resolve) if secure else None,
-        tls_files=_fingerprint(config, resolve) if secure else "",
-        user=user,
-        password=password,
-    )
-
-
-def _fingerprint(config: MqttConfig, resolve: Callable[[str], Path]) -> str:
-    """Of certificates and key: when they are renewed, they keep their names."""
-    content = hashlib.sha256()
-    for setting in ("ca_file", "cert_file", "key_file"):
-        named = getattr(config, setting)
-        if named:
-            with _blamed(setting, named, resolve) as path:
-                content.update(path.read_bytes())
-    return content.hexdigest()
-
-
-def _client(broker: Broker, **more: Any) -> "Client":
-    from aiomqtt import Client
-
-    return Client(
-        broker.host,
-        broker.port,
-        username=broker.user,
-        password=broker.password,
-        tls_context=broker.tls,
-        timeout=ANSWER_S,
-        **more,
-    )
-
-
-async def greet(broker: Broker, site: str) -> bool:
-    """Connects to a broker and hangs up; whether it lets us tell and read what is of the site.
-
-    Raises ConfigError if it is not there, or does not let us in.
-    """
-    from aiomqtt import MqttError
-
-    client = _client(broker)
-    topic = f"{Topics(site).base}/doctor"  # a broker says yes to what it then keeps from us: only an echo proves it
-    try:
-        async with client:
-            await client.subscribe(topic, qos=1)
-            await client.publish(topic, b"", qos=1)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ECHO_S):
-                    async for _ in client.messages:
-                        return True
-    except (MqttError, OSError, ValueError) as error:
-        raise ConfigError(f"{broker.name}: {_said(error)}", exit_code=UNAVAILABLE) from None
-    return False
-
-
-def _said(error: Exception) -> str:
-    """Without the number that the library puts in front."""
-    return re.sub(r"^\[code:\d+\] ", "", str(error))
-
-
-def _tls(config: MqttConfig, resolve: Callable[[str], Path]) -> ssl.SSLContext:
-    context = trusting()
-    if config.ca_file is not None:
-        with _blamed("ca_file", config.ca_file, resolve) as path:
-            context = trusting(path)
-    if config.cert_file is not None:
-        with _blamed("cert_file", config.cert_file, resolve) as path:
-            context.load_cert_chain(path, resolve(config.key_file) if config.key_file else None)
-    return context
-
-
-@contextlib.contextmanager
-def _blamed(key: str, named: str, resolve: Callable[[str], Path]) -> Iterator[Path]:
-    """Raises ConfigError for what is wrong with a file."""
-    path = credential(named, f"sinks.mqtt.{key}") or resolve(named)
-    try:
-        yield path
-    except PermissionError:
-        raise ConfigError(f"sinks.mqtt.{key}: {path}: permission denied", exit_code=NO_PERMISSION) from None
-    except OSError as error:  # ssl.SSLError is one
-        what = "is no PEM, or does not fit its key" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigError(f"sinks.mqtt.{key}: {path}: {what}") from None
-
-
-class _AtOnce:
-    """An event loop that does what it is asked to in its own thread at once."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._thread = loop, threading.get_ident()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    def call_soon_threadsafe(self, call: Callable[..., object], *arguments: object) -> None:
-        if threading.get_ident() == self._thread:
-            call(*arguments)
-        else:
-            self._loop.call_soon_threadsafe(call, *arguments)
-
-
-def _watch_while_open(client: "Client") -> None:
-    """The library has a connection watched a moment later, by its number. When that comes it may be closed, and the
-    number be nobody's, which would end us, or somebody else's."""
-    loop = _AtOnce(asyncio.get_running_loop())
-    client._loop = cast("asyncio.AbstractEventLoop", loop)
-
-    def while_open(watch: Callable[..., None]) -> Callable[..., None]:
-        def now(paho: object, data: object, connection: socket.socket) -> None:
-            if connection.fileno() >= 0:
-                watch(paho, data, connection)
-
-        return lambda *arguments: loop.call_soon_threadsafe(now, *arguments)
-
-    client._client.on_socket_open = while_open(client._on_socket_open)
-    client._client.on_socket_register_write = while_open(client._on_socket_register_write)
-
-
-def _let_go(client: "Client") -> None:
-    """Of whatever is open, or will be: a thread may still be connecting."""
-    client._client.on_socket_open = lambda _client, _data, connection: connection.close()
-    connection = client._client.socket()
-    if connection is not None:
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError, ValueError):
-            loop.remove_reader(connection)
-            loop.remove_writer(connection)
-        connection.close()
-    if client._misc_task is not None:
-        client._misc_task.cancel()
 
 
 def _raise(task: "asyncio.Task[None]") -> None:
