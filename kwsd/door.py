@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import grp
 import os
 import socket
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kwsd.address import Address, url
@@ -16,6 +18,7 @@ from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, ConfigError, Kws
 MODE = 0o660
 OWN_MODE = 0o600
 BACKLOG = 100  # connections that nobody has taken yet, and that one turn of the loop takes
+TRIES, TRY_S = 100, 0.01  # to be the only one who binds in a folder; seconds between them
 TURNS = 3  # of the loop, until whoever was let in is served
 
 
@@ -91,15 +94,16 @@ def bind(path: Path, setting: str, group: str | None = None) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _check_folder(path, setting)
-        _unlink_stale(path, setting)
-        before = os.umask(0o777 & ~MODE if number is None else 0o777 & ~OWN_MODE)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        if number is not None:
-            _give_to(path, number, f"{setting.rpartition('.')[0]}.group: {group}")
-        listener.listen()
+        with _in_turn(path.parent):
+            _unlink_stale(path, setting)
+            before = os.umask(0o777 & ~MODE if number is None else 0o777 & ~OWN_MODE)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(before)
+            if number is not None:
+                _give_to(path, number, f"{setting.rpartition('.')[0]}.group: {group}")
+            listener.listen()
         listener.setblocking(False)
     except (FileNotFoundError, NotADirectoryError):
         listener.close()
@@ -240,6 +244,26 @@ def _check_folder(path: Path, setting: str) -> None:
             f"this one; name another folder, or chmod o-w {path.parent}",
             exit_code=NO_PERMISSION,
         )
+
+
+@contextlib.contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """Of daemons that begin at once each sees what the one before did, and removes no socket that only just came.
+    Nobody is waited for long: a folder may be locked by others, and where it cannot be, we go on without."""
+    lock = -1
+    try:
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            for _ in range(TRIES):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(TRY_S)
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
 
 
 def _unlink_stale(path: Path, setting: str) -> None:

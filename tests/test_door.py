@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import multiprocessing
 import socket
 
 import pytest
 
 from kwsd.address import parse_address
-from kwsd.door import Doors
+from kwsd.door import Doors, bind
+from kwsd.errors import UNAVAILABLE, KwsdError
 
 
 class Greeter(asyncio.Protocol):
@@ -47,3 +49,37 @@ def test_a_file_that_another_put_in_the_place_of_ours_stays(tmp_path):
 
     asyncio.run(be_replaced())
     assert (tmp_path / "door").read_text() == "theirs"
+
+
+TOGETHER, ROUNDS = 4, 40
+
+
+def begin_together(path, barrier, codes):
+    """Again and again, at a path where nobody answers any more. `codes` gets 0, or the exit code."""
+    for _ in range(ROUNDS):
+        listener, code = None, 0
+        barrier.wait()
+        try:
+            listener = bind(path, "sinks.socket.path")
+        except KwsdError as refusal:
+            code = refusal.exit_code
+        codes.put(code)
+        barrier.wait()
+        if listener is not None:
+            listener.close()
+
+
+def test_of_daemons_that_begin_at_once_one_has_the_socket_and_the_others_know(tmp_path):
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(tmp_path / "door"))
+    processes = multiprocessing.get_context("spawn")
+    barrier, codes = processes.Barrier(TOGETHER), processes.SimpleQueue()
+    daemons = [
+        processes.Process(target=begin_together, args=(tmp_path / "door", barrier, codes)) for _ in range(TOGETHER)
+    ]
+    for daemon in daemons:
+        daemon.start()
+    said = [codes.get() for _ in range(TOGETHER * ROUNDS)]
+    for daemon in daemons:
+        daemon.join()
+    assert said.count(0) == ROUNDS and said.count(UNAVAILABLE) == (TOGETHER - 1) * ROUNDS
