@@ -11,21 +11,11 @@ import tiny_speech_commands as tiny
 
 from kwsd.audio_format import SAMPLE_RATE as RATE
 from kwsd.errors import AudioError, KwsdError
-from kwsd.training import dataset
-from kwsd.training.dataset import (
-    SUBSETS,
-    fit,
-    join,
-    load_clips,
-    load_subset,
-    load_talk,
-    load_words,
-    part_talk,
-    to_int16,
-    transcribed,
-    transcribed_talk,
-)
+from kwsd.training import dataset, decoded
+from kwsd.training.dataset import SUBSETS, join, load_clips, load_subset, load_words
+from kwsd.training.decoded import fit, to_int16
 from kwsd.training.labels import parse_labels
+from kwsd.training.talk import load_talk, part_talk, transcribed, transcribed_talk
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +164,7 @@ def test_no_clip_is_dropped_for_its_length_and_any_rate_is_read(root):
 def test_a_second_load_decodes_nothing_and_leaves_the_cache_alone(root, cache, monkeypatch):
     first = load_clips(root, "training")
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.np*")}
-    monkeypatch.setattr(dataset, "read_recording", lambda path: pytest.fail(f"decoded {path} again"))
+    monkeypatch.setattr(decoded, "read_recording", lambda path: pytest.fail(f"decoded {path} again"))
     second = load_clips(root, "training")
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.np*")} == before and before
     assert np.array_equal(first.samples, second.samples)
@@ -199,7 +189,7 @@ def test_writing_to_loaded_samples_does_not_reach_the_cache(root):
 def test_two_runs_that_decode_at_once_do_not_quarrel(root, cache):
     listing = dataset._listing(root, "validation", False)
     for _ in range(2):
-        dataset._decode(listing, cache / "validation-both")
+        decoded._decode(listing, cache / "validation-both")
     assert [path.name for path in cache.iterdir()] == ["validation-both"]
 
 
@@ -694,9 +684,9 @@ def test_a_folder_whose_only_clip_is_silent_does_not_spoil_the_others(tmp_path):
 def test_a_clip_that_becomes_readable_is_read(tmp_path):
     folder = tones(tmp_path / "words", "a/1.wav", "a/2.wav")
     (folder / "testing_list.txt").write_text("")
-    before = dataset._fingerprint(iter([folder / "a/1.wav"]))
+    before = decoded._fingerprint(iter([folder / "a/1.wav"]))
     (folder / "a/1.wav").chmod(0o600)
-    assert dataset._fingerprint(iter([folder / "a/1.wav"])) != before
+    assert decoded._fingerprint(iter([folder / "a/1.wav"])) != before
 
 
 def test_the_recordings_of_a_single_speaker_are_parted_one_by_one(tmp_path):

@@ -33,13 +33,14 @@ from kwsd.training import train as training
 from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import begin_with
 from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, load_checkpoint
-from kwsd.training.dataset import Noise, load_clips
+from kwsd.training.dataset import load_clips
 from kwsd.training.evaluate import evaluate_model
 from kwsd.training.export import export, export_checkpoint
 from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
 from kwsd.training.processes import join_process_group
 from kwsd.training.recipe import RECIPES
 from kwsd.training.run import learning_rate, moving_average
+from kwsd.training.talk import Noise
 from kwsd.training.teacher import load_teacher, load_teachers
 from kwsd.training.train import Plan, TrainOptions, _load_negatives, _prepare, train
 from kwsd.training.validation import HeldOut, Validated, labelled_windows, predictions, share_right

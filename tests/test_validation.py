@@ -6,7 +6,8 @@ import tiny_speech_commands as tiny
 import torch
 from torch import nn
 
-from kwsd.training.dataset import Noise, load_clips
+from kwsd.training.dataset import load_clips
+from kwsd.training.talk import Noise
 from kwsd.training.validation import FALSE_SHARES, HeldOut, Validated, hold_out
 
 LABELS = ("yes", "no", "_unknown_", "_silence_")

@@ -14,7 +14,8 @@ from kwsd.engines import load_spotter
 from kwsd.errors import ModelError
 from kwsd.training.batches import targets_of
 from kwsd.training.checkpoint import load_checkpoint
-from kwsd.training.dataset import Noise, digests, load_subset
+from kwsd.training.dataset import digests, load_subset
+from kwsd.training.talk import Noise
 from kwsd.training.validation import in_batches, labelled_windows, predictions
 
 Z95 = 1.959964  # standard normal quantile of 97.5 %

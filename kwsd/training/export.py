@@ -27,10 +27,11 @@ from kwsd.ring import Samples
 from kwsd.spotter import Scores, Spotter
 from kwsd.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
-from kwsd.training.dataset import Noise, load_subset
+from kwsd.training.dataset import load_subset
 from kwsd.training.evaluate import Rate
 from kwsd.training.labels import parse_labels
 from kwsd.training.negatives import to_float
+from kwsd.training.talk import Noise
 from kwsd.training.validation import in_batches, labelled_windows
 
 COMPARE_EVERY = 5  # of the test clips, every n-th is compared

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.training import augment
-from kwsd.training.dataset import Clips, Noise, load_subset, to_int16
+from kwsd.training.dataset import Clips, load_subset
+from kwsd.training.decoded import to_int16
+from kwsd.training.talk import Noise
 from kwsd.training.truth import Word, truth_beside, write_truth
 
 HISS_DBFS = -66.0  # the microphone's own noise, always there

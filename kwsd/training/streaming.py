@@ -29,8 +29,8 @@ from kwsd.pipeline import NO_LIMIT, make_rules
 from kwsd.recording import open_recording, read_recording
 from kwsd.replay import Trace, trace
 from kwsd.spotter import Spotter
-from kwsd.training.dataset import transcribed_talk
 from kwsd.training.evaluate import Rate
+from kwsd.training.talk import transcribed_talk
 from kwsd.training.truth import Word, read_truth
 
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it

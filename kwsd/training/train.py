@@ -25,7 +25,7 @@ from kwsd.networks import NETWORKS
 from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import Origin, begin_with, origin
 from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, Checkpoint, load_checkpoint
-from kwsd.training.dataset import Clips, Noise, counts, digests, load_subset, load_talk, part_talk, transcribed
+from kwsd.training.dataset import Clips, counts, digests, load_subset
 from kwsd.training.history import EpochFigures, History, check_board
 from kwsd.training.labels import parse_labels
 from kwsd.training.negatives import Negatives
@@ -33,6 +33,7 @@ from kwsd.training.precision import FromFrames
 from kwsd.training.processes import ProcessGroup, join_process_group
 from kwsd.training.recipe import RECIPES, Recipe, read_recipe
 from kwsd.training.run import Run, learning_rate, moving_average, train_epoch
+from kwsd.training.talk import Noise, load_talk, part_talk, transcribed
 from kwsd.training.teacher import load_teachers
 from kwsd.training.validation import Validated, hold_out, labelled_windows
 

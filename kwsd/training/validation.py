@@ -16,8 +16,10 @@ from kwsd.audio_format import WINDOW
 from kwsd.errors import AudioError
 from kwsd.training import augment
 from kwsd.training.batches import place, targets_of
-from kwsd.training.dataset import Clips, Noise, to_int16
+from kwsd.training.dataset import Clips
+from kwsd.training.decoded import to_int16
 from kwsd.training.negatives import Negatives, crops, to_float
+from kwsd.training.talk import Noise
 
 BATCH = 256  # windows
 CLIPS_PER_SILENCE = 11
