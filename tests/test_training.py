@@ -28,7 +28,7 @@ from kwsd.cli import dispatch
 from kwsd.commands.models import _command_line
 from kwsd.errors import AudioError, ConfigError, KwsdError, ModelError
 from kwsd.networks import NETWORKS
-from kwsd.training import dataset, run
+from kwsd.training import dataset, material, run
 from kwsd.training import train as training
 from kwsd.training.batches import AugmentedBatches, PlainBatches
 from kwsd.training.begin import begin_with
@@ -37,12 +37,14 @@ from kwsd.training.dataset import load_clips
 from kwsd.training.evaluate import evaluate_model
 from kwsd.training.export import export, export_checkpoint
 from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
+from kwsd.training.material import load_negatives
+from kwsd.training.plan import Plan, TrainOptions
 from kwsd.training.processes import join_process_group
 from kwsd.training.recipe import RECIPES
 from kwsd.training.run import learning_rate, moving_average
 from kwsd.training.talk import Noise
 from kwsd.training.teacher import load_teacher, load_teachers
-from kwsd.training.train import Plan, TrainOptions, _load_negatives, _prepare, train
+from kwsd.training.train import _prepare, train
 from kwsd.training.validation import HeldOut, Validated, labelled_windows, predictions, share_right
 
 LABELS = "yes,no"
@@ -477,7 +479,7 @@ def test_ctrl_c_while_clips_are_loaded_says_that_nothing_was_learnt(data, tmp_pa
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "load_subset", interrupted)
+    monkeypatch.setattr(material, "load_subset", interrupted)
     said = []
     with pytest.raises(KeyboardInterrupt):
         train(options(data, tmp_path / "a.ckpt"), said.append)
@@ -735,7 +737,7 @@ def test_keywords_are_sought_only_in_talk_whose_words_are_known(data, small, tmp
     said, sought = [], []
     for negatives in ((talk, told), (talk,)):
         plan = options(data, tmp_path / "a.ckpt", **{**small, "negatives": negatives})
-        talk_to_learn, held_out = _load_negatives(plan, ("yes", "no"), 0.5, said.append)
+        talk_to_learn, held_out = load_negatives(plan.negatives, ("yes", "no"), 0.5, said.append)
         sought.append((talk_to_learn.checked, talk_to_learn.samples.size, held_out.size))
     assert sought == [(45_000, 81_000, 9_000), (0, 36_000, 4_000)]
     assert [line.split(", ")[1] for line in said[:2]] == [
@@ -749,7 +751,7 @@ def test_talk_that_is_all_cut_out_is_none(data, small, tmp_path, talk):
     (tmp_path / "a.wav").write_bytes((talk / "talk.wav").read_bytes())
     (tmp_path / "a.tsv").write_text("start_s\tend_s\tkeyword\n0.0\t9.0\tyes\n")
     plan = options(data, tmp_path / "a.ckpt", **{**small, "negatives": (tmp_path,)})
-    assert _load_negatives(plan, ("yes", "no"), 0.5, quietly) == (None, None)
+    assert load_negatives(plan.negatives, ("yes", "no"), 0.5, quietly) == (None, None)
 
 
 def test_silence_is_tested_with_one_piece_of_noise_per_eleven_clips(data):

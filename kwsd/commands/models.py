@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """`kwsd train`"""
-    from kwsd.training.train import TrainOptions
+    from kwsd.training.plan import TrainOptions
     from kwsd.training.train import train as train_network
 
     if not options.model and not options.recipe and not options.init:

@@ -2,12 +2,10 @@
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
-from operator import itemgetter
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -17,84 +15,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from kwsd.artefact import SILENCE, UNKNOWN
-from kwsd.audio_format import SAMPLE_RATE
 from kwsd.device import choose_device
-from kwsd.errors import USAGE, AudioError, ConfigError, ModelError
+from kwsd.errors import USAGE, ConfigError, ModelError
 from kwsd.networks import NETWORKS
 from kwsd.training.batches import AugmentedBatches, PlainBatches
-from kwsd.training.begin import Origin, begin_with, origin
-from kwsd.training.checkpoint import SPEECH_COMMANDS, UNTOLD, Checkpoint, load_checkpoint
-from kwsd.training.dataset import Clips, counts, digests, load_subset
+from kwsd.training.begin import begin_with, origin
+from kwsd.training.checkpoint import Checkpoint, load_checkpoint
+from kwsd.training.dataset import digests
 from kwsd.training.history import EpochFigures, History, check_board
-from kwsd.training.labels import parse_labels
-from kwsd.training.negatives import Negatives
+from kwsd.training.material import load_both, make_batches
+from kwsd.training.plan import Plan, TrainOptions, make_plan
 from kwsd.training.precision import FromFrames
 from kwsd.training.processes import ProcessGroup, join_process_group
-from kwsd.training.recipe import RECIPES, Recipe, read_recipe
+from kwsd.training.recipe import Recipe
 from kwsd.training.run import Run, learning_rate, moving_average, train_epoch
-from kwsd.training.talk import Noise, load_talk, part_talk, transcribed
+from kwsd.training.talk import Noise
 from kwsd.training.teacher import load_teachers
-from kwsd.training.validation import Validated, hold_out, labelled_windows
+from kwsd.training.validation import Validated, hold_out
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
-QUICK_EPOCHS = 3
-QUICK_CLIPS = {"training": 2000, "validation": 500}  # at most, evenly over the words
-TALK_HELD_OUT = 0.1  # of the negatives: to validate on
-FEW_CLIPS = 20  # of a word in training: less than this teaches one speaker's way of saying it
-FEW_TO_VALIDATE = 3  # clips of a word
-WANTED_CLIPS = 50  # by at least ten people
 SEEN = 30  # batches that the normalisations of an artefact are found again from
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What the command line says."""
-
-    model: str | None
-    data: Path | None
-    out: Path | None = None
-    recipe: Path | None = None
-    labels: str | None = None
-    noise: tuple[Path, ...] = ()
-    negatives: tuple[Path, ...] = ()
-    epochs: int | None = None
-    batch: int | None = None
-    learning_rate: float | None = None
-    device: str = "auto"
-    seed: int = 0
-    download: bool = False
-    quick: bool = False
-    resume: bool = False
-    init: Path | None = None
-    words: tuple[Path, ...] = ()
-    teachers: tuple[Path, ...] = ()
-    tensorboard: Path | None = None
-    command: str = "kwsd train"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What follows from the options: which network learns which labels, how, and where the checkpoint goes."""
-
-    model: str
-    recipe: Recipe
-    labels: tuple[str, ...]
-    out: Path
-    options: TrainOptions
-    say: Callable[[str], None]
-    origin: Origin | None = None  # what it goes on from, or begins with
-
-    @property
-    def licence(self) -> str:
-        """Under which the network may be given away."""
-        if self.options.data:
-            return SPEECH_COMMANDS
-        return self.origin.licence if self.origin else UNTOLD
 
 
 def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
@@ -103,22 +47,15 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     Under torchrun all its processes train one network, and the first writes and speaks.
     Ctrl-C raises KeyboardInterrupt after a usable checkpoint is on the disk.
     """
-    begun = _begun(options)
-    model, recipe = _recipe(options, begun)
-    labels = _labels(options, recipe, begun)
-    recipe, dropped = _with_thresholds_of(labels, recipe, options)
     if options.tensorboard:
         check_board()
-    out = options.out or Path("models") / f"{model}.ckpt"
     device = choose_device(options.device)
     with join_process_group(device) as group:
-        plan = Plan(model, recipe, labels, out, options, say if group.leads else _nothing, begun)
-        Checkpoint.check_place(out)
-        if out.exists() and not options.resume:
-            raise ConfigError(f"{out}: is there already; go on with it by --resume, or name another with --out")
-        _check_batch(recipe, group)
-        if dropped:
-            plan.say(f"{options.recipe}: has thresholds of words that are no labels, not used: {', '.join(dropped)}")
+        plan = make_plan(options, say if group.leads else _nothing)
+        Checkpoint.check_place(plan.out)
+        if plan.out.exists() and not options.resume:
+            raise ConfigError(f"{plan.out}: is there already; go on with it by --resume, or name another with --out")
+        _check_batch(plan.recipe, group)
         torch.manual_seed(options.seed)
         with _saying_what_is_left(plan):
             run = _prepare(plan, group.device(device), group)
@@ -126,32 +63,6 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
                 _resume(run, plan)
         _keep_memory()  # not before: what was needed to load the clips would be kept as well
         return _epochs(run, plan)
-
-
-def _begun(options: TrainOptions) -> Origin | None:
-    """What the run goes on from, if its checkpoint has a name, or begins with."""
-    if options.resume and options.out and options.out.exists():
-        return origin(options.out)
-    return origin(options.init) if options.init else None
-
-
-def _labels(options: TrainOptions, recipe: Recipe, begun: Origin | None) -> tuple[str, ...]:
-    """Those that are asked for; else a recipe file's, those of what it begins with, or the network's own."""
-    if begun and not options.labels and not options.recipe:
-        return begun.labels
-    return parse_labels(options.labels or recipe.labels)
-
-
-def _with_thresholds_of(
-    labels: tuple[str, ...], recipe: Recipe, options: TrainOptions
-) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe without thresholds of words that are no labels, if other labels than its own are asked for; and which
-    those were. Raises ConfigError if it has some for other words than its own labels."""
-    others = tuple(word for word in recipe.thresholds if word not in labels)
-    if others and not options.labels:
-        raise ConfigError(f"thresholds: {others[0]} is none of the labels {', '.join(labels)}")
-    kept = {word: score for word, score in recipe.thresholds.items() if word in labels}
-    return msgspec.structs.replace(recipe, thresholds=kept), others
 
 
 def _check_batch(recipe: Recipe, group: ProcessGroup) -> None:
@@ -272,30 +183,11 @@ def _keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-def _recipe(options: TrainOptions, begun: Origin | None) -> tuple[str, Recipe]:
-    """The network's name, and how it is trained."""
-    if options.recipe:
-        model, recipe = read_recipe(options.recipe)
-        if options.model not in (None, model):
-            raise ConfigError(f"--model {options.model}: {options.recipe} is for {model}; leave out one of the two")
-    else:
-        model = options.model or (begun.model if begun else "")
-        if model not in RECIPES:
-            raise ConfigError(f"--model {model}: no such network; there are {', '.join(RECIPES)}")
-        recipe = RECIPES[model]
-    if not 0 <= options.seed < 1 << 63:
-        raise ConfigError(f"--seed {options.seed}: from 0 to 2^63 - 1", exit_code=USAGE)
-    if options.quick:
-        recipe = msgspec.structs.replace(recipe, epochs=QUICK_EPOCHS, warmup_epochs=0.5)
-    said = {"epochs": options.epochs, "batch": options.batch, "learning_rate": options.learning_rate}
-    return model, msgspec.structs.replace(recipe, **{key: value for key, value in said.items() if value is not None})
-
-
 def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     options, recipe, labels = plan.options, plan.recipe, plan.labels
-    clips, validation = _load_both(plan, group)
+    clips, validation = load_both(plan, group)
     noise = Noise(options.data, options.noise)
-    batches, quiet_talk = _batches(plan, clips, noise, device)
+    batches, quiet_talk = make_batches(plan, clips, noise, device)
     memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network = NETWORKS[plan.model](len(labels)).to(device, memory_format=memory)  # type: ignore[call-overload]
     learnt = np.unique(digests(clips))
@@ -323,48 +215,6 @@ def _prepare(plan: Plan, device: torch.device, group: ProcessGroup) -> Run:
     )
 
 
-def _load_both(plan: Plan, group: ProcessGroup) -> tuple[Clips, Clips]:
-    """The clips to train and to validate on, and what is to be said of them. Raises AudioError if some are both."""
-    with group.first_of_machine_first():
-        clips, validation = (_load(plan, subset) for subset in ("training", "validation"))
-    for note in dict.fromkeys((*clips.told, *validation.told)):
-        plan.say(note)
-    _check_labels(clips, plan)
-    _tell_hardly_validated(validation, plan)
-    if not set(clips.paths).isdisjoint(validation.paths):
-        raise AudioError(f"{plan.options.data}: validation clips are among the training clips; restore its lists")
-    in_both = set(clips.speakers) & set(validation.speakers)
-    if in_both and len(set(clips.speakers)) > 1:
-        plan.say(
-            f"{len(in_both)} of {len(set(validation.speakers))} speakers who are validated on are trained on as well: "
-            "strangers will be understood worse than validation says"
-        )
-    return clips, validation
-
-
-def _batches(
-    plan: Plan, clips: Clips, noise: Noise, device: torch.device
-) -> tuple[PlainBatches | AugmentedBatches, NDArray[np.int16] | None]:
-    """What is learnt from, and talk to validate on (samples,) if there is any."""
-    options, recipe, labels = plan.options, plan.recipe, plan.labels
-    if not recipe.augment:
-        if options.negatives:
-            plan.say(f"{plan.model} learns from clips alone: --negatives are not used")
-        windows, targets = labelled_windows(clips, labels, noise, "training")
-        return PlainBatches(windows.numpy(), targets.numpy(), recipe.batch, options.seed), None
-    talk, quiet_talk = _load_negatives(options, labels, recipe.hard_negatives, plan.say)
-    batches = AugmentedBatches(
-        clips,
-        labels,
-        recipe.batch,
-        options.seed,
-        noise=Negatives(noise.parts("training"), hard=recipe.hard_negatives),
-        talk=talk,
-        device=device,
-    )
-    return batches, quiet_talk
-
-
 def _begin(
     plan: Plan, source: Path, network: nn.Module, batches: PlainBatches | AugmentedBatches, device: torch.device
 ) -> NDArray[np.int64]:
@@ -380,128 +230,6 @@ def _average_of(network: nn.Module, decay: float) -> AveragedModel:
     """The moving average of the weights, and of what batch normalisations have seen: those of the network as it is now
     fit its own weights, not the mean of the last ones."""
     return AveragedModel(network, multi_avg_fn=moving_average(decay), use_buffers=True)
-
-
-def _load(plan: Plan, subset: str) -> Clips:
-    options, say = plan.options, plan.say
-    if not options.data and not options.words:
-        raise ConfigError("train: nothing to train on; name --data, or a folder of --words", exit_code=USAGE)
-    limit = QUICK_CLIPS[subset] if options.quick else None
-    clips = load_subset(options.data, options.words, subset, download=options.download, limit=limit)
-    for reason in clips.skipped:
-        say(f"skipped {reason}")
-    if clips.skipped:
-        say(f"{subset}: {len(clips.skipped)} of {len(clips) + len(clips.skipped)} clips skipped")
-    per_word = ", ".join(f"{word} {n}" for word, n in counts(clips.words).items())
-    say(f"{subset}: {len(clips)} clips ({per_word})")
-    return clips
-
-
-def _check_labels(clips: Clips, plan: Plan) -> None:
-    """Says which labels have too little to learn from, and what becomes of other words. Raises AudioError if one has
-    nothing."""
-    labels, say, spoken = plan.labels, plan.say, counts(clips.words)
-    keywords = _keywords(labels)
-    if set(spoken).isdisjoint(keywords):
-        raise AudioError(
-            f"none of the training clips is one of the labels {', '.join(labels)}; "
-            f"they are of {_some(spoken)}: name --labels"
-        )
-    missing = [label for label in keywords if label not in spoken]
-    if missing:
-        _tell_missing(missing, plan)
-    others = [f"{word} {n}" for word, n in spoken.items() if word not in labels]
-    if others:
-        say(f"{f'learnt as {UNKNOWN}' if UNKNOWN in labels else 'not used, as no labels'}: {_some(others)}")
-    elif UNKNOWN in labels and UNKNOWN not in spoken and not plan.options.negatives:
-        say(
-            f"there is nothing to learn {UNKNOWN} from, and whatever is said will be taken for one of the words: "
-            "name talk with --negatives, or record other words"
-        )
-    few = [f"{label} {spoken[label]}" for label in keywords if 0 < spoken.get(label, 0) < FEW_CLIPS]
-    if few:
-        say(f"few training clips: {', '.join(few)}; {WANTED_CLIPS} of each, from ten people or more, are wanted")
-    _tell_unlearnt(plan)
-    if len(set(clips.speakers)) == 1:
-        say(f"all training clips are of one speaker ({clips.speakers[0]}); others will be understood poorly")
-
-
-def _tell_hardly_validated(validation: Clips, plan: Plan) -> None:
-    """Says of which words it will hardly be known how well they are heard."""
-    said = counts(validation.words)
-    few = [f"{label} {said.get(label, 0)}" for label in _keywords(plan.labels) if said.get(label, 0) < FEW_TO_VALIDATE]
-    if few:
-        plan.say(
-            f"few validation clips: {_some(few)}; how well these are heard is hardly known, and which weights are best "
-            "is decided by the others"
-        )
-
-
-def _tell_unlearnt(plan: Plan) -> None:
-    """Says what a network will take for one of its words for want of a label."""
-    options, labels = plan.options, plan.labels
-    unlearnt = {"talk": UNKNOWN} if options.negatives and plan.recipe.augment else {}
-    unlearnt |= {"noise": SILENCE} if options.noise or plan.recipe.augment else {}
-    for sound, label in unlearnt.items():
-        if label not in labels:
-            plan.say(
-                f"{sound} is not learnt as {label}, which is no label, and may be taken for one of the words: "
-                "add it to --labels"
-            )
-
-
-def _keywords(labels: tuple[str, ...]) -> list[str]:
-    return [label for label in labels if not label.startswith("_")]
-
-
-def _tell_missing(missing: list[str], plan: Plan) -> None:
-    """A label that is known already may go without clips. Raises AudioError if there is another, but in a quick try of
-    what there is."""
-    meant = [f"; did you mean _{label}_?" for label in missing if f"_{label}_" in (UNKNOWN, SILENCE)]
-    told = f"no training clips of: {', '.join(missing)}{''.join(meant[:1])}"
-    if plan.options.quick or (plan.origin and set(missing) <= set(plan.origin.labels)):
-        plan.say(told)
-    else:
-        raise AudioError(f"{told}; record some, or leave it out of --labels")
-
-
-def _some(words: Iterable[str], most: int = 8) -> str:
-    """The first of them, and how many more there are."""
-    all_of_them = list(words)
-    more = len(all_of_them) - most
-    return ", ".join(all_of_them[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _load_negatives(
-    options: TrainOptions, labels: tuple[str, ...], hard: float, say: Callable[[str], None]
-) -> tuple[Negatives | None, NDArray[np.int16] | None]:
-    """Talk to train and talk to validate on (samples,), if there is any."""
-    parts = []  # whether somebody wrote down what is said, recordings to train on, recordings to validate on
-    for folder in options.negatives:
-        pieces, left_out = load_talk(folder, labels)
-        known = transcribed(folder, pieces)
-        minutes, of_them = _minutes(pieces, pieces), _minutes(pieces, known)
-        say(
-            f"negatives: {minutes:.1f} min from {folder}, {of_them:.1f} min of it with transcripts, "
-            f"{left_out} recordings left out for a keyword"
-        )
-        for is_known in (True, False):
-            some = {path: samples for path, samples in pieces.items() if (path in known) == is_known}
-            if some:
-                parts.append((is_known, *part_talk(some, TALK_HELD_OUT)))
-    if not any(to_train for _, to_train, _ in parts):
-        return None, None
-    parts.sort(key=itemgetter(0), reverse=True)
-    checked = sum(len(to_train) for is_known, to_train, _ in parts if is_known)
-    if hard and not checked:
-        say("hard negatives are sought in noise alone: nobody wrote down what is said in the talk (transcripts.tsv)")
-    _, to_train, to_validate = zip(*parts, strict=True)
-    held_out = np.concatenate([np.zeros(0, np.int16), *chain(*to_validate)])
-    return Negatives([list(chain(*to_train))], hard=hard, checked=checked), held_out
-
-
-def _minutes(pieces: dict[Path, NDArray[np.int16]], some: Iterable[Path]) -> float:
-    return sum(pieces[path].size for path in some) / SAMPLE_RATE / 60
 
 
 def _resume(run: Run, plan: Plan) -> None:
