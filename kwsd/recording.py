@@ -15,6 +15,7 @@ from kwsd.errors import IO, NO_PERMISSION, AudioError
 from kwsd.paths import FIFO, FOLDER, kind_of
 
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes, or more: what a program writes that pipes a WAV and cannot know its length
+LONGEST_PAGE = 27 + 255 + 255 * 255  # bytes of an Ogg file
 DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
 
 
@@ -103,9 +104,22 @@ def read_recording(path: Path) -> NDArray[np.float32]:
 
 
 def is_truncated(recording: Recording) -> bool:
-    """Whether the header promises more samples than the file holds (libsndfile notes it and reads on). The length of
-    the whole file, where that of the samples stands as well, does not matter."""
+    """Whether the header promises more samples than the file holds (libsndfile notes it and reads on), or an Ogg file
+    ends within a page. The length of the whole file, where that of the samples stands as well, does not matter."""
+    if recording.format == "OGG":
+        return _ends_within_page(recording.name)
     notes = re.findall(r"^ *([\w ]+?) *: (\d+) \(should be (\d+)\)$", recording.extra_info, re.MULTILINE)
     return any(
         int(held) < int(promised) < UNKNOWN_LENGTH for chunk, promised, held in notes if chunk not in ("RIFF", "FORM")
     )
+
+
+def _ends_within_page(path: bytes) -> bool:
+    """Of an Ogg file. A page is 27 bytes, the last of them how many segments it has; a byte for the length of each; and
+    the segments (RFC 3533, section 6)."""
+    with Path(os.fsdecode(path)).open("rb") as file:
+        file.seek(-min(LONGEST_PAGE, file.seek(0, os.SEEK_END)), os.SEEK_CUR)
+        end = file.read()
+    page = end[max(end.rfind(b"OggS"), 0) :]
+    lengths = page[27 : 27 + page[26]] if len(page) >= 27 else b""
+    return not lengths or len(page) < 27 + page[26] + sum(lengths)

@@ -553,8 +553,8 @@ def test_every_usual_sample_format_rate_and_channel_count_is_heard_alike(sound, 
     assert detection["start_s"] == pytest.approx(BEEP_S, abs=0.06)
 
 
-def cut_short(path, share, seconds=2.0):
-    path.write_bytes(cut(write_sound(path, beep(seconds=seconds)).read_bytes(), share))
+def cut_short(path, share, seconds=2.0, subtype=None):
+    path.write_bytes(cut(write_sound(path, beep(seconds=seconds), RATE, subtype).read_bytes(), share))
 
 
 def with_sample(path, value):
@@ -565,6 +565,8 @@ def with_sample(path, value):
 
 BROKEN = {
     "a truncated WAV": ("a.wav", lambda path: cut_short(path, 0.9), "is cut short after 1.80 s"),
+    "a truncated Ogg": ("a.ogg", lambda path: cut_short(path, 0.9, 60.0), "is cut short after "),
+    "a truncated Opus": ("a.ogg", lambda path: cut_short(path, 0.9, 9.0, "OPUS"), "is cut short after "),
     "a truncated FLAC": ("a.flac", lambda path: cut_short(path, 0.7, 9.0), "damaged after"),
     "a NaN sample": ("a.wav", lambda path: with_sample(path, np.nan), "sample 30000 is not a number"),
 }
