@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from kwsd.config import Config, FileConfig, MicrophoneConfig, StreamConfig
 from kwsd.errors import KwsdError
 from kwsd.microphone import Microphone, OtherChannel
-from kwsd.source import AudioFile, RawPcm, Source
+from kwsd.raw_pcm import RawPcm
+from kwsd.source import AudioFile, Source
 
 
 def make_sources(config: Config, *, patient: bool = False) -> list[Source]:

@@ -17,9 +17,10 @@ from running import Running
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.inlet import Inlet
+from kwsd.raw_pcm import BEHIND_S, Pace, RawPcm
 from kwsd.recording import DEMO, read_recording
 from kwsd.ring import RingBuffer
-from kwsd.source import BEHIND_S, BLOCK_S, TAIL_S, Pace, RawPcm
+from kwsd.source import BLOCK_S, TAIL_S
 
 PIECE = SAMPLE_RATE // 100  # samples that the writer writes at once
 
