@@ -18,7 +18,7 @@ from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, ConfigError, Kws
 MODE = 0o660
 OWN_MODE = 0o600
 BACKLOG = 100  # connections that nobody has taken yet, and that one turn of the loop takes
-TRIES, TRY_S = 100, 0.01  # to be the only one who binds in a folder; seconds between them
+TRIES, TRY_S = 30, 0.01  # to be the only one who binds in a folder; seconds between them
 TURNS = 3  # of the loop, until whoever was let in is served
 
 
@@ -64,10 +64,10 @@ class Doors:
             loop.remove_reader(listener.fileno())
         for _ in range(TURNS):  # asyncio loses who is on the way in while a server closes: he would wait for ever
             await asyncio.sleep(0)
+        for file in self._files:  # first: at a door that is closed another daemon may put its own there
+            file.remove()
         for server in self._servers:
             server.close()
-        for file in self._files:
-            file.remove()
 
 
 class SocketFile:
@@ -78,7 +78,7 @@ class SocketFile:
 
     def remove(self) -> None:
         """If it is still ours."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _in_turn(self._path.parent):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 
@@ -161,9 +161,12 @@ def bind_address(address: Address, setting: str, group: str | None = None) -> so
 
 def try_door(address: Address, setting: str, group: str | None) -> None:
     """Whether an address can be had. Raises KwsdError if not."""
-    bind_address(address, setting, group).close()
-    if address.path is not None:
-        address.path.unlink(missing_ok=True)
+    door = bind_address(address, setting, group)
+    try:
+        if address.path is not None:
+            SocketFile(address.path).remove()
+    finally:
+        door.close()
 
 
 def events_path() -> Path:

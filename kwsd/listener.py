@@ -588,10 +588,10 @@ class Listener:
             os.close(descriptor)
 
     def _close_doors(self) -> None:
-        for door, _ in self._doors.values():
-            door.close()
         for file in self._files:
             file.remove()
+        for door, _ in self._doors.values():
+            door.close()
         self._doors, self._files = {}, []
 
 

@@ -233,11 +233,11 @@ class Listening:
         if self._stopping:
             return
         self._stopping = True
+        self._rest.stop()
         for source in self.sources:
             source.stop()
         if self.listener is not None:
             self.listener.stop()
-        self._rest.stop()
         if self._thread.is_alive():
             self._thread.join(timeout=0.5)
 
@@ -399,6 +399,8 @@ class Listening:
                     self._reports.satellite(left)
 
     def _look_round(self) -> None:
+        if self.listener is not None and self.listener.failure is not None:
+            raise self.listener.failure
         now = time.monotonic()
         self._supervisor.look(now)
         for event in self.satellites.look(now, self._ring):

@@ -15,6 +15,7 @@ from kwsd.errors import IO, NO_PERMISSION, AudioError
 from kwsd.paths import FIFO, FOLDER, kind_of
 
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes, or more: what a program writes that pipes a WAV and cannot know its length
+OGG = b"OggS"  # how a page begins
 LONGEST_PAGE = 27 + 255 + 255 * 255  # bytes of an Ogg file
 DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
 
@@ -117,9 +118,15 @@ def is_truncated(recording: Recording) -> bool:
 def _ends_within_page(path: bytes) -> bool:
     """Of an Ogg file. A page is 27 bytes, the last of them how many segments it has; a byte for the length of each; and
     the segments (RFC 3533, section 6)."""
-    with Path(os.fsdecode(path)).open("rb") as file:
-        file.seek(-min(LONGEST_PAGE, file.seek(0, os.SEEK_END)), os.SEEK_CUR)
-        end = file.read()
-    page = end[max(end.rfind(b"OggS"), 0) :]
-    lengths = page[27 : 27 + page[26]] if len(page) >= 27 else b""
-    return not lengths or len(page) < 27 + page[26] + sum(lengths)
+    try:
+        with Path(os.fsdecode(path)).open("rb") as file:
+            file.seek(-min(LONGEST_PAGE, file.seek(0, os.SEEK_END)), os.SEEK_CUR)
+            end = file.read()
+    except OSError:  # it is gone, but we have it open
+        return False
+    page = end[max(end.rfind(OGG), 0) :]
+    if not page.startswith(OGG):  # there is something else behind the last one
+        return False
+    size = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) >= 27 else 27
+    rest = page[size:]
+    return len(page) < size or (rest != b"" and OGG.startswith(rest))

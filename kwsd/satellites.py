@@ -16,7 +16,7 @@ FREE = StreamInfo("", live=True, lead_in=False)  # a slot without a satellite
 
 class Satellites:
     """Each in a slot behind the streams of the config; without a listener there are none. They belong to the inference
-    thread, but anybody may ask who is here."""
+    thread, but anybody may ask who is here, and who is told to call `then` lets them go."""
 
     def __init__(
         self,
@@ -80,14 +80,9 @@ class Satellites:
                 self._tell(StreamLeft(stream=name, reason=left.reason, heard_s=seconds(left.heard)))
 
     def look(self, now: float, ring: RingBuffer) -> Iterator[AudioFault | AudioHealed]:
-        """See to their microphones, at a monotonic time in seconds; what is new of them.
-
-        Raises KwsdError if nobody can connect any more."""
-        if self._listener is None:
-            return
-        if self._listener.failure is not None:
-            raise self._listener.failure
-        yield from self._rounds.look(now, ring, self._listener.has_paused)
+        """See to their microphones, at a monotonic time in seconds; what is new of them."""
+        if self._listener is not None:
+            yield from self._rounds.look(now, ring, self._listener.has_paused)
 
     def _let_go(self, slot: int, name: str) -> None:
         """Nothing more was heard of this satellite. Who is told so, and then asks how things are, must not find it."""

@@ -21,7 +21,7 @@ import yaml
 from conftest import COMMAND, Result
 from running import PATIENCE_S, Running, clean_environment
 
-from kwsd.recording import DEMO
+from kwsd.recording import DEMO, is_truncated, open_recording
 
 USAGE, NO_INPUT, UNAVAILABLE, IO, NO_PERMISSION, CONFIG = 2, 66, 69, 74, 77, 78
 RATE = 16_000
@@ -676,6 +676,16 @@ def test_the_daemon_hears_a_truncated_recording_to_its_end_and_says_so(kwsd, mod
     result.refused(IO, f"{path}: is cut short after 1.80 s; all there is was listened to")
     assert result.types == ["ready", "detection", "audio_lost", "shutdown"]
     assert "is cut short" in result.events[2]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("more", "whole"), [(b"", True), (b"OggS" + bytes(23), True), (b"TAG" * 40, True), (b"Og", False), (b"OggS", False)]
+)
+def test_an_ogg_is_whole_unless_it_ends_within_a_page(more, whole, tmp_path):
+    path = write_sound(tmp_path / "a.ogg")
+    path.write_bytes(path.read_bytes() + more)
+    with open_recording(path) as recording:
+        assert is_truncated(recording) is not whole
 
 
 UNUSABLE = {

@@ -403,7 +403,7 @@ def test_a_writer_that_stalls_holds_up_nobody_who_stops(fifo, stalled_s):
 class Clock:
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr("kwsd.source.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("kwsd.raw_pcm.time.monotonic", lambda: self.now)
 
 
 @pytest.fixture

@@ -112,6 +112,11 @@ async def greet(broker: Broker, site: str) -> bool:
     return False
 
 
+def is_late(error: Exception) -> bool:
+    """Whether the connection was given up because no answer came in time."""
+    return "timed out" in str(error)
+
+
 def reason_of(error: Exception) -> str:
     """Without the number that the library puts in front."""
     return re.sub(r"^\[code:\d+\] ", "", str(error))

@@ -46,7 +46,7 @@ from kwsd.event import (
     ThresholdSet,
 )
 from kwsd.home_assistant import Setting, Topics
-from kwsd.sinks.broker import Broker, let_go, make_client, reason_of, watch_while_open
+from kwsd.sinks.broker import Broker, is_late, let_go, make_client, reason_of, watch_while_open
 
 if TYPE_CHECKING:
     from aiomqtt import Client, Message
@@ -84,6 +84,7 @@ class Note:
     topic: str
     payload: bytes
     born: float = 0.0  # monotonic s, of what waits to be told
+    retained: bool = False
 
 
 class Mqtt:
@@ -104,9 +105,10 @@ class Mqtt:
         self._states_due = asyncio.Event()
         self._known: dict[str, None] = {}  # streams that are here, or were; the last seen last
         self._discovered: tuple[object, dict[str, bytes]] = (None, {})  # what it was made from, and what was
-        self._trying: Note | None = None  # which the broker has or has not
+        self._under_way: list[Note] = []  # which the broker has or has not
         self._suspect: Note | None = None  # over which the connection was lost last
         self._refused: dict[str, bytes] = {}  # retained messages that the broker does not take, by topic
+        self._announced_all = False  # by this connection
         self._closing = False
         self._after: Mqtt | None = None  # which comes after us
         # The same for every connection, so that the broker takes over: a dead one's will comes before we are online.
@@ -157,7 +159,7 @@ class Mqtt:
         attempt = 0
         while not self._closing:
             self._client = self._new_client()
-            begun = math.inf  # monotonic s
+            begun, hung_up = math.inf, True  # monotonic s
             try:
                 async with self._client:
                     begun = time.monotonic()
@@ -165,12 +167,12 @@ class Mqtt:
                 return
             except (MqttError, OSError, ValueError) as error:  # ValueError: a broker whose topics are no text
                 self._note_loss(reason_of(error))
+                hung_up = not is_late(error)
             finally:
                 let_go(self._client)
-            held = time.monotonic() - begun >= HELD_S
-            if held:
+            if self._announced_all:
                 self._refused.clear()  # the broker may be another one, or take more, when it is back
-            if self._drop_what_is_refused() or held:
+            if self._drop_what_is_refused(hung_up) or time.monotonic() - begun >= HELD_S:
                 attempt = 0
             await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
             attempt += 1
@@ -213,7 +215,7 @@ class Mqtt:
 
     async def _serve(self) -> None:
         """Until we close. Raises MqttError when the connection is lost."""
-        self._announced, self._left = {}, {}
+        self._announced, self._left, self._announced_all = {}, {}, False
         for wanted in ("+/mute/set", "threshold/+/set", "availability"):
             await self._client.subscribe(f"{self._topics.base}/{wanted}", qos=1)
         if self._config.discovery:
@@ -251,20 +253,24 @@ class Mqtt:
             self._notes.popleft()
             self._dropped += 1
 
-    def _drop_what_is_refused(self) -> bool:
-        """A note over which the connection was lost twice in a row, as over one that is longer than the broker takes.
-        Whether there was one."""
-        tried, self._trying = self._trying, None
-        if tried is None:
+    def _drop_what_is_refused(self, hung_up: bool) -> bool:
+        """A note over which the connection was lost twice in a row, as over one that is longer than the broker takes:
+        of what is retained, until the connection is lost another time. Whether there was one. A broker that only was
+        late with its answer refuses nothing that is retained."""
+        under_way, self._under_way = self._under_way, []
+        if len(under_way) != 1:  # nobody knows over which
             return False
-        before, self._suspect = self._suspect, tried
-        if tried != before:
+        [tried], before = under_way, self._suspect
+        self._suspect = tried
+        if tried != before or (tried.retained and not hung_up):
             return False
-        if self._notes and self._notes[0] is tried:
+        if tried.retained:
+            self._refused[tried.topic] = tried.payload
+        elif self._notes and self._notes[0] is tried:
             self._notes.popleft()
             self._dropped += 1
         else:
-            self._refused[tried.topic] = tried.payload
+            return False
         size = len(tried.payload)
         log.warning("MQTT %s: the broker hangs up over a message of %d bytes, which is dropped", tried.topic, size)
         return True
@@ -274,6 +280,7 @@ class Mqtt:
     async def _tell(self) -> None:
         """Returns when all is told and we close."""
         await self._announce()
+        self._announced_all = True
         self._note_return()
         await _first_of(self._tell_notes, self._keep_announced, self._tell_states, self._look_back)
 
@@ -282,9 +289,8 @@ class Mqtt:
         while True:
             self._drop_what_is_old()
             if self._notes:
-                note = self._trying = self._notes[0]
-                await self._client.publish(note.topic, note.payload, qos=1)
-                self._trying = None
+                note = self._notes[0]
+                await self._publish(note)
                 if self._notes and self._notes[0] is note:  # the queue did not overflow meanwhile
                     self._notes.popleft()
             elif self._closing:
@@ -294,6 +300,14 @@ class Mqtt:
             else:
                 self._ready.clear()
                 await self._ready.wait()
+
+    async def _publish(self, note: Note) -> None:
+        """Until the broker has it. Raises MqttError if the connection is lost before."""
+        self._under_way.append(note)
+        await self._client.publish(note.topic, note.payload, qos=1, retain=note.retained)
+        self._under_way.remove(note)
+        if self._suspect == note:
+            self._suspect = None
 
     async def _keep_announced(self) -> None:
         while True:
@@ -310,9 +324,8 @@ class Mqtt:
         for topic, payload in (gone | wanted).items():
             if payload not in (self._announced.get(topic), self._refused.get(topic)):
                 self._announced[topic] = payload  # before it is confirmed: meanwhile it may be contradicted
-                self._trying = Note(topic, payload)
-                await self._client.publish(topic, payload, qos=1, retain=True)
-                self._trying = None
+                await self._publish(Note(topic, payload, retained=True))
+                self._refused.pop(topic, None)
                 said = said or topic.endswith("/config")
         for topic in gone:
             self._announced.pop(topic, None)

@@ -79,7 +79,7 @@ def _delete_unused(caches: Path) -> None:
 def _fingerprint(paths: Iterator[Path]) -> str:
     """A name for exactly these files as they are now: path, size, and times at which they or who may read them were
     changed."""
-    digest = hashlib.sha256(b"clips 8")
+    digest = hashlib.sha256(b"clips 9")
     for path in paths:
         status = path.stat() if path.exists() else None
         known = f"{path}\0{status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)}\n"
@@ -139,13 +139,16 @@ def _decode(listing: Sequence[Said], cache: Path) -> None:
             else:
                 kept.append(row)
     spans = np.array([word_span(samples[row].astype(np.float32)) for row in kept], np.int32).reshape(-1, 2)
-    words, speakers, paths = (np.array([str(listing[row][field]) for row in kept], str) for field in (1, 2, 0))
+    said = [listing[row] for row in kept]
     unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
         np.savez(
             unfinished / "index.npz",
-            words=words, speakers=speakers, spans=spans, paths=paths, skipped=np.array(skipped, dtype=str),
+            words=np.array([each.word for each in said], str),
+            speakers=np.array([each.speaker for each in said], str),
+            paths=np.array([str(each.path) for each in said], str),
+            spans=spans, skipped=np.array(skipped, dtype=str),
             whole=whole[kept], seconds=seconds[kept], sounding=sounding[kept],
         )  # fmt: skip
         np.save(unfinished / "samples.npy", samples[kept] if skipped else samples)

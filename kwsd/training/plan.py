@@ -62,7 +62,9 @@ class Plan:
 
 
 def make_plan(options: TrainOptions, say: Callable[[str], None]) -> Plan:
-    """Raises ConfigError for options that contradict each other, or a recipe."""
+    """`say` gets what of the recipe is not used. Raises ConfigError for options or a recipe that contradict each other,
+    KwsdError for a checkpoint or artefact that cannot be begun with.
+    """
     begun = _begun(options)
     model, recipe = _recipe(options, begun)
     labels = _labels(options, recipe, begun)

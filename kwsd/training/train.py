@@ -4,6 +4,7 @@ import ctypes
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -47,15 +48,19 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
     Under torchrun all its processes train one network, and the first writes and speaks.
     Ctrl-C raises KeyboardInterrupt after a usable checkpoint is on the disk.
     """
+    notes = list[str]()
+    plan = make_plan(options, notes.append)
     if options.tensorboard:
         check_board()
     device = choose_device(options.device)
     with join_process_group(device) as group:
-        plan = make_plan(options, say if group.leads else _nothing)
+        plan = replace(plan, say=say if group.leads else _nothing)
         Checkpoint.check_place(plan.out)
         if plan.out.exists() and not options.resume:
             raise ConfigError(f"{plan.out}: is there already; go on with it by --resume, or name another with --out")
         _check_batch(plan.recipe, group)
+        for note in notes:
+            plan.say(note)
         torch.manual_seed(options.seed)
         with _saying_what_is_left(plan):
             run = _prepare(plan, group.device(device), group)
