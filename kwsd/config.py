@@ -459,8 +459,8 @@ def effective_yaml(config: Config) -> str:
     folder = tree["folder"]
     for hidden in OF_OURS:
         del tree[hidden]
-    tree["model"] = str(config.model_path)
-    return f"# relative paths start from {folder}\n" + str(
+    tree["model"] = str(config.model_path.absolute())
+    return f"# relative paths start from {Path(folder).absolute()}\n" + str(
         yaml.dump(tree, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True)
     )
 

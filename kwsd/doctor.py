@@ -15,6 +15,7 @@ import numpy as np
 
 from kwsd import compiled_debouncer, compiled_window, ears, powers
 from kwsd.artefact import read_artefact
+from kwsd.aside import in_time
 from kwsd.audio_format import WINDOW
 from kwsd.cascade import stages
 from kwsd.check import broker_is_to_come, hooks_to_check, looks
@@ -28,7 +29,7 @@ from kwsd.inlet import Inlet
 from kwsd.microphone import Microphone
 from kwsd.paths import SOCKET, kind_of
 from kwsd.pipeline import make_rules
-from kwsd.portaudio import portaudio
+from kwsd.portaudio import Device, portaudio
 from kwsd.ring import RingBuffer, Samples
 from kwsd.sinks.broker import greet, read_broker
 from kwsd.sinks.hooks import make_hooks
@@ -213,10 +214,13 @@ def _sound_server() -> str | None:
 
 
 def _devices() -> Findings:
-    try:
+
+    def look() -> tuple[list[Device], int]:
         audio = portaudio()
-        devices = audio.devices()
-        default = audio.find("default")["index"]
+        return audio.devices(), audio.find("default")["index"]
+
+    try:
+        devices, default = in_time(look)
     except KwsdError as error:
         yield Finding(FAIL, f"devices: {error}")
         return
@@ -249,9 +253,14 @@ def record(stream: MicrophoneConfig, seconds: float) -> tuple[Samples | None, in
 
     Raises AudioError if it cannot be opened.
     """
-    microphone = Microphone(stream.device, None if stream.channel == "mix" else stream.channel - 1, stream.block_ms)
-    inlet = Inlet(RingBuffer(1, 2 * WINDOW), 0, microphone.rate, microphone.channels, microphone.channel)
-    microphone.start(inlet, lambda: None)
+
+    def listen() -> tuple[Microphone, Inlet]:
+        microphone = Microphone(stream.device, None if stream.channel == "mix" else stream.channel - 1, stream.block_ms)
+        inlet = Inlet(RingBuffer(1, 2 * WINDOW), 0, microphone.rate, microphone.channels, microphone.channel)
+        microphone.start(inlet, lambda: None)
+        return microphone, inlet
+
+    microphone, inlet = in_time(listen)
     try:
         deadline = time.monotonic() + FIRST_S + seconds
         while (recorded := inlet.last(seconds)) is None and time.monotonic() < deadline:

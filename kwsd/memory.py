@@ -45,13 +45,23 @@ class Memory:
         try:
             if muting == NOBODY:
                 self._path.unlink(missing_ok=True)
-                return
-            with unfinished.open("wb") as file:
-                file.write(msgspec.json.encode(muting))
-                file.flush()
-                os.fsync(file.fileno())  # the power may go at once
-            unfinished.replace(self._path)
+            else:
+                with unfinished.open("wb") as file:
+                    file.write(msgspec.json.encode(muting))
+                    file.flush()
+                    os.fsync(file.fileno())  # the power may go at once
+                unfinished.replace(self._path)
+            _make_sure_of_names(self._path.parent)
         except OSError as error:
             log.warning("%s: %s: after a restart nobody will know who is muted", self._path, error.strerror)
             with suppress(OSError):
                 unfinished.unlink()
+
+
+def _make_sure_of_names(folder: Path) -> None:
+    """That files in it are called as they are now, whenever the power goes."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

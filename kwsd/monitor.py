@@ -208,14 +208,17 @@ def daemon_of_our_own(arguments: Sequence[str]) -> Iterator[Path]:
                 if daemon.poll() is not None or time.monotonic() > deadline:
                     raise _last_words(log, daemon.returncode)
                 time.sleep(0.05)
+            hung_up: KwsdError | None = None
             try:
                 yield path
-            except KwsdError:  # it hung up
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    daemon.wait(GOING_S)
-                if daemon.returncode:
-                    raise _last_words(log, daemon.returncode) from None
-                raise
+            except KwsdError as error:
+                hung_up = error
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it ends, whether it said so or not
+                daemon.wait(GOING_S)
+            if daemon.returncode:
+                raise _last_words(log, daemon.returncode)
+            if hung_up is not None:
+                raise hung_up
         finally:
             daemon.terminate()
             daemon.wait()

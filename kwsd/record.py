@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ PAUSE = 40  # frames without a sound after which a word is over
 SHORTEST, LONGEST = 8, 120  # frames: less is a click, more is no single word
 MARGIN = 30  # frames before and after the word that are kept
 SILENT_S = 10.0  # after which one is asked whether the microphone hears anything
-DEAD_S = 3.0  # without a block: it is gone
+FIRST_S = 5.0  # for the first block
+DEAD_S = 3.0  # without another: it is gone
 LOOK_S = 0.05
 
 
@@ -114,11 +115,13 @@ def utterances(source: Source, tell: Callable[[str], None]) -> Generator[Utteran
     cutter, came = Cutter(), threading.Event()
     read = heard_at = ring.ends[0]
     in_time(lambda: source.start(inlet, came.set))
+    inlet.wrote_at = time.monotonic()  # to open it may have taken a while
     try:
         while not inlet.drained:
             came.wait(LOOK_S)  # a microphone wakes nobody
             came.clear()
-            if not inlet.ended and time.monotonic() - inlet.wrote_at > DEAD_S:
+            patience_s = DEAD_S if inlet.blocks else FIRST_S
+            if not inlet.ended and time.monotonic() - inlet.wrote_at > patience_s:
                 raise source.failure or AudioError("the microphone is gone; kwsd doctor says more", exit_code=IO)
             inlet.pump(1.0)
             samples = np.zeros(ring.ends[0] - read, np.float32)
@@ -155,9 +158,13 @@ class Shelf:
         """Beside what there is. Raises KwsdError if it cannot be written."""
         names = (self.folder / word / f"{self.speaker}_nohash_{n}.wav" for n in itertools.count())
         path = next(path for path in names if not path.exists())
+        unfinished = path.with_name(f".{path.name}")  # else half a word would be learnt
         try:
-            soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+            soundfile.write(unfinished, samples, SAMPLE_RATE, subtype="PCM_16")
+            unfinished.rename(path)
         except (OSError, soundfile.LibsndfileError) as error:
+            with suppress(OSError):
+                unfinished.unlink()
             raise KwsdError(f"{path}: cannot be written ({error}); make room", exit_code=IO) from None
         return path
 

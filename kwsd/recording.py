@@ -17,6 +17,7 @@ from kwsd.paths import FIFO, FOLDER, kind_of
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes, or more: what a program writes that pipes a WAV and cannot know its length
 OGG = b"OggS"  # how a page begins
 LONGEST_PAGE = 27 + 255 + 255 * 255  # bytes of an Ogg file
+UNKNOWN_FRAMES = 1 << 48  # or more: a FLAC that does not say how many
 DEMO = Path(__file__).with_name("demo.flac")  # synthetic speech: the ten commands, spoken
 
 
@@ -96,19 +97,22 @@ def read_recording(path: Path) -> NDArray[np.float32]:
     """
     with open_recording(path) as recording:
         rate = recording.samplerate
-        if is_truncated(recording):
-            raise AudioError(f"{path}: is cut short; replace it", exit_code=IO)
         mono = np.concatenate([block.mean(axis=1) for block in read_blocks(recording, 1 << 16)])
+        if is_truncated(recording, mono.size):
+            raise AudioError(f"{path}: is cut short; replace it", exit_code=IO)
     if not np.isfinite(mono).all():
         raise AudioError(f"{path}: holds samples that are not numbers (NaN or infinite)")
     return mono if rate == SAMPLE_RATE else np.asarray(soxr.resample(mono, rate, SAMPLE_RATE), dtype=np.float32)
 
 
-def is_truncated(recording: Recording) -> bool:
-    """Whether the header promises more samples than the file holds (libsndfile notes it and reads on), or an Ogg file
-    ends within a page. The length of the whole file, where that of the samples stands as well, does not matter."""
+def is_truncated(recording: Recording, read: int) -> bool:
+    """Whether the header promises more samples than the file holds, of which so many were read in vain for more, or an
+    Ogg file ends within a page. Of WAV and its like libsndfile notes it and reads on; the length of the whole file,
+    where that of the samples stands as well, does not matter."""
     if recording.format == "OGG":
         return _ends_within_page(recording.name)
+    if recording.format == "FLAC":
+        return read < int(recording.frames) < UNKNOWN_FRAMES
     notes = re.findall(r"^ *([\w ]+?) *: (\d+) \(should be (\d+)\)$", recording.extra_info, re.MULTILINE)
     return any(
         int(held) < int(promised) < UNKNOWN_LENGTH for chunk, promised, held in notes if chunk not in ("RIFF", "FORM")

@@ -172,11 +172,11 @@ class AudioFile(Reader):
 
         read = 0
         with self._recording:
-            truncated = is_truncated(self._recording)
             for block in read_blocks(self._recording, round(BLOCK_S * self.rate)):
                 check_finite(block, str(self._path), read)
                 read += len(block)
                 yield block
+            truncated = is_truncated(self._recording, read)
         if truncated:
             raise AudioError(
                 f"{self._path}: is cut short after {read / self.rate:.2f} s; all there is was listened to", exit_code=IO

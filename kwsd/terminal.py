@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import io
 import os
 import sys
 
@@ -17,6 +18,8 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stdout = sys.stdout or os.fdopen(1, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale may lack a letter
     # A duplicate, which is heard even while what C libraries write to 2 is kept out (portaudio.py).
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     if faulthandler.is_enabled():
@@ -44,7 +47,22 @@ def show(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise KwsdError(f"stdout: cannot be written ({error.strerror})", exit_code=IO) from None
+        raise _not_written(error) from None
+
+
+def show_line(line: bytes) -> None:
+    """The same of JSON, which is UTF-8 whatever the locale is."""
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _not_written(error) from None
+
+
+def _not_written(error: OSError) -> KwsdError:
+    return KwsdError(f"stdout: cannot be written ({error.strerror})", exit_code=IO)
 
 
 def say(message: str) -> None:

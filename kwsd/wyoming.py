@@ -130,21 +130,12 @@ class Client:
     async def serve(self) -> None:
         """Until it hangs up, or says what cannot be understood."""
         from wyoming.error import Error
-        from wyoming.event import async_read_event
 
         patience: float | None = FIRST_S
         try:
             while True:
-                try:
-                    async with asyncio.timeout(patience):
-                        event = await async_read_event(self._incoming)
-                    patience = None
-                except asyncio.IncompleteReadError:
-                    return
-                except TimeoutError:
-                    raise Unfit(f"said nothing for {FIRST_S:g} s") from None
-                except Exception as error:
-                    raise Unfit(f"not understood: {error!r}") from None
+                event = await self._next_event(patience)
+                patience = None
                 if event is None:
                     return
                 try:
@@ -160,6 +151,25 @@ class Client:
         finally:
             if self._session is not None:
                 self._session.close()
+
+    async def _next_event(self, patience: float | None) -> "Event | None":
+        """None: it hung up. Raises Unfit for what is none, or none in so many seconds."""
+        from wyoming.event import async_read_event
+
+        try:
+            async with asyncio.timeout(patience):
+                event = await async_read_event(self._incoming)
+        except Unfit:
+            raise
+        except asyncio.IncompleteReadError:
+            return None
+        except TimeoutError:
+            raise Unfit(f"said nothing for {FIRST_S:g} s") from None
+        except Exception as error:
+            raise Unfit(f"not understood: {error!r}") from None
+        if event is None and not self._incoming.at_eof():  # the library keeps to itself what it was
+            raise Unfit("not understood: send lines of JSON, as the Wyoming protocol has them")
+        return event
 
     async def _heed(self, event: "Event") -> None:
         data = event.data if isinstance(event.data, dict) else {}
@@ -395,9 +405,9 @@ class _Bounded(asyncio.StreamReader):
     """Nobody makes us keep more than one message may have."""
 
     async def readexactly(self, n: int) -> bytes:
-        """Raises ValueError for more than that."""
+        """Raises Unfit for more than that."""
         if n > MOST_BYTES:
-            raise ValueError(f"a message of {n} bytes")
+            raise Unfit(f"a message of {n} bytes; at most {MOST_BYTES}: send audio in smaller pieces")
         return await super().readexactly(n)
 
 

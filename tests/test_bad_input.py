@@ -557,6 +557,12 @@ def cut_short(path, share, seconds=2.0, subtype=None):
     path.write_bytes(cut(write_sound(path, beep(seconds=seconds), RATE, subtype).read_bytes(), share))
 
 
+def cut_between_frames(path):
+    content = write_sound(path, beep(seconds=9.0)).read_bytes()
+    frame = content[content.index(b"\xff\xf8") :][:4]  # how each begins, but for its number
+    path.write_bytes(content[: content.rindex(frame[:4])])
+
+
 def with_sample(path, value):
     samples = beep()
     samples[30_000] = value
@@ -568,6 +574,7 @@ BROKEN = {
     "a truncated Ogg": ("a.ogg", lambda path: cut_short(path, 0.9, 60.0), "is cut short after "),
     "a truncated Opus": ("a.ogg", lambda path: cut_short(path, 0.9, 9.0, "OPUS"), "is cut short after "),
     "a truncated FLAC": ("a.flac", lambda path: cut_short(path, 0.7, 9.0), "damaged after"),
+    "a FLAC cut between frames": ("a.flac", cut_between_frames, "is cut short after "),
     "a NaN sample": ("a.wav", lambda path: with_sample(path, np.nan), "sample 30000 is not a number"),
 }
 
@@ -604,6 +611,23 @@ NOT_THERE = {
 def test_check_refuses_what_the_daemon_would(kwsd, tmp_path, config, code, words):
     (tmp_path / "kwsd.yaml").write_text(f"{config}\n")
     kwsd("check", "--config", "kwsd.yaml").refused(code, *words)
+
+
+def test_what_check_shows_is_the_same_configuration_wherever_it_is_kept(kwsd, models, tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/my.pt").write_bytes((models / "good.pt").read_bytes())
+    (tmp_path / "conf/kwsd.yaml").write_text("model: my.pt\n")
+    shown = kwsd("check", "--config", "conf/kwsd.yaml")
+    (tmp_path / "conf/shown.yaml").write_text(shown.out)
+    assert kwsd("check", "--config", "conf/shown.yaml").out == shown.out and f"{tmp_path}/conf/my.pt" in shown.out
+
+
+def test_a_locale_that_lacks_a_letter_keeps_nothing_from_being_said(kwsd, models, tmp_path):
+    write_sound(tmp_path / "да é.wav", beep())
+    latin = {"PYTHONIOENCODING": "latin-1"}
+    heard = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, "да é.wav", more=latin)
+    assert heard.code == 0 and heard.events[0]["stream"] == "да é.wav"
+    assert "internal error" not in kwsd("doctor", "--set", "streams=[{source: file, path: x.wav}]", more=latin).err
 
 
 def test_check_does_not_look_for_what_systemd_will_give_the_service(kwsd, tmp_path):
@@ -685,7 +709,7 @@ def test_an_ogg_is_whole_unless_it_ends_within_a_page(more, whole, tmp_path):
     path = write_sound(tmp_path / "a.ogg")
     path.write_bytes(path.read_bytes() + more)
     with open_recording(path) as recording:
-        assert is_truncated(recording) is not whole
+        assert is_truncated(recording, recording.frames) is not whole
 
 
 UNUSABLE = {

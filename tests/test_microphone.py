@@ -154,6 +154,18 @@ def test_a_sound_server_that_hangs_from_the_beginning_is_said_and_ctrl_c_is_heed
         server.signal(signal.SIGCONT)
 
 
+def test_doctor_tells_of_a_sound_server_that_hangs_and_goes_on(server):
+    server.signal(signal.SIGSTOP)
+    try:
+        asked = subprocess.run(
+            [KWSD, "doctor"], env=server.environment, capture_output=True, text=True, timeout=40, check=False
+        )
+    finally:
+        server.signal(signal.SIGCONT)
+    assert "devices: the sound system does not answer within 5 s" in asked.stdout
+    assert "socket" in asked.stdout.rpartition("does not answer")[2]
+
+
 def test_a_daemon_whose_sound_server_hangs_can_be_stopped(server):
     with Running(environment=server.environment) as daemon:
         daemon.wait_for("ready")

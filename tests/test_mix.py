@@ -11,7 +11,7 @@ import soundfile
 import tiny_speech_commands as tiny
 
 from kwsd.cli import dispatch
-from kwsd.errors import AudioError, ConfigError, KwsdError
+from kwsd.errors import IO, AudioError, ConfigError, KwsdError
 from kwsd.span import level_dbfs
 from kwsd.training.mix import Mixture, mix, write
 from kwsd.training.truth import Word, read_truth
@@ -184,16 +184,37 @@ def test_what_cannot_be_written_whole_leaves_what_there_was(tmp_path):
     with pytest.raises(KwsdError, match=r"notes\.txt: cannot be written .*; name a \.wav or \.flac file"):
         write(recording, [], tmp_path / "notes.txt")
     (tmp_path / "tape.wav").write_bytes(b"the one before")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a disk that is full
-    try:
-        with pytest.raises(KwsdError, match=r"tape\.wav: cannot be written .*make room"):
-            write(recording, [], tmp_path / "tape.wav")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(KwsdError, match=r"tape\.wav: cannot be written .*make room"):
+        limited(20_000, lambda: write(recording, [], tmp_path / "tape.wav"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "notes.txt": b"mine", "tape.wav": b"the one before",
     }  # fmt: skip
+
+
+def limited(size, work):
+    """Do it as on a disk with so many bytes left for a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        return work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("missing", [1, 1000])
+def test_a_flac_whose_end_found_no_room_is_not_taken_for_written(missing, tmp_path):
+    recording = np.random.default_rng(0).normal(0.0, 0.1, 5 * RATE).astype(np.float32)
+    tape = tmp_path / "tape.flac"
+    write(recording, [Word(0.1, 0.5, "yes")], tape)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(KwsdError, match=r"tape\.flac: cannot be written .*No space left on device.*make room"):
+        limited(tape.stat().st_size - missing, lambda: write(recording, [Word(1.0, 1.5, "no")], tape))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_where_a_mixture_cannot_be_written_is_told_before_it_is_made(kwsd, tmp_path):
+    asked = ("mix", "nowhere/tape.flac", "--data", tmp_path)
+    kwsd(*asked).refused(IO, "nowhere/tape.flac: cannot be written (No such file or directory); name another place")
 
 
 def test_the_words_of_another_recording_are_not_overwritten(tmp_path):

@@ -245,6 +245,13 @@ def test_what_keeps_its_own_daemon_from_starting_is_said(kwsd):
     kwsd("monitor", "--source", "nowhere.wav").refused(NO_INPUT, "nowhere.wav: no such file")
 
 
+def test_what_ends_its_own_daemon_is_said(tmp_path):
+    (tmp_path / "half.flac").write_bytes(DEMO.read_bytes()[:100_000])
+    terminal = Terminal("--source", str(tmp_path / "half.flac"), environment=clean_environment())
+    assert terminal.ended(30.0) == IO
+    assert "half.flac: damaged after " in terminal.text
+
+
 def test_a_socket_on_which_nobody_answers_is_said_on_the_terminal(tmp_path):
     terminal = Terminal("--socket", str(tmp_path / "s"), environment=clean_environment())
     assert terminal.ended() == UNAVAILABLE

@@ -696,3 +696,28 @@ def test_a_wrong_broker_is_refused_in_one_line(kwsd, tmp_path, settings, complai
     config = tmp_path / "kwsd.yaml"
     config.write_text(f"sinks: {{mqtt: {settings}}}\n")
     kwsd("check", "--config", config).refused(CONFIG, complaint)
+
+
+def of_certificate(folder, key):
+    (folder / "kwsd.yaml").write_text(
+        f"sinks: {{mqtt: {{broker: 'mqtts://h', cert_file: {folder}/broker.pem, key_file: {key}}}}}\n"
+    )
+    return "check", "--config", folder / "kwsd.yaml"
+
+
+def test_what_is_wrong_with_a_key_is_said_of_the_key(kwsd, certificates):
+    no_file = f"sinks.mqtt.key_file: {certificates}/nowhere.key: No such file or directory"
+    kwsd(*of_certificate(certificates, "nowhere.key")).refused(CONFIG, no_file)
+    locked = certificates / "locked.key"
+    subprocess.run(
+        ["openssl", "pkey", "-in", certificates / "broker.key", "-aes128", "-passout", "pass:x", "-out", locked],
+        check=True,
+    )
+    asked = kwsd(*of_certificate(certificates, locked))
+    asked.refused(CONFIG, "sinks.mqtt.key_file: ", "its key has a passphrase; take it off")
+    assert "Enter" not in asked.err + asked.out
+
+
+def test_a_key_may_come_from_systemd(kwsd, certificates):
+    from_systemd = of_certificate(certificates, "$CREDENTIALS_DIRECTORY/broker.key")
+    assert kwsd(*from_systemd, more={"CREDENTIALS_DIRECTORY": str(certificates)}).code == 0

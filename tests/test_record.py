@@ -53,6 +53,12 @@ def test_what_it_keeps_is_trained_on(kwsd, tmp_path, monkeypatch):
     assert sum(map(len, clips)) == 10 and {word for some in clips for word in some.words} == {"marvin"}
 
 
+def test_a_word_that_finds_no_room_leaves_no_half_of_it(kwsd, tmp_path):
+    result = kwsd("record", "words", "marvin", "--source", DEMO, under=("prlimit", "--fsize=10000"))
+    result.refused(IO, "words/marvin/", "cannot be written", "make room")
+    assert list((tmp_path / "words/marvin").iterdir()) == []
+
+
 def test_a_recording_in_which_nobody_says_a_word_is_an_error(kwsd, tmp_path):
     soundfile.write(tmp_path / "silence.wav", noise(5), SAMPLE_RATE)
     kwsd("record", "words", "marvin", "--source", "silence.wav").refused(NO_INPUT, "silence.wav: nobody says a word")

@@ -386,6 +386,17 @@ def test_the_command_names_thresholds_for_a_budget_and_writes_a_page(kwsd, confi
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize(
+    ("report", "code", "why"),
+    [
+        ("nowhere/report.html", 74, "nowhere/report.html: cannot be written (No such file or directory)"),
+        ("report.docx", 2, "--report report.docx: is no kind of picture; name .html or .png"),
+    ],
+)
+def test_where_a_report_cannot_be_written_is_told_before_anything_is_heard(report, code, why, kwsd, config):
+    kwsd("eval", "--model", config.model_path, "--stream", "nowhere.wav", "--report", report).refused(code, why)
+
+
 def test_thresholds_for_a_budget_are_in_the_json_as_well(kwsd, config, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(32_000), 16_000)
     asked = ("eval", "--model", str(config.model_path), "--stream", DEMO, "--negatives", tmp_path, "--json")

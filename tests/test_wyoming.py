@@ -318,6 +318,23 @@ def test_what_makes_no_sense_harms_nobody_else(said, shared_service):
     assert [event.type for event in asked(shared_service, lambda client: heard(client, SILENCE))] == ["not-detected"]
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b'{"type": "audio-chunk", "payload_length": 320000}\n', "a message of 320000 bytes; at most 262144"),
+        (b"hello\n", "not understood: send lines of JSON"),
+        (b"x" * 300_000, "not understood: send lines of JSON"),
+    ],
+)
+def test_who_is_not_understood_is_told_why(said, why, shared_service):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(shared_service.removeprefix("unix://"))
+        client.settimeout(PATIENCE_S)
+        client.sendall(said)
+        with client.makefile("rb") as answer:
+            assert why in answer.read().decode()
+
+
 @pytest.fixture(scope="module")
 def shared_service(tmp_path_factory):
     """The address of a service for several tests; it must hear, and end well, after all of them."""

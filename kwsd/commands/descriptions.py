@@ -4,7 +4,7 @@ import argparse
 import json
 
 from kwsd.errors import OK
-from kwsd.terminal import show
+from kwsd.terminal import show, show_line
 
 
 def schema(options: argparse.Namespace) -> int:
@@ -12,7 +12,7 @@ def schema(options: argparse.Namespace) -> int:
     from kwsd.schema import config_schema, events_schema
 
     described = config_schema() if options.of == "config" else events_schema()
-    show(f"{json.dumps(described, indent=1, ensure_ascii=False)}\n")
+    show_line(f"{json.dumps(described, indent=1, ensure_ascii=False)}\n".encode())
     return OK
 
 

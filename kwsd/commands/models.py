@@ -113,6 +113,8 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     refuse(options, "is for clips, not for --stream", ("data", "words", "noise", "picture", "subset"))
     if options.report is not None and not options.report.name:
         raise ConfigError("--report: names no file", exit_code=USAGE)
+    if options.report is not None:
+        report.check_place(options.report)
     if options.budget is not None and not options.negatives:
         raise ConfigError("--budget: false accepts on which talk? name it with --negatives", exit_code=USAGE)
     if options.budget is not None and not 0.0 <= options.budget < math.inf:
@@ -130,10 +132,8 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     if options.report:
         try:
             report.write(evaluation, options.report)
-        except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
-            raise KwsdError(
-                f"{options.report}: cannot be written ({error}); name .html or .png", exit_code=IO
-            ) from None
+        except OSError as error:
+            raise KwsdError(f"{options.report}: cannot be written ({error}); make room", exit_code=IO) from None
         say(f"misses against false accepts: {options.report}")
     return OK
 
@@ -170,6 +170,7 @@ def mix(options: argparse.Namespace) -> int:
     mixture = mixing.Mixture(
         options.count, keywords, tuple(options.pause), options.snr, decay_s=options.reverb, seed=options.seed
     )
+    mixing.check_place(options.out)
     noise, words = tuple(options.noise), tuple(options.words)
     recording, truth = mixing.mix(mixture, options.data, options.subset, noise, words, say=say)
     mixing.write(recording, truth, options.out)

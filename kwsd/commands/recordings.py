@@ -7,7 +7,7 @@ import os
 
 from kwsd.commands.options import settings
 from kwsd.errors import OK, USAGE, AudioError, ConfigError
-from kwsd.terminal import say, show
+from kwsd.terminal import say, show, show_line
 
 
 def replay(options: argparse.Namespace) -> int:
@@ -27,7 +27,7 @@ def replay(options: argparse.Namespace) -> int:
     stamp = Stamp()
     for path, stream in zip(options.files, streams_of(options.files), strict=True):
         for event in replay_file(config, spotter, path, channel, stream):
-            show(stamp.line(event).decode())
+            show_line(stamp.line(event))
     return OK
 
 

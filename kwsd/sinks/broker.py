@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import re
@@ -128,9 +129,19 @@ def _tls(config: MqttConfig, resolve: Callable[[str], Path]) -> ssl.SSLContext:
         with _blamed("ca_file", config.ca_file, resolve) as path:
             context = trusting(path)
     if config.cert_file is not None:
+        key = None
+        if config.key_file is not None:
+            with _blamed("key_file", config.key_file, resolve) as key:
+                key.read_bytes()
         with _blamed("cert_file", config.cert_file, resolve) as path:
-            context.load_cert_chain(path, resolve(config.key_file) if config.key_file else None)
+            context.load_cert_chain(path, key, password=functools.partial(_nobody_knows, config))
     return context
+
+
+def _nobody_knows(config: MqttConfig) -> str:
+    """The passphrase of a key: else one would be asked for on the terminal."""
+    setting, named = ("key_file", config.key_file) if config.key_file else ("cert_file", config.cert_file)
+    raise ConfigError(f"sinks.mqtt.{setting}: {named}: its key has a passphrase; take it off by openssl pkey")
 
 
 @contextlib.contextmanager

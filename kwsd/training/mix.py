@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import ENOSPC
 from math import inf, isfinite
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
+from kwsd.paths import check_writable
 from kwsd.training import augment
 from kwsd.training.dataset import Clips, load_subset
 from kwsd.training.decoded import to_int16
@@ -89,17 +91,26 @@ def mix(
     return np.clip(recording, -1.0, 1.0), truth
 
 
-def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None:
-    """An audio file, and beside it a .tsv of its words. Raises KwsdError if they cannot be written."""
+def check_place(path: Path) -> None:
+    """Raises KwsdError if `write` could not write there."""
     if not path.name:
         raise ConfigError(f"mix: {path} names no file", exit_code=USAGE)
     if truth_beside(path).exists() and not path.exists():
         raise ConfigError(
             f"{truth_beside(path)}: is there already, of another recording; name {path.stem} otherwise", exit_code=USAGE
         )
+    check_writable(path, "name another place")
+
+
+def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None:
+    """An audio file, and beside it a .tsv of its words. Raises KwsdError if they cannot be written; then what was there
+    stays."""
+    check_place(path)
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # its ending says the format
     try:
         soundfile.write(unfinished, to_int16(recording), SAMPLE_RATE)
+        if not _is_whole(unfinished, recording.size):  # what is written on closing may fail unheard
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
         write_truth(path, truth)
         unfinished.replace(path)
     except (OSError, soundfile.LibsndfileError, TypeError, ValueError) as error:  # the last two: unknown format
@@ -111,6 +122,13 @@ def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+def _is_whole(path: Path, frames: int) -> bool:
+    try:
+        return sum(len(block) for block in soundfile.blocks(path, 1 << 16, dtype="int16")) >= frames
+    except soundfile.LibsndfileError:
+        return False
 
 
 def _rows(clips: Clips, keyword: str, subset: str) -> NDArray[np.intp]:

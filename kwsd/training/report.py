@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kwsd.errors import USAGE, ConfigError
+from kwsd.paths import check_writable
 from kwsd.training.evaluate import Rate
 from kwsd.training.streaming import LOOKING_BACK, Outcome, StreamEvaluation
 
@@ -104,6 +106,16 @@ def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
             for threshold, pairs in evaluation.curve
         ],
     }
+
+
+def check_place(path: Path) -> None:
+    """Raises KwsdError if `write` could not write there."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind = path.suffix.removeprefix(".")
+    if kind != "html" and kind not in FigureCanvasBase.get_supported_filetypes():
+        raise ConfigError(f"--report {path}: is no kind of picture; name .html or .png", exit_code=USAGE)
+    check_writable(path, "name another place")
 
 
 def write(evaluation: StreamEvaluation, path: Path) -> None:
