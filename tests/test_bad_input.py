@@ -613,7 +613,7 @@ def test_check_refuses_what_the_daemon_would(kwsd, tmp_path, config, code, words
     kwsd("check", "--config", "kwsd.yaml").refused(code, *words)
 
 
-def test_what_check_shows_is_the_same_configuration_wherever_it_is_kept(kwsd, models, tmp_path):
+def test_what_check_shows_reads_back_to_the_same(kwsd, models, tmp_path):
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/my.pt").write_bytes((models / "good.pt").read_bytes())
     (tmp_path / "conf/kwsd.yaml").write_text("model: my.pt\n")
