@@ -9,6 +9,8 @@ PYTHON ?= python3
 TESTERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
+# Ubuntu has it as a snap alone; the tests take what browser there is, or skip.
+CHROMIUM = $(if $(shell apt-cache policy chromium 2>/dev/null | grep 'Candidate: [0-9]'),chromium)
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: demo test check lint format man deb clean
@@ -45,7 +47,7 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml $(wildcard kwsd/*.c kwsd/e
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime \
-		mosquitto openssl chromium man-db zsh fish)
+		mosquitto openssl $(CHROMIUM) man-db zsh fish)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.cascade import Cascade
-from kwsd.config import OF_OURS, Config, FileConfig, MicrophoneConfig
+from kwsd.config import OF_OURS, Config, FileConfig, ListenConfig, MicrophoneConfig, WyomingConfig
 from kwsd.engines import load_spotter
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.event import Stamp
@@ -87,7 +87,8 @@ def measure_callback(config: Config, spotter: Spotter) -> Figures:
         stream = own or FileConfig(path=str(tape))
         times: list[float] = []
         listening = Listening(
-            msgspec.structs.replace(config, streams=(stream,)), Reports(lambda _: None, lambda *_: None, lambda _: None)
+            msgspec.structs.replace(config, streams=(stream,), listen=ListenConfig(), wyoming=WyomingConfig()),
+            Reports(lambda _: None, lambda *_: None, lambda _: None),
         )
         listening.time_writes(times)
         listening.start(spotter)
@@ -257,16 +258,25 @@ def _daemon(config: Config, streams: list[dict[str, Any]], folder: Path) -> "Ite
 
 def _write_config(config: Config, streams: list[dict[str, Any]], folder: Path) -> Path:
     """The same settings with other streams."""
-    tree = msgspec.to_builtins(config)
-    for hidden in OF_OURS:
-        del tree[hidden]
-    tree["model"] = str(config.model_path.resolve())
-    tree["streams"] = streams
+    tree = settings_alone(config)
+    tree["streams"], tree["listen"] = streams, {}
     tree["sinks"]["socket"]["enabled"] = True
     tree["sinks"]["socket"]["path"] = str(folder / "events.sock")
     path = folder / "bench.yaml"
     path.write_text(json.dumps(tree), encoding="utf-8")  # JSON is YAML
     return path
+
+
+def settings_alone(config: Config) -> dict[str, Any]:
+    """Those of a config for a daemon that is measured: no lamp is switched by what it hears, nobody else is told of it,
+    and what the config listens at may belong to a daemon that runs."""
+    tree: dict[str, Any] = msgspec.to_builtins(config)
+    for hidden in OF_OURS:
+        del tree[hidden]
+    tree["model"] = str(config.model_path.resolve())
+    tree["hooks"], tree["http"], tree["wyoming"] = [], {}, {}
+    tree["sinks"]["mqtt"], tree["sinks"]["stdout"] = {}, True
+    return tree
 
 
 class _Watch:

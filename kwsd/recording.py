@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
-from kwsd.audio_format import FASTEST, SAMPLE_RATE, SLOWEST
+from kwsd.audio_format import FASTEST, SLOWEST
 from kwsd.errors import IO, NO_PERMISSION, AudioError
+from kwsd.inlet import resampler
 from kwsd.paths import FIFO, FOLDER, kind_of
 
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes, or more: what a program writes that pipes a WAV and cannot know its length
@@ -96,13 +96,17 @@ def read_recording(path: Path) -> NDArray[np.float32]:
     Raises AudioError if it cannot be read, is cut short, or holds samples that are not numbers.
     """
     with open_recording(path) as recording:
-        rate = recording.samplerate
-        mono = np.concatenate([block.mean(axis=1) for block in read_blocks(recording, 1 << 16)])
-        if is_truncated(recording, mono.size):
+        converter, read, pieces = resampler(recording.samplerate), 0, []
+        for block in read_blocks(recording, 1 << 16):
+            mono = block.mean(axis=1)
+            if not np.isfinite(mono).all():
+                raise AudioError(f"{path}: holds samples that are not numbers (NaN or infinite)")
+            pieces.append(converter.resample_chunk(mono))  # piece by piece: a night at its own rate takes gigabytes
+            read += mono.size
+        if is_truncated(recording, read):
             raise AudioError(f"{path}: is cut short; replace it", exit_code=IO)
-    if not np.isfinite(mono).all():
-        raise AudioError(f"{path}: holds samples that are not numbers (NaN or infinite)")
-    return mono if rate == SAMPLE_RATE else np.asarray(soxr.resample(mono, rate, SAMPLE_RATE), dtype=np.float32)
+    pieces.append(converter.resample_chunk(np.zeros(0, np.float32), last=True))
+    return np.concatenate(pieces)
 
 
 def is_truncated(recording: Recording, read: int) -> bool:

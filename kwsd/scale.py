@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
-from kwsd.config import OF_OURS, Config, ListenConfig
+from kwsd.bench import settings_alone
+from kwsd.config import Config, ListenConfig
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.load import LagMeter
 from kwsd.pipeline import Pipeline, StreamInfo, make_ring
@@ -187,10 +188,7 @@ def through_listener(config: Config, cores: list[int], streams: int, seconds: fl
 
 
 def _write_config(config: Config, folder: Path, streams: int) -> Path:
-    tree: dict[str, Any] = msgspec.to_builtins(config)
-    for hidden in OF_OURS:
-        del tree[hidden]
-    tree["model"] = str(config.model_path.resolve())
+    tree = settings_alone(config)
     tree["streams"] = []
     tree["listen"] = msgspec.to_builtins(ListenConfig(on=("unix:audio.sock",), streams=max(1, streams)))
     tree["events"]["heartbeat_s"] = 1.0

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the shipped models anew: models/make.sh DATA. Two networks are trained, by the recipes commands.yaml and
+# Makes the shipped models anew: models/make.sh DATA [WORK]. Two networks are trained, by the recipes commands.yaml and
 # commands-fast.yaml beside this file, the second of them with the first as teacher: commands-fast is that one alone, and
 # commands both, of which the larger is asked where the smaller suspects a word.
 # DATA holds SpeechCommands/, speech/train (talk with its transcripts) and music. Two hours on two cores. Needs the
@@ -7,11 +7,11 @@
 # supertuxkart-data trackballs-data redeclipse-data davegnukem-data zaz-data starfighter-data hyperrogue-music 0ad-data.
 # models/README.md says where the thresholds come from.
 set -eu
-data=${1:?usage: models/make.sh DATA}
+data=${1:?usage: models/make.sh DATA [WORK]}
 here=$(dirname "$0")
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-mkdir "$work/music"  # one folder: noise of each --noise comes up as often
+work=${2:-$(mktemp -d)}
+trap '[ "$?" = 0 ] || echo "to go on where this broke off: $0 $data $work" >&2' EXIT
+mkdir -p "$work/music"  # one folder: noise of each --noise comes up as often
 for songs in games/singularity/music games/marsshooter/audio/music games/flare/mods/fantasycore/music \
     games/supertuxkart/data/music games/trackballs/music games/redeclipse/data/sounds/music \
     games/davegnukem/music/eric_matyas games/zaz starfighter/music hyperrogue/music games/0ad/mods/public/public.zip; do
@@ -23,16 +23,21 @@ import sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as archive:
     archive.extractall(sys.argv[2], [name for name in archive.namelist() if name.startswith("audio/music/")])
 EOF
-    *) ln -s "/usr/share/$songs" "$work/music/$name" ;;
+    *) ln -sfn "/usr/share/$songs" "$work/music/$name" ;;
     esac
 done
 train() {
     name=$1; shift
+    [ ! -e "$work/$name.ckpt" ] || set -- "$@" --resume
     kwsd train --recipe "$here/$name.yaml" --data "$data" --words "$work/voices" --negatives "$data/speech/train" \
         --negatives "$work/talk" --noise "$data/music" --noise "$work/music" --out "$work/$name.ckpt" "$@"
 }
-python3 "$here/synthesise.py" "$work/voices"
-python3 "$here/game_voices.py" queen "$work/talk"
+make() {  # whole, or not at all
+    name=$1; shift
+    [ -e "$work/$name" ] || { rm -rf "$work/new"; python3 "$@" "$work/new"; mv "$work/new" "$work/$name"; }
+}
+make voices "$here/synthesise.py"
+make talk "$here/game_voices.py" queen
 train commands
 kwsd export "$work/commands.ckpt" -o "$work/teacher.onnx"
 train commands-fast --teacher "$work/teacher.onnx"
@@ -42,3 +47,4 @@ for kind in onnx pt; do
         --threshold 0.75 --threshold left=0.55 --threshold right=0.7 --threshold no=0.6 --threshold stop=0.7 \
         --threshold go=0.5 --threshold on=0.65 --threshold off=0.65
 done
+[ -n "${2:-}" ] || rm -rf "$work"

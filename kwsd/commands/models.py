@@ -129,6 +129,11 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
     show((json.dumps(figures) if options.json else report.table(evaluation)) + "\n")
     if within is not None:
         say(_within(options.budget, within, evaluation.talk.hours_of))
+        few = streaming.said_seldom(evaluation)
+        if within and few:
+            say(
+                f"said fewer than {streaming.FEW_WORDS} times, so that what these miss was not reckoned: {', '.join(few)}"
+            )
     if options.report:
         try:
             report.write(evaluation, options.report)

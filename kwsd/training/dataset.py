@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tarfile
 import unicodedata
 import warnings
@@ -22,6 +23,7 @@ from kwsd.training.folder import BACKGROUND, files, lines, recordings
 
 FOREIGN = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".caf")  # sound that nobody here can read
 SUBSETS = ("training", "validation", "testing")
+VERSION = "speech_commands_v0.02"
 LONG_S = 5.0  # of a recording of one word: in a longer one there are probably several
 SHARES = 2**27  # that Speech Commands parts speakers into
 
@@ -308,10 +310,17 @@ def _listing(root: Path, subset: str, download: bool) -> list[Said]:
         warnings.simplefilter("ignore")
         from torchaudio.datasets import SPEECHCOMMANDS  # type: ignore[import-untyped]
 
-    if download:
-        root.mkdir(parents=True, exist_ok=True)
+    archive = root.resolve() / "SpeechCommands"
     try:
-        clips = SPEECHCOMMANDS(root.resolve(), subset=subset, download=download)
+        if download and not (archive / VERSION).exists():
+            unpacked = root.resolve() / ".unfinished"  # an unpacking that was interrupted is begun anew
+            shutil.rmtree(unpacked, ignore_errors=True)
+            unpacked.mkdir(parents=True)
+            SPEECHCOMMANDS(root.resolve(), folder_in_archive=unpacked.name, download=True)
+            archive.mkdir(exist_ok=True)
+            (unpacked / VERSION).rename(archive / VERSION)
+            unpacked.rmdir()
+        clips = SPEECHCOMMANDS(root.resolve(), subset=subset)
     except (RuntimeError, OSError, tarfile.TarError) as error:
         if download:
             raise AudioError(f"{root}: cannot download Speech Commands ({error})", exit_code=IO) from None
@@ -321,7 +330,6 @@ def _listing(root: Path, subset: str, download: bool) -> list[Said]:
         ) from None
     # The metadata's third field is the word; the fifth, which the article takes, numbers the utterance.
     fields = (clips.get_metadata(i) for i in range(len(clips)))
-    archive = root.resolve() / "SpeechCommands"
     return [Said(archive / path, word, speaker) for path, _, word, speaker, _ in fields]
 
 

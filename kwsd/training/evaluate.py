@@ -111,6 +111,9 @@ def evaluate_model(
             f"{model}: was trained on {known_before} of these {len(clips)} clips, so the figures flatter it; what is "
             "to test on moves as speakers are added, unless testing_list.txt says it",
         )
+    unheard = [label for label in labels if not label.startswith("_") and label not in clips.words]
+    if unheard:
+        told += (f"no {subset} clips of: {', '.join(unheard)}; how well these are heard is not in the figures",)
     windows, targets = labelled_windows(clips, labels, Noise(data, noise), subset)
     guesses = np.concatenate([score(batch) for batch in in_batches(windows)])
     right = guesses == targets.numpy()

@@ -136,7 +136,11 @@ def export(
             nested = made(second.network(), of_second, None, unfinished)
             both = f"{info.data}; and of the second network {of_second.data}"
             info = msgspec.structs.replace(info, data=both, weights_sha256=_hash_of_both(checkpoint, second))
-        unfinished.write_bytes(made(checkpoint.network(), info, nested, unfinished))
+        artefact = made(checkpoint.network(), info, nested, unfinished)
+        with unfinished.open("wb") as file:
+            file.write(artefact)
+            file.flush()
+            os.fsync(file.fileno())  # in place of one that may be good: the power may go at once
         _compare(_eager(checkpoint, second), unfinished, clips)
         unfinished.replace(out)
     except OSError as error:

@@ -30,7 +30,9 @@ def files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        yield from (Path(place) / name for name in names)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        # Not what is hidden: beside each recording macOS has one of its own, and one may not be written whole yet.
+        yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
 def lines(listing: Path) -> list[str]:

@@ -17,7 +17,7 @@ from kwsd.training.dataset import Clips, counts, load_subset
 from kwsd.training.negatives import Negatives
 from kwsd.training.plan import Plan
 from kwsd.training.processes import ProcessGroup
-from kwsd.training.talk import Noise, load_talk, part_talk, transcribed
+from kwsd.training.talk import Noise, load_talk, lost_transcripts, part_talk, transcribed
 from kwsd.training.validation import labelled_windows
 
 QUICK_CLIPS = {"training": 2000, "validation": 500}  # at most, evenly over the words
@@ -167,6 +167,8 @@ def load_negatives(
     for folder in folders:
         pieces, left_out = load_talk(folder, labels)
         known = transcribed(folder, pieces)
+        for note in lost_transcripts(folder):
+            say(note)
         minutes, of_them = _minutes(pieces, pieces), _minutes(pieces, known)
         say(
             f"negatives: {minutes:.1f} min from {folder}, {of_them:.1f} min of it with transcripts, "

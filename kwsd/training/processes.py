@@ -94,6 +94,13 @@ def join_process_group(device: torch.device, environment: Mapping[str, str] = os
         yield group
         return
     if device.type == "cuda":
+        there = torch.cuda.device_count()
+        if group.local_rank >= there:
+            raise KwsdError(
+                f"process {group.local_rank + 1} of this machine, which has {there} GPU; --nproc-per-node {there}, or "
+                "--device cpu",
+                exit_code=UNAVAILABLE,
+            )
         torch.cuda.set_device(group.device(device))
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)

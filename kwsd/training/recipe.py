@@ -122,5 +122,7 @@ def read_recipe(path: Path) -> tuple[str, Recipe]:
         recipe = msgspec.convert(settings, RecipeFile)
     except msgspec.ValidationError as error:
         raise file.complain(error) from None
+    if recipe.augment and not RECIPES[model].augment:
+        raise file.error("augment", f"{model} has no frames to augment; leave it out")
     values = msgspec.structs.asdict(recipe)
     return values.pop("model"), Recipe(**values)

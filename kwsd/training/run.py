@@ -1,6 +1,7 @@
 """A training run in memory, and one epoch of it."""
 
 import math
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,7 +151,8 @@ def _enough_memory(run: Run) -> Iterator[None]:
     """Turns the library's report of a full GPU into one line that names a batch which fits."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # which hold all that filled the GPU
         run.optimiser.zero_grad()
         fits = _batch_that_fits(run) if run.group.world_size == 1 else None  # others would wait for steps that we try
         remedy = f"--batch {fits} fits" if fits else "a smaller --batch, or --device cpu"
@@ -161,13 +163,14 @@ def _enough_memory(run: Run) -> Iterator[None]:
 
 def _batch_that_fits(run: Run) -> int | None:
     """The largest half, quarter, … of the batch that a step goes through with."""
-    windows, targets = next(run.batches.epoch(0))
-    size = len(windows) // 2
+    size = run.recipe.batch // 2
     while size >= SMALLEST_BATCH:
         torch.cuda.empty_cache()
         try:
+            windows, targets = next(run.batches.epoch(0))
             _step(run, windows[:size].to(run.device), targets[:size].to(run.device), torch.Generator())
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)
             size //= 2
         else:
             return size

@@ -226,6 +226,12 @@ def evaluate_stream(
     )
 
 
+def said_seldom(evaluation: StreamEvaluation) -> list[str]:
+    """Words of which too few were said to choose a threshold by."""
+    said = Counter(word.keyword for words in evaluation.words.words for word in words)
+    return [keyword for keyword in evaluation.rules.keywords if said[keyword] < FEW_WORDS]
+
+
 def _by_folder(paths: Iterable[Path]) -> list[list[Path]]:
     folders: dict[Path, list[Path]] = {}
     for path in paths:

@@ -138,19 +138,39 @@ def transcribed_talk(folder: Path, labels: tuple[str, ...]) -> tuple[dict[Path, 
     spoken = transcripts(folder)
     spoken |= {p: " ".join(word.keyword for word in read_truth(p)) for p in paths if truth_beside(p).exists()}
     kept = {path: spoken_keywords(spoken.get(path, ""), labels) for path in paths if path in spoken or not spoken}
+    if not kept:
+        why = next(lost_transcripts(folder), "write transcripts.tsv (path, text) for what is in there")
+        raise AudioError(f"{folder}: of none of its recordings is known what is said; {why}")
     return kept, len(paths) - len(kept)
 
 
 def transcripts(folder: Path) -> dict[Path, str]:
     """What is spoken in the recordings under a folder, as far as a `transcripts.tsv` (path, text) in it, under it or
     the nearest above it says. Raises AudioError if one cannot be read as UTF-8."""
+    return {path: text for _, path, text in _transcribed_lines(folder)}
+
+
+def lost_transcripts(folder: Path) -> Iterator[str]:
+    """What is to be told of lines of a `transcripts.tsv` that name no recording."""
+    named: dict[Path, list[Path]] = {}
+    for listing, path, _ in _transcribed_lines(folder):
+        named.setdefault(listing, []).append(path)
+    for listing, paths in named.items():
+        lost = [path for path in paths if not path.exists()]
+        if lost:
+            yield (
+                f"{listing}: {len(lost)} of {len(paths)} lines name no recording, such as "
+                f"{lost[0].relative_to(listing.parent)}; a line is path, tab, text, the path from there"
+            )
+
+
+def _transcribed_lines(folder: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Every line about something under a folder: the list it stands in, the recording, and what is said there."""
     folder = folder.resolve()
     listings = [parent / "transcripts.tsv" for parent in folder.parents]
     above = [listing for listing in listings if listing.exists()][:1]
-    spoken = {}
     for listing in (*above, *(path for path in files(folder) if path.name == "transcripts.tsv")):
-        for line in lines(listing):
+        for line in filter(str.strip, lines(listing)):
             path, _, text = line.partition("\t")
             if (listing.parent / path).is_relative_to(folder):
-                spoken[listing.parent / path] = text
-    return spoken
+                yield listing, listing.parent / path, text
