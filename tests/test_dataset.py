@@ -15,7 +15,7 @@ from kwsd.training import dataset, decoded
 from kwsd.training.dataset import SUBSETS, join, load_clips, load_subset, load_words
 from kwsd.training.decoded import fit, to_int16
 from kwsd.training.labels import parse_labels
-from kwsd.training.talk import load_talk, part_talk, transcribed, transcribed_talk
+from kwsd.training.talk import load_talk, lost_transcripts, part_talk, transcribed, transcribed_talk
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,52 @@ def test_a_download_that_fails_says_so(root, monkeypatch):
     with pytest.raises(AudioError, match=r"cannot download.*invalid hash value") as failure:
         load_clips(root, "training", download=True)
     assert failure.value.exit_code == 74
+
+
+def test_a_download_that_broke_off_is_begun_anew(tmp_path, monkeypatch):
+    import torchaudio.datasets
+
+    honest = torchaudio.datasets.SPEECHCOMMANDS
+
+    def broken_off(root, *, folder_in_archive, download):
+        (Path(root) / folder_in_archive / "speech_commands_v0.02/yes").mkdir(parents=True)
+        raise RuntimeError("No space left on device")
+
+    def complete(root, folder_in_archive="SpeechCommands", *, download=False, **more):
+        if download:
+            tiny.make(tmp_path / "remote", words=("yes", "no"))
+            tiny.folder(tmp_path / "remote").rename(Path(root) / folder_in_archive / "speech_commands_v0.02")
+        return honest(root, folder_in_archive=folder_in_archive, **more)
+
+    monkeypatch.setattr(torchaudio.datasets, "SPEECHCOMMANDS", broken_off)
+    with pytest.raises(AudioError, match="cannot download"):
+        load_clips(tmp_path / "data", "training", download=True)
+    monkeypatch.setattr(torchaudio.datasets, "SPEECHCOMMANDS", complete)
+    assert len(load_clips(tmp_path / "data", "training", download=True)) == 24
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["SpeechCommands"]
+    assert len(load_clips(tmp_path / "data", "training", download=True)) == 24, "nothing is fetched twice"
+
+
+def test_what_is_hidden_is_no_recording_and_moves_nobody(tmp_path):
+    for n in range(20):
+        tiny.write(tmp_path / f"marvin/ann_nohash_{n}.wav", tiny.tone("yes", seed=n))
+    before = [load_words(tmp_path, subset).paths for subset in SUBSETS]
+    for n in range(20):
+        (tmp_path / f"marvin/._ann_nohash_{n}.wav").write_bytes(b"Mac OS X")
+    (tmp_path / ".Trash").mkdir()
+    tiny.write(tmp_path / ".Trash/marvin/bob_nohash_0.wav", tiny.tone("yes"))
+    assert [load_words(tmp_path, subset).paths for subset in SUBSETS] == before
+
+
+def test_lines_that_name_no_recording_are_told(tmp_path):
+    tiny.write(tmp_path / "a.wav", tiny.tone("yes"))
+    (tmp_path / "transcripts.tsv").write_text("a\tSTOP IT\n\nb.wav\tGO\n")
+    [told] = lost_transcripts(tmp_path)
+    assert told.startswith(
+        f"{tmp_path}/transcripts.tsv: 2 of 2 lines name no recording, such as a; a line is path, tab"
+    )
+    with pytest.raises(AudioError, match=r"of none of its recordings is known what is said; .*2 of 2 lines name no"):
+        transcribed_talk(tmp_path, ("stop",))
 
 
 # --- every clip is one second ---

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tempfile
 
 import msgspec
@@ -146,3 +147,17 @@ def test_what_would_do_nothing_is_refused(kwsd, options, words):
 def test_one_that_cannot_be_run_is_named_with_its_reason(config, tmp_path):
     with pytest.raises(peers.KwsdError, match=r"bench --peers: kwsd failed: .*No such file"):
         peers._run("kwsd", tmp_path / "nowhere.s16", "fast", config)
+
+
+def test_a_daemon_that_is_measured_switches_no_lamp_and_opens_no_door(kwsd, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        at = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        (tmp_path / "kwsd.yaml").write_text(
+            f"hooks: [{{shell: touch {tmp_path}/lamp}}]\n"
+            "sinks: {stdout: false, mqtt: {broker: 'mqtt://127.0.0.1:9'}}\n"
+            f"http: {{on: ['{at}']}}\nwyoming: {{on: ['unix:{tmp_path}/w']}}\nlisten: {{on: ['unix:{tmp_path}/in']}}\n"
+        )
+        result = kwsd("bench", "--config", "kwsd.yaml", "--seconds", "6", "--json", timeout=100)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["daemon"]["words_heard"] > 0
+    assert [path.name for path in tmp_path.iterdir() if path.name in ("lamp", "w", "in")] == []

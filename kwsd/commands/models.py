@@ -131,9 +131,7 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
         say(_within(options.budget, within, evaluation.talk.hours_of))
         few = streaming.said_seldom(evaluation)
         if within and few:
-            say(
-                f"said fewer than {streaming.FEW_WORDS} times, so that what these miss was not reckoned: {', '.join(few)}"
-            )
+            say(f"said fewer than {streaming.FEW_WORDS} times, so that their misses did not count: {', '.join(few)}")
     if options.report:
         try:
             report.write(evaluation, options.report)
