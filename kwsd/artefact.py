@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import lzma
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ METADATA = "kwsd.json"  # the name under a TorchScript archive's `extra/` folder
 SECOND = "kwsd.second"  # likewise, of a whole artefact of the same kind, in ONNX in base64: it makes a cascade
 LARGEST_METADATA = 1 << 20  # bytes
 LARGEST_MODEL = 1 << 28  # bytes
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OverflowError, RuntimeError,
+    ValueError, OSError,
+)  # fmt: skip
 SEAL = b"kwsd.sha256"  # the key in ONNX metadata, at the very end, of the sha256 of all before it
 OTHERS = "export one, or name another, such as commands or commands-fast, which kwsd comes with"
 PICKLES = (b"\x80", b"(", b"}", b"]", b"c")  # how a bare Python pickle begins
@@ -121,6 +125,11 @@ def _artefact(path: Path, data: bytes, found: str, *, within: ArtefactInfo | Non
         raise ModelError(f"{path}: takes windows of {info.window} samples; kwsd makes {WINDOW}; retrain it")
     if len(info.labels) < 2 or len(set(info.labels)) != len(info.labels):
         raise ModelError(f"{path}: its labels are fewer than two or repeated; export it again")
+    if all(label.startswith("_") for label in info.labels):
+        raise ModelError(f"{path}: none of its labels is a word ({', '.join(info.labels)}); export another")
+    wrong = [label for label, threshold in info.thresholds.items() if not 0.0 < threshold <= 1.0]
+    if wrong:
+        raise ModelError(f"{path}: its threshold of {wrong[0]} is none from 0 to 1; export it again")
     if info.step is not None and info.step < 1:
         raise ModelError(f"{path}: cannot be advanced by {info.step} samples; export it again")
     if within is not None and (nested is not None or set(info.labels) != set(within.labels)):
@@ -224,5 +233,5 @@ def _what_bytes_are(data: bytes) -> str:
 def _decode(path: Path, metadata: bytes) -> ArtefactInfo:
     try:
         return msgspec.json.decode(metadata, type=ArtefactInfo)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: its {METADATA} cannot be read ({error}); export it again") from None

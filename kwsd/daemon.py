@@ -561,8 +561,8 @@ class Daemon:
         there = old.states()  # a stop makes up a second of silence for whoever is hung up on
         since = self._silence(old)
         try:
-            with of_want():
-                self._state.listening = new = Listening(config, self._reports(), sources)
+            make = functools.partial(Listening, config, self._reports(), sources)
+            self._state.listening = new = await self._in_thread(make, SOUND_S, Listening.stop)
             await self._in_thread(lambda: new.start(spotter, self._state.welcome, since, old.ended), SOUND_S)
         except KwsdError as refusal:
             await self._or_end(self._listen_again(old, since, there), refusal)

@@ -108,7 +108,7 @@ class Inlet:
         self._origin = self._ring.ends[self.stream]  # index of its first sample in the 16 kHz ring
         self._read = 0  # native samples converted so far
         self._wake_at = 0  # native index the inference thread waits for
-        self._gap = 0  # native index of the last gap crossed
+        self._gap, self._crossed = 0, self.overflows  # native index of the last gap crossed, and overflows until then
 
     def _fall_into_step(self) -> None:
         """Skip samples, less than a hop, so that a window ends where the resampler has got to when a block is there."""
@@ -243,7 +243,8 @@ class Inlet:
     def pump(self, most_s: float = SECONDS) -> None:
         """Convert what came, at most `most_s` seconds of it, into the 16 kHz ring."""
         if self.is_anew:
-            self._convert(self.native.ends[0])
+            while self._read < self.native.ends[0]:
+                self._convert(self.native.ends[0])
             self._come_back()
         ended = self.ended  # looked at first: what was written before is then certainly in sight
         available = self.native.ends[0]
@@ -254,10 +255,17 @@ class Inlet:
             self.drained = True
 
     def _convert(self, goal: int) -> None:
-        """Native samples up to an index."""
+        """Native samples up to an index, or to a gap: what came before it is listened to before it is crossed."""
+        begun = self._read
         while self._read < goal:
-            piece = self._piece[: min(goal - self._read, len(self._piece))]
-            if self.native.unbroken_from[0] <= self._gap and self.native.read(0, self._read, piece):
+            gap = int(self.native.unbroken_from[0])  # before the overflows, which are counted first
+            before_gap = self._read < gap and gap > self._gap and self.overflows - self._crossed == 1
+            if begun < self._read == gap > self._gap:
+                self._ring.write(self.stream, self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+                return
+            piece = self._piece[: min((gap if before_gap else goal) - self._read, len(self._piece))]
+            whole = before_gap or gap <= self._gap
+            if whole and self.native.read(0, self._read, piece, before_gap=before_gap):
                 self._read += len(piece)
                 self._ring.write(self.stream, self._resampler.resample_chunk(mono(piece, self.channel)))
             else:
@@ -265,6 +273,7 @@ class Inlet:
 
     def _cross_gap(self) -> None:
         """Go on behind a gap with a new resampler: count what was not converted as lost, keep the clock."""
+        self._crossed = self.overflows
         self._gap = int(self.native.unbroken_from[0])  # before `oldest`: a gap that comes now is crossed next
         lost = max(0, self.native.oldest(0) - self._read)
         self._read += lost

@@ -114,7 +114,8 @@ class Listening:
             token=read_token(config),
             group=config.listen.group,
             silent_s=config.listen.silent_s,
-            at_once=(config.window.max_batch - 1) * samples(config.window.hop_ms / 1000),
+            at_once=(max(config.window.max_batch, self._least_batch(config.window.hop_ms)) - 1)
+            * samples(config.window.hop_ms / 1000),
             wake=bell.ring,
         )
 
@@ -145,10 +146,14 @@ class Listening:
         """A pipeline on these streams, at the hop that the load allows. Raises ConfigError if config and model
         contradict each other."""
         hop_ms = self._stretched(config)
-        batch = max(1, config.window.max_batch // self.load.overload.stretch)  # as much audio as before
+        batch = max(self._least_batch(hop_ms), config.window.max_batch // self.load.overload.stretch)  # as much audio
         window = msgspec.structs.replace(config.window, hop_ms=hop_ms, max_batch=batch)
         config = msgspec.structs.replace(config, window=window)
         return Pipeline(config, spotter, self._ring, self._inlets, self.streams, arrived_at=self._arrived_at)
+
+    def _least_batch(self, hop_ms: float) -> int:
+        """Behind what a satellite sent comes a second of silence at once, of which no window may be skipped."""
+        return WINDOW // samples(hop_ms / 1000) + 2 if self.config.has_satellites else 1
 
     @property
     def ended(self) -> frozenset[StreamConfig]:

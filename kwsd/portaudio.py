@@ -78,10 +78,15 @@ class PortAudio:
     def find_again(self, wanted: str | int, name: str) -> Device:
         """The device that was once called `name` and is to be found by `wanted`, after the list was made anew.
 
-        Numbers change, and so does that of the card at the end of a name. Raises AudioError if it is not there.
+        Numbers change, and so does that of the card at the end of a name. While a sound server is away, the library
+        takes a card for the default device: that is another microphone, and would be kept from the server. Raises
+        AudioError if it is not there.
         """
         if isinstance(wanted, str) and wanted != name:  # a pattern, or `default`
-            return self.find(wanted)
+            now = self.find(wanted)
+            if wanted == "default" and CARD.search(now["name"]) and not CARD.search(name):
+                raise AudioError(f"microphone {name!r} is not there: its sound server is away")
+            return now
         devices = self.devices()
         found = [d for d in devices if d["name"] == name]
         found = found or [d for d in devices if CARD.sub("", d["name"]) == CARD.sub("", name)]

@@ -151,7 +151,8 @@ class RawPcm(Reader):
         nobody was there from the beginning."""
         assert self._inlet is not None
         if self._came:
-            self._paused = self._inlet.keeps_time and self._pause.look(time.monotonic())
+            keeps_time = self._inlet.keeps_time or not self._pace.is_judged
+            self._paused = keeps_time and self._pause.look(time.monotonic())
             return self._paused
         return self._reopens and not self._inlet.blocks and time.monotonic() - self._inlet.wrote_at > FIRST_S
 
@@ -345,6 +346,7 @@ class Pace:
         self._rate = rate
         self._begun_at: float | None = None  # when its first sample must have been written, monotonic s
         self.keeps_time = False  # as a microphone does: what it writes is late if it is not heard soon
+        self.is_judged = False  # else it was not looked at for long enough to tell
         self._judged_at, self._ahead_s = 0.0, 0.0  # monotonic s, and how much it was faster than time since
 
     def note(self, frames: int) -> None:
@@ -356,7 +358,7 @@ class Pace:
         self._ahead_s += max(0.0, self._begun_at - begun_at)
         is_faster = self._ahead_s > FASTER * TRUST_S
         if is_faster or now - self._judged_at >= TRUST_S:
-            self.keeps_time = not is_faster
+            self.keeps_time, self.is_judged = not is_faster, True
             self._judged_at, self._ahead_s = now, 0.0
         if begun_at < self._begun_at or begun_at > self._begun_at + PAUSED_S:
             self._begun_at = begun_at

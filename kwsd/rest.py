@@ -37,8 +37,10 @@ class Bell:
         self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def ring(self) -> None:
-        """Putting into a SimpleQueue neither blocks nor hands over the interpreter lock, as a system call would."""
-        self._rings.put(None)
+        """Putting into a SimpleQueue neither blocks nor hands over the interpreter lock, as a system call would. Once
+        is enough: who is always behind never waits, and would never empty it."""
+        if self._rings.empty():
+            self._rings.put(None)
 
     def wait(self, longest_s: float) -> bool:
         """Whether it rang, now or within so many seconds."""

@@ -106,10 +106,11 @@ class RingBuffer:
         self.unbroken_from[stream] = -samples
         self.gaps += 1
 
-    def read(self, stream: int, start: int, out: Samples) -> bool:
+    def read(self, stream: int, start: int, out: Samples, *, before_gap: bool = False) -> bool:
         """Copy samples [start, start + len(out)) and say whether every one of them is what was written.
 
-        False: some are not there yet, overwritten already, or lie on both sides of a gap.
+        False: some are not there yet, overwritten already, or lie before the last gap. With `before_gap` they may, if
+        there was but one: whoever asks knows that they do not lie on both sides of it.
         """
         if start + len(out) > self.ends[stream] or len(out) > self.capacity:
             return False
@@ -120,7 +121,7 @@ class RingBuffer:
         out[:head] = ring[first : first + head]
         out[head:] = ring[: len(out) - head]
         fence()
-        return bool(start >= self.oldest(stream))
+        return start >= (self._claimed[stream] - self.capacity if before_gap else self.oldest(stream))
 
     def gather(self, streams: Indices, ends: Indices, size: int) -> tuple[Samples, NDArray[np.bool_]]:
         """The `size` samples before each end: (n, size), and for which of them `read` would say yes: (n,)."""

@@ -43,26 +43,30 @@ class HopSpotter(Spotter, Protocol):
 
 
 def try_out(spotter: Spotter) -> None:
-    """Score silence in every form the model has, twice: some engines compile on the second call.
+    """Score silence in every form the model has: one window, twice, as some engines compile on the second call, and
+    several at once.
 
     Raises ModelError unless each gave one probability per label.
     """
     labels = len(spotter.info.labels)
-    for _ in range(2):
-        check_output(spotter.score(np.zeros((1, WINDOW), np.float32)), labels)
+    for windows in (1, 1, 2):
+        check_output(spotter.score(np.zeros((windows, WINDOW), np.float32)), labels, windows)
     if isinstance(spotter, HopSpotter) and spotter.info.step is not None:
-        states, stream = spotter.states(1), np.zeros(1, np.int64)
-        check_output(spotter.begin(np.zeros((1, WINDOW), np.float32), states, stream), labels)
-        for _ in range(2):
-            new = np.zeros((1, spotter.info.step), np.float32)
-            check_output(spotter.advance(new, states, stream, 1)[:, 0], labels)
+        for streams, hops in ((1, 1), (2, 2)):
+            states, which = spotter.states(streams), np.arange(streams)
+            check_output(spotter.begin(np.zeros((streams, WINDOW), np.float32), states, which), labels, streams)
+            for _ in range(2):
+                new = np.zeros((streams, hops * spotter.info.step), np.float32)
+                scores = spotter.advance(new, states, which, hops)
+                check_output(scores.reshape(-1, scores.shape[-1]), labels, streams * hops)
 
 
-def check_output(posteriors: NDArray[np.float32], labels: int) -> None:
-    """Raises ModelError unless one window gave one probability per label."""
-    if posteriors.shape != (1, labels):
+def check_output(posteriors: NDArray[np.float32], labels: int, windows: int = 1) -> None:
+    """Raises ModelError unless so many windows gave one probability per label each."""
+    if posteriors.shape != (windows, labels):
         raise ModelError(
-            f"gives {list(posteriors.shape)} for one window, not [1, {labels}] as its labels say; export it again"
+            f"gives {list(posteriors.shape)} for {'one window' if windows == 1 else f'{windows} windows'}, not "
+            f"[{windows}, {labels}] as its labels say; export it again"
         )
-    if not np.isfinite(posteriors).all() or abs(float(posteriors.sum()) - 1.0) > 1e-3:
+    if not np.isfinite(posteriors).all() or (np.abs(posteriors.sum(axis=1) - 1.0) > 1e-3).any():
         raise ModelError("its outputs are not log-probabilities (their exponentials do not sum to 1); export it again")

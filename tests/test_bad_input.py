@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,9 @@ def test_a_pickle_as_model_is_never_executed(kwsd, tmp_path):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
+        ("threshold.pt", "its threshold of yes is none from 0 to 1; export it again"),
+        ("below.pt", "its threshold of yes is none from 0 to 1; export it again"),
+        ("wordless.pt", "none of its labels is a word (_a_, _b_, _silence_); export another"),
         ("rate.pt", "trained at 8000 Hz; kwsd listens at 16000 Hz; retrain it"),
         ("window.pt", "takes windows of 8000 samples; kwsd makes 16000; retrain it"),
         ("future.pt", "artefact format 2; this kwsd reads 1; export it again"),
@@ -324,6 +328,18 @@ def test_a_pickle_as_model_is_never_executed(kwsd, tmp_path):
 )  # fmt: skip
 def test_a_model_that_does_not_fit_is_refused_before_torch_is_loaded(model, words, kwsd, models):
     kwsd("check", "--model", models / model).refused(CONFIG, f"{models / model}: {words}")
+
+
+def test_a_model_that_is_wrong_in_ways_nobody_thought_of_is_refused_in_one_line(kwsd, tmp_path):
+    with zipfile.ZipFile(tmp_path / "lzma.pt", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("model/extra/kwsd.json", "{}" * 500)
+    content = bytearray((tmp_path / "lzma.pt").read_bytes())
+    content[60:70] = bytes(10)
+    (tmp_path / "lzma.pt").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "deep.pt", "w") as archive:
+        archive.writestr("model/extra/kwsd.json", '{"a":' * 50_000)
+    for name, words in (("lzma.pt", "is truncated or damaged"), ("deep.pt", "its kwsd.json cannot be read")):
+        kwsd("check", "--model", name).refused(CONFIG, f"{name}: ", words)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,25 @@ def test_after_an_overflow_nothing_of_what_came_before_sounds_on(rate):
     assert not stream.samples().any()
 
 
+@pytest.mark.parametrize("rate", RATES)
+def test_what_came_before_an_overflow_and_was_not_looked_at_yet_is_listened_to_first(rate):
+    stream = Stream(rate).write(tone(rate, 0, 1.5)).overflow().write(tone(rate, 1.5, 2)).pump()
+    assert abs(stream.written - 1.5 * SAMPLE_RATE) <= 1 and stream.whole_from == 0
+    said = slice(int(HALF_FILTER * SAMPLE_RATE), 20_000)
+    assert np.abs(stream.samples(0)[said] - tone(SAMPLE_RATE, 0, 1.25)[said, 0]).max() < 1e-3
+    assert stream.inlet.wanted, "there is more"
+    stream.end()
+    assert stream.inlet.lost == 0 and abs(stream.written - 2 * SAMPLE_RATE) <= 1
+    assert abs(stream.whole_from - 1.5 * SAMPLE_RATE) <= 1
+
+
+def test_between_two_overflows_nobody_looked_at_nothing_is_taken_for_whole():
+    stream = Stream().write(ramp(0, 8_000)).overflow().write(ramp(8_000, 12_000)).overflow()
+    stream.write(ramp(12_000, 16_000)).pump().end()
+    assert stream.inlet.lost == 12_000 and stream.whole_from == 12_000
+    assert np.array_equal(stream.samples(), ramp(12_000, 16_000)[:, 0])
+
+
 def test_every_overflow_is_counted():
     stream = Stream()
     for at in range(5):

@@ -77,7 +77,7 @@ class Satellite:
 class Daemon(Running):
     """A daemon for satellites only, on a TCP port of the system's choice and a UNIX socket."""
 
-    def __init__(self, folder, NOTIFY_SOCKET="", WATCHDOG_USEC="0", **listen):
+    def __init__(self, folder, NOTIFY_SOCKET="", WATCHDOG_USEC="0", window=None, **listen):
         environment = clean_environment(NOTIFY_SOCKET=NOTIFY_SOCKET, WATCHDOG_USEC=WATCHDOG_USEC)
         self.path = str(folder / "audio.sock")
         config = folder / "kwsd.yaml"
@@ -85,6 +85,7 @@ class Daemon(Running):
             "streams": [],
             "listen": {"on": ["tcp://127.0.0.1:0", f"unix:{self.path}"], **listen},
             "sinks": {"socket": {"enabled": False}},
+            "window": window or {},
         }
         config.write_text(json.dumps(settings))
         super().__init__("--config", str(config), environment=environment)
@@ -311,6 +312,16 @@ def test_a_word_is_told_before_a_pause_and_what_comes_after_it_is_none_of_that(t
         left = daemon.wait_until_left("gated")
     assert left["heard_s"] == pytest.approx(2.55 + 6.0, abs=0.01), "without what was made up"
     assert len(daemon.of("gated", "overrun")) == 0
+
+
+@pytest.mark.parametrize("window", [{"hop_ms": 50}, {"max_batch": 2}, {"hop_ms": 10}])
+def test_of_the_silence_behind_the_last_word_no_window_is_skipped(window, tmp_path):
+    with Daemon(tmp_path, window=window) as daemon, Satellite(daemon.tcp, {"name": "short"}) as satellite:
+        speak_in_time(satellite, FIRST_WORD[: int(2.5 * SAMPLE_RATE)])  # it ends with "stop"
+        satellite.connection.shutdown(socket.SHUT_WR)
+        daemon.wait_until_left("short")
+    assert [event["keyword"] for event in daemon.of("short", "detection")] == ["stop"]
+    assert daemon.of("short", "overrun") == []
 
 
 def test_who_had_to_start_anew_is_let_in_though_nobody_saw_it_go(tmp_path):

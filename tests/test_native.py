@@ -20,7 +20,7 @@ from kwsd import onnx_file
 from kwsd.artefact import METADATA, read_artefact, sealed
 from kwsd.audio_format import WINDOW
 from kwsd.engines import layout, load_spotter
-from kwsd.errors import UNAVAILABLE, ConfigError
+from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
 from kwsd.recording import DEMO, read_recording
 from kwsd.training.export import export
 
@@ -243,6 +243,14 @@ def reshaped(name, *shape):
     return change
 
 
+def no_number(name):
+    def change(model):
+        weight = called(model, name)
+        weight.raw_data = np.float32(np.nan).tobytes() + weight.raw_data[4:]
+
+    return change
+
+
 UNFIT = {
     "another network": ("dstcn-small", told(architecture="matchboxnet-1"), "it does not know matchboxnet-1"),
     "other frames": ("dstcn-small", told(features=None), "it knows dstcn-small on other log-mel frames"),
@@ -287,6 +295,14 @@ def test_what_it_does_not_know_onnx_runtime_runs(tmp_path, path_of, case):
     assert refusal.value.exit_code == UNAVAILABLE
     if "size" not in case and "step" not in case:  # which ONNX Runtime cannot run either
         assert load_spotter(path, "cpu").engine == "ONNX Runtime"
+
+
+def test_weights_that_are_no_numbers_are_refused_and_not_taken_for_silence(tmp_path):
+    path = changed(MODELS / "commands-fast.onnx", tmp_path / "a.onnx", no_number("network.pointwise.2.weight"))
+    with pytest.raises(ConfigError, match=r"network\.pointwise\.2\.weight has what is no number; say auto$"):
+        load_spotter(path, "cpu", engine="native")
+    with pytest.raises(ModelError, match="its outputs are not log-probabilities"):
+        load_spotter(path, "cpu")
 
 
 def test_check_says_so_before_a_daemon_starts(kwsd, tmp_path):

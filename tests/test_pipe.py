@@ -348,6 +348,15 @@ def test_a_recorder_that_hangs_is_lost_and_nothing_from_before_is_told_after_it(
     assert [event["keyword"] for event in daemon.detections] == ["stop", "yes"]
 
 
+def test_a_recorder_that_hangs_before_it_is_known_to_keep_time_is_lost_too(environment, fifo, spoken):
+    with listening(environment, fifo) as daemon, fifo.open("wb") as writer:
+        say(writer, spoken[int(1.2 * 32_000) : int(2.5 * 32_000)])  # it ends with "stop"
+        lost = daemon.wait_for("audio_lost", timeout=6)
+        assert "whoever writes into it has paused; waiting for more" in lost["reason"]
+        assert [event["keyword"] for event in daemon.detections] == ["stop"]
+        assert daemon.stop()[0] == 0
+
+
 def test_a_stream_that_ends_inside_a_sample_has_left(environment, tmp_path, fifo, spoken):
     (tmp_path / "odd.raw").write_bytes(spoken[:64_001])
     streams = [

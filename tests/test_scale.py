@@ -153,11 +153,11 @@ def test_a_daemon_that_is_measured_switches_no_lamp_and_opens_no_door(kwsd, tmp_
     with socket.create_server(("127.0.0.1", 0)) as taken:
         at = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         (tmp_path / "kwsd.yaml").write_text(
-            f"hooks: [{{shell: touch {tmp_path}/lamp}}]\n"
+            f"hooks: [{{shell: touch {tmp_path}/lamp, events: [ready]}}]\n"
             "sinks: {stdout: false, mqtt: {broker: 'mqtt://127.0.0.1:9'}}\n"
             f"http: {{on: ['{at}']}}\nwyoming: {{on: ['unix:{tmp_path}/w']}}\nlisten: {{on: ['unix:{tmp_path}/in']}}\n"
         )
-        result = kwsd("bench", "--config", "kwsd.yaml", "--seconds", "6", "--json", timeout=100)
+        result = kwsd("bench", "--config", "kwsd.yaml", "--seconds", "1", "--json", timeout=100)
     assert result.code == 0, result.err
-    assert json.loads(result.out)["daemon"]["words_heard"] > 0
+    assert json.loads(result.out)["daemon"]["ready_s"] > 0
     assert [path.name for path in tmp_path.iterdir() if path.name in ("lamp", "w", "in")] == []

@@ -8,7 +8,7 @@ from kwsd.artefact import Artefact, read_artefact
 from kwsd.cascade import Cascade
 from kwsd.engines import native
 from kwsd.engines.layout import UnfitError
-from kwsd.errors import UNAVAILABLE, ConfigError, ModelError
+from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError, ModelError
 from kwsd.spotter import Spotter, try_out
 
 log = logging.getLogger("kwsd")
@@ -55,17 +55,27 @@ def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter
 
 
 def _make(artefact: Artefact, device: str, engine: str) -> Spotter:
-    if artefact.is_onnx:
-        spotter = _make_for_onnx(artefact, engine)
-    else:
-        from kwsd.engines import torchscript
+    try:
+        if artefact.is_onnx:
+            spotter = _make_for_onnx(artefact, engine)
+        else:
+            from kwsd.engines import torchscript
 
-        spotter = torchscript.load(artefact, device)
+            spotter = torchscript.load(artefact, device)
+        _try_out(artefact, spotter)
+    except KwsdError:
+        raise
+    except Exception as error:  # a file may be wrong in ways that nobody thought of: then it is refused, and no more
+        raise ModelError(f"{artefact.path}: cannot be run ({error!r}); export it again") from error
+    return spotter
+
+
+def _try_out(artefact: Artefact, spotter: Spotter) -> None:
+    """Whatever fails here is the file's fault. Raises ModelError."""
     try:
         try_out(spotter)
     except ModelError as error:
         raise ModelError(f"{artefact.path}: {error}") from None
-    return spotter
 
 
 def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:

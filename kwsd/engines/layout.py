@@ -141,6 +141,8 @@ class Layout:
             raise UnfitError(f"it misses {name}")
         if any(size not in (-1, given) for size, given in zip(shape, found.shape, strict=True)):
             raise UnfitError(f"it finds {name} to be {list(found.shape)}")
+        if not np.isfinite(found).all():  # of which it would make zeros, and say that nobody speaks
+            raise UnfitError(f"{name} has what is no number")
         return found
 
     def normalisation(self, name: str, channels: int) -> tuple[Floats, Floats]:

@@ -13,7 +13,7 @@ from kwsd import onnx_file
 from kwsd.artefact import GEOMETRY, Artefact, ArtefactInfo
 from kwsd.engines.hops import Hops, States
 from kwsd.engines.layout import FAMILIES, Family, Layout, UnfitError, functions
-from kwsd.errors import ModelError
+from kwsd.errors import UNAVAILABLE, ModelError
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
 
@@ -47,7 +47,7 @@ class NativeSpotter(Hops):
             self.ends(size, hops).ctypes.data, hops, posteriors.ctypes.data, len(states),
         )  # fmt: skip
         if failed == NO_MEMORY:
-            raise ModelError(f"{self.info.architecture}: inference failed: out of memory")
+            raise ModelError(f"{self.info.architecture}: inference failed: out of memory", exit_code=UNAVAILABLE)
         assert not failed, "a stream without a state"
         return posteriors
 
@@ -64,4 +64,8 @@ def load(artefact: Artefact) -> NativeSpotter:
         weights = onnx_file.weights(artefact.data)
     except ValueError as error:
         raise UnfitError(f"it cannot read the weights: {error}") from None
-    return NativeSpotter(info, family, family.lay_out(weights, len(info.labels)))
+    try:
+        layout = family.lay_out(weights, len(info.labels))
+    except ValueError as error:
+        raise UnfitError(f"its weights are of no shape that it knows: {error}") from None
+    return NativeSpotter(info, family, layout)

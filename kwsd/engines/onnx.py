@@ -8,7 +8,7 @@ import onnxruntime  # type: ignore[import-untyped]
 
 from kwsd.artefact import METADATA, Artefact, ArtefactInfo
 from kwsd.engines.hops import Hops, States
-from kwsd.errors import ModelError
+from kwsd.errors import UNAVAILABLE, ModelError
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
 
@@ -85,5 +85,6 @@ def _run(info: ArtefactInfo, session: onnxruntime.InferenceSession, inputs: Inpu
     try:
         log_probs, *after = session.run(None, inputs)
     except Exception as error:  # ONNX Runtime's own exceptions have no other base in common
-        raise ModelError(f"{info.architecture}: inference failed: {str(error).splitlines()[0]}") from None
+        why = (str(error).splitlines() or [repr(error)])[0]
+        raise ModelError(f"{info.architecture}: inference failed: {why}", exit_code=UNAVAILABLE) from None
     return np.exp(log_probs), *after

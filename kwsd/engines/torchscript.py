@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kwsd.artefact import METADATA, Artefact, ArtefactInfo
 from kwsd.device import choose_device
-from kwsd.errors import ModelError
+from kwsd.errors import UNAVAILABLE, ModelError
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
 
@@ -40,7 +40,9 @@ class TorchScriptSpotter:
             with torch.inference_mode():
                 yield
         except RuntimeError as error:
-            raise ModelError(f"{self.info.architecture}: inference failed: {_last_line(error)}") from None
+            raise ModelError(
+                f"{self.info.architecture}: inference failed: {_last_line(error)}", exit_code=UNAVAILABLE
+            ) from None
 
 
 class IncrementalSpotter(TorchScriptSpotter):
@@ -89,6 +91,10 @@ def load(artefact: Artefact, device: str) -> TorchScriptSpotter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; the file format decides here
             network = torch.jit.load(io.BytesIO(artefact.data), map_location=chosen)  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"{path}: the GPU's memory is full; free some, or say device: cpu", exit_code=UNAVAILABLE
+        ) from None
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: TorchScript cannot load it ({_last_line(error)}); export it again") from None
     if info.step is None:
