@@ -79,7 +79,7 @@ BCRESNET = Recipe(
     channels_last=False,
 )
 BCRESNET_MASK_MELS = {1: 1, 1.5: 2, 2: 3, 3: 5, 6: 7, 8: 7}  # by tau
-BCRESNET_RATES = {1: 1e-2, 1.5: 8e-3, 2: 8e-3}  # the larger ones were not tried yet
+BCRESNET_RATES = {1: 1e-2, 1.5: 8e-3, 2: 8e-3, 3: 6e-3}  # the larger ones were not tried yet
 
 RECIPES = {
     # The article's own numbers.
