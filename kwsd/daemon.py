@@ -244,6 +244,8 @@ class Daemon:
                 error = raised
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(deliver, result, error)
+            elif error is None:
+                late(result)  # type: ignore[arg-type]
 
         start(threading.Thread(target=body, name="loading", daemon=True))
         self.loading = True

@@ -21,6 +21,7 @@ PIECE_S = 0.25  # of audio converted at once
 LUMPS = 300  # blocks after which a resampler has held back as much as it ever does
 BLOCKS_PER_S = 50  # as of a pipe, for how much its resampler holds back
 MARGIN = 16  # samples more: a millisecond
+UNKNOWN = -2  # overflows: no number of them is one more
 
 
 class _AsItIs:
@@ -262,6 +263,7 @@ class Inlet:
             before_gap = self._read < gap and gap > self._gap and self.overflows - self._crossed == 1
             if begun < self._read == gap > self._gap:
                 self._ring.write(self.stream, self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+                self._resampler = resampler(self.rate)
                 return
             piece = self._piece[: min((gap if before_gap else goal) - self._read, len(self._piece))]
             whole = before_gap or gap <= self._gap
@@ -273,8 +275,10 @@ class Inlet:
 
     def _cross_gap(self) -> None:
         """Go on behind a gap with a new resampler: count what was not converted as lost, keep the clock."""
-        self._crossed = self.overflows
+        before = self.overflows
         self._gap = int(self.native.unbroken_from[0])  # before `oldest`: a gap that comes now is crossed next
+        # One that comes just now may be counted and its gap not be there yet: then nobody knows which are crossed.
+        self._crossed = before if before == self.overflows else UNKNOWN
         lost = max(0, self.native.oldest(0) - self._read)
         self._read += lost
         self._resampler = resampler(self.rate)

@@ -1,14 +1,17 @@
 """Whatever engine runs it, a shipped model says the same."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kwsd import engines
 from kwsd.artefact import read_info
 from kwsd.audio_format import WINDOW
 from kwsd.cascade import stages
 from kwsd.engines import load_spotter
+from kwsd.errors import CONFIG, UNAVAILABLE, ModelError
 from kwsd.recording import DEMO, read_recording
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -64,3 +67,23 @@ def test_ten_hops_at_once_say_the_same_as_one_after_the_other(path, streams):
     for spotter in stages(load_spotter(path, "cpu")):
         one, ten = (np.log(np.maximum(by_hops(spotter, speech, streams, at_once=n), LEAST)) for n in (1, 10))
         np.testing.assert_allclose(one, ten, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told", "code"),
+    [
+        (MemoryError(), MemoryError, None),
+        (OSError(errno.EMFILE, "Too many open files"), OSError, None),
+        (ModelError("a: inference failed: CUDA out of memory", exit_code=UNAVAILABLE), ModelError, UNAVAILABLE),
+        (ModelError("a: inference failed: a shape", exit_code=UNAVAILABLE), ModelError, CONFIG),
+        (AttributeError("no such thing"), ModelError, CONFIG),
+    ],
+)
+def test_what_the_machine_lacks_for_now_is_not_blamed_on_the_model(raised, told, code, monkeypatch):
+    def fail(_):
+        raise raised
+
+    monkeypatch.setattr(engines, "try_out", fail)
+    with pytest.raises(told) as failure:
+        load_spotter(MODELS / "commands-fast.onnx", "cpu")
+    assert code is None or failure.value.exit_code == code

@@ -8,11 +8,12 @@ from kwsd.artefact import Artefact, read_artefact
 from kwsd.cascade import Cascade
 from kwsd.engines import native
 from kwsd.engines.layout import UnfitError
-from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError, ModelError
+from kwsd.errors import CONFIG, SHORTAGES, UNAVAILABLE, ConfigError, KwsdError, ModelError
 from kwsd.spotter import Spotter, try_out
 
 log = logging.getLogger("kwsd")
 
+OUT_OF_MEMORY = "out of memory"  # as torch, ONNX Runtime and our own engine say it
 AUTO, NATIVE, ONNX_RUNTIME = "auto", "native", "onnxruntime"  # as the config has them
 
 
@@ -63,19 +64,22 @@ def _make(artefact: Artefact, device: str, engine: str) -> Spotter:
 
             spotter = torchscript.load(artefact, device)
         _try_out(artefact, spotter)
-    except KwsdError:
+    except (KwsdError, MemoryError):
         raise
     except Exception as error:  # a file may be wrong in ways that nobody thought of: then it is refused, and no more
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            raise
         raise ModelError(f"{artefact.path}: cannot be run ({error!r}); export it again") from error
     return spotter
 
 
 def _try_out(artefact: Artefact, spotter: Spotter) -> None:
-    """Whatever fails here is the file's fault. Raises ModelError."""
+    """What fails here is the file's fault, but for memory that is full. Raises ModelError."""
     try:
         try_out(spotter)
     except ModelError as error:
-        raise ModelError(f"{artefact.path}: {error}") from None
+        is_full = OUT_OF_MEMORY in str(error).lower()
+        raise ModelError(f"{artefact.path}: {error}", exit_code=UNAVAILABLE if is_full else CONFIG) from None
 
 
 def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:

@@ -91,11 +91,11 @@ def load(artefact: Artefact, device: str) -> TorchScriptSpotter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; the file format decides here
             network = torch.jit.load(io.BytesIO(artefact.data), map_location=chosen)  # type: ignore[no-untyped-call]
-    except torch.OutOfMemoryError:
-        raise ModelError(
-            f"{path}: the GPU's memory is full; free some, or say device: cpu", exit_code=UNAVAILABLE
-        ) from None
     except (RuntimeError, ValueError) as error:
+        if "out of memory" in str(error):  # which is no `OutOfMemoryError` where CUDA itself does not start
+            raise ModelError(
+                f"{path}: the GPU's memory is full; free some, or say device: cpu", exit_code=UNAVAILABLE
+            ) from None
         raise ModelError(f"{path}: TorchScript cannot load it ({_last_line(error)}); export it again") from None
     if info.step is None:
         return TorchScriptSpotter(info, network, chosen)

@@ -111,8 +111,8 @@ def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None
         soundfile.write(unfinished, to_int16(recording), SAMPLE_RATE)
         if not _is_whole(unfinished, recording.size):  # what is written on closing may fail unheard
             raise OSError(ENOSPC, os.strerror(ENOSPC))
-        write_truth(path, truth)
         unfinished.replace(path)
+        write_truth(path, truth)
     except (OSError, soundfile.LibsndfileError, TypeError, ValueError) as error:  # the last two: unknown format
         why = str(error).replace(unfinished.name, path.name)
         remedy = (

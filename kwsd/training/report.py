@@ -112,7 +112,7 @@ def check_place(path: Path) -> None:
     """Raises KwsdError if `write` could not write there."""
     from matplotlib.backend_bases import FigureCanvasBase
 
-    kind = path.suffix.removeprefix(".")
+    kind = path.suffix.removeprefix(".").lower()
     if kind != "html" and kind not in FigureCanvasBase.get_supported_filetypes():
         raise ConfigError(f"--report {path}: is no kind of picture; name .html or .png", exit_code=USAGE)
     check_writable(path, "name another place")
@@ -120,7 +120,7 @@ def check_place(path: Path) -> None:
 
 def write(evaluation: StreamEvaluation, path: Path) -> None:
     """A page, if the name ends in .html, else the picture in it. Raises OSError or ValueError if it cannot be."""
-    if path.suffix == ".html":
+    if path.suffix.lower() == ".html":
         path.write_text(page(evaluation), encoding="utf-8")
     else:
         draw_curve(evaluation, path)

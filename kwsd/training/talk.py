@@ -1,5 +1,6 @@
 """Talk, in which no keyword is said, and noise, for training and its validation; and what is said in the talk."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from kwsd.audio_format import WINDOW
 from kwsd.errors import AudioError
+from kwsd.paths import kind_of
 from kwsd.recording import read_recording
 from kwsd.training.decoded import to_int16
 from kwsd.training.folder import BACKGROUND, files, lines, recordings
@@ -156,11 +158,11 @@ def lost_transcripts(folder: Path) -> Iterator[str]:
     for listing, path, _ in _transcribed_lines(folder):
         named.setdefault(listing, []).append(path)
     for listing, paths in named.items():
-        lost = [path for path in paths if not path.exists()]
+        lost = [path for path in paths if kind_of(path) is None]
         if lost:
             yield (
                 f"{listing}: {len(lost)} of {len(paths)} lines name no recording, such as "
-                f"{lost[0].relative_to(listing.parent)}; a line is path, tab, text, the path from there"
+                f"{os.path.relpath(lost[0], listing.parent)[:80]}; a line is path, tab, text, the path from there"
             )
 
 
