@@ -258,9 +258,10 @@ class Mqtt:
         of what is retained, until the connection is lost another time. Whether there was one. A broker that only was
         late with its answer refuses nothing that is retained."""
         under_way, self._under_way = self._under_way, []
-        if len(under_way) != 1:  # nobody knows over which
+        if not under_way:
             return False
-        [tried], before = under_way, self._suspect
+        # Of two, the event: what is retained is sent at every connection before any, and so will be found out alone.
+        tried, before = min(under_way, key=lambda note: note.retained), self._suspect
         self._suspect = tried
         if tried != before or (tried.retained and not hung_up):
             return False
