@@ -146,7 +146,8 @@ class Listening:
         """A pipeline on these streams, at the hop that the load allows. Raises ConfigError if config and model
         contradict each other."""
         hop_ms = self._stretched(config)
-        batch = max(self._least_batch(hop_ms), config.window.max_batch // self.load.overload.stretch)  # as much audio
+        as_before = config.window.max_batch // self.load.overload.stretch  # as much audio
+        batch = max(as_before, self._least_batch(hop_ms))
         window = msgspec.structs.replace(config.window, hop_ms=hop_ms, max_batch=batch)
         config = msgspec.structs.replace(config, window=window)
         return Pipeline(config, spotter, self._ring, self._inlets, self.streams, arrived_at=self._arrived_at)
