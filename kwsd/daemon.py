@@ -114,7 +114,7 @@ class Daemon:
         self._reload_wanted = False
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._asked_at = 0.0  # to stop, monotonic s
+        self._asked_at: float | None = None  # to stop, by a signal; monotonic s
         self._next_beat: asyncio.TimerHandle | None = None
         self._next_status: asyncio.TimerHandle | None = None
         self._status_at = 0.0  # when it was told last, monotonic s
@@ -444,9 +444,9 @@ class Daemon:
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         now = time.monotonic()
-        if self._stop.is_set() and now - self._asked_at > TWICE_S:  # the second one forces
+        if self._asked_at is not None and now - self._asked_at > TWICE_S:  # the second one forces
             os._exit(128 + number)
-        self._asked_at = now
+        self._asked_at = self._asked_at or now
         self._end(number.name)
 
     def _on_metrics_signal(self) -> None:

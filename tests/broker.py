@@ -111,12 +111,12 @@ class Listener:
             if message.topic == topic and payload in (None, message.payload.decode()):
                 return message
 
-    def has(self, topic: str, payload: str, timeout: float = PATIENCE_S) -> None:
-        """Wait until such a message was there, now or before."""
-        deadline = time.monotonic() + timeout
-        while payload.encode() not in [message.payload for message in self.on(topic)]:
+    def has(self, topic: str, payload: str | None = None, since: int = 0) -> None:
+        """Wait until such a message was there, now or before, of all `messages` from `since` on."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(payload in (None, message.payload.decode()) for message in self.on(topic, since)):
             assert time.monotonic() < deadline, [message.topic for message in self.messages]
             time.sleep(0.02)
 
-    def on(self, topic: str) -> list[paho.MQTTMessage]:
-        return [message for message in self.messages if message.topic == topic]
+    def on(self, topic: str, since: int = 0) -> list[paho.MQTTMessage]:
+        return [message for message in self.messages[since:] if message.topic == topic]

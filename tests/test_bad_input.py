@@ -952,7 +952,7 @@ def test_a_live_daemon_keeps_its_socket_and_a_dead_one_leaves_it(kwsd, models, e
     assert not path.exists()
 
 
-# --- ending while starting ----------------------------------------------------------------------------------
+# --- ending -------------------------------------------------------------------------------------------------
 
 
 def catches_sigterm(process):
@@ -968,11 +968,13 @@ def start_and_stop(models, environment, wait):
     with subprocess.Popen(command, env=environment, **pipes) as process:
         first = wait(process)
         begun = time.monotonic()
+        still_open = os.dup(process.stdin.fileno())  # `communicate` closes it: the end of the audio might come first
         process.send_signal(signal.SIGTERM)
         try:
             out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
+            os.close(still_open)
         took = time.monotonic() - begun
     return Result(process.returncode, out.decode(), (first + err).decode()), took
 
@@ -1015,6 +1017,42 @@ def test_sigterm_before_python_has_begun_is_at_least_quiet(delay, models, enviro
     result, took = start_and_stop(models, environment, wait)
     assert result.code in (0, -signal.SIGTERM) and took < AT_ONCE_S
     assert "Traceback" not in result.err
+
+
+def ending(models, tmp_path):
+    """`kwsd run` whose ending takes two seconds, as a hook does not heed SIGTERM; and that hook's sign of life."""
+    sign = tmp_path / "ending"
+    hook = f"{{shell: 'trap \"\" TERM; touch {sign}; sleep 60', events: [shutdown]}}"
+    return Running("--model", str(models / "good.pt"), "--source", "-", "--set", f"hooks=[{hook}]"), sign
+
+
+def wait_until_there(path):
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_sigterm_while_it_ends_by_itself_cuts_nothing_short(models, tmp_path):
+    running, sign = ending(models, tmp_path)
+    with running as daemon:
+        daemon.process.stdin.write(pcm(beep()))
+        daemon.process.stdin.close()
+        wait_until_there(sign)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.finish() == 0
+    assert daemon.events[-1]["reason"] == "end of audio"
+
+
+def test_a_second_sigterm_ends_it_at_once(models, tmp_path):
+    running, sign = ending(models, tmp_path)
+    with running as daemon:
+        daemon.wait_for_log("listening")
+        daemon.process.send_signal(signal.SIGTERM)
+        wait_until_there(sign)
+        time.sleep(0.2)  # so that they are two
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.finish() == 128 + signal.SIGTERM
 
 
 # --- training -----------------------------------------------------------------------------------------------
