@@ -18,8 +18,13 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 demo: $(VENV)/.installed
 	@sh tests/demo.sh $(BIN)/kwsd
 
+# They hear in real time, beside each other: where one fails, a machine that stood still may be to blame. What fails
+# alone as well is at fault.
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder || { \
+		status=$$?; test $$status = 1 || exit $$status; \
+		echo 'make test: what failed, once more and alone'; \
+		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --exitfirst --verbose; }
 
 check: lint test
 
