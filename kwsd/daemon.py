@@ -135,6 +135,7 @@ class Daemon:
             self._failure = error
             self._reason = str(error)
         await self._shut_down()
+        self._heed_no_more()
         if self._failure is not None:
             raise self._failure
         return OK
@@ -159,15 +160,17 @@ class Daemon:
             raise
         state.listening = listening
         self._see_who_watches()
+        self._outlets.note_streams()
         await self._in_thread(lambda: listening.start(self._spotter, state.welcome), SOUND_S)
         if self._reload_wanted:
             self._on_reload_signal()
         log.info("listening on %s with %s", state.where(), config.model_path)
 
-    def _adopt(self, connection: socket.socket) -> None:
-        if self._state.listening is None or self._stop.is_set():
-            raise KwsdError("kwsd is still starting, or stopping; try again", exit_code=UNAVAILABLE)
-        self._state.listening.adopt(connection)
+    async def _adopt(self, connection: socket.socket) -> None:
+        async with self._reloading:  # meanwhile there may be nobody to take it
+            if self._state.listening is None or self._stop.is_set():
+                raise KwsdError("kwsd is still starting, or stopping; try again", exit_code=UNAVAILABLE)
+            self._state.listening.adopt(connection)
 
     def _see_who_watches(self) -> None:
         """Scores are told only while somebody wants them."""
@@ -414,6 +417,12 @@ class Daemon:
         self._loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
         self._loop.add_signal_handler(signal.SIGUSR1, self._on_metrics_signal)
 
+    def _heed_no_more(self) -> None:
+        """All is said: a signal that comes now changes nothing, but would kill us once the loop is closed."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            self._loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+
     def _capture_faults(self) -> None:
         """An exception nobody expected, in whichever thread or task, ends the daemon: half of one hears nothing."""
 
@@ -564,12 +573,18 @@ class Daemon:
         since = self._silence(old)
         try:
             make = functools.partial(Listening, config, self._reports(), sources)
-            self._state.listening = new = await self._in_thread(make, SOUND_S, Listening.stop)
+            new = await self._in_thread(make, SOUND_S, Listening.stop)
+            self._go_on_with(new)
             await self._in_thread(lambda: new.start(spotter, self._state.welcome, since, old.ended), SOUND_S)
         except KwsdError as refusal:
             await self._or_end(self._listen_again(old, since, there), refusal)
             raise
         self._tell_who_left(there, old, new)
+
+    def _go_on_with(self, listening: Listening) -> None:
+        """Instead of the one before, of which nothing counts any more but what it counted."""
+        self._state.counters.absorb(self._running().counters())
+        self._state.listening = listening
 
     def _tell_who_left(self, there: Sequence[StreamState], old: Listening, new: Listening) -> None:
         """Streams that were there and another listening does not have, satellites among them."""
@@ -585,15 +600,14 @@ class Daemon:
         for name in heard:
             self._emit(AudioLost(stream=name, reason="reload: the sources are opened anew"))
         old.stop()
-        self._state.counters.absorb(old.counters())
         return since | dict.fromkeys(heard, time.monotonic())
 
     async def _listen_again(self, old: Listening, since: dict[str, float], there: Sequence[StreamState]) -> None:
         """To the sources that were stopped, even if a microphone went just now: it is opened when it comes back."""
-        if self._state.listening is not None:
-            self._state.listening.stop()
+        self._running().stop()
         sources = await self._in_thread(lambda: make_sources(old.config, patient=True), SOUND_S, _stop_all)
-        self._state.listening = again = Listening(old.config, self._reports(), sources)
+        again = Listening(old.config, self._reports(), sources)
+        self._go_on_with(again)
         await self._in_thread(lambda: again.start(self._spotter, self._state.welcome, since, old.ended), SOUND_S)
         self._tell_who_left(there, old, again)
         self._see_who_watches()

@@ -18,7 +18,7 @@ from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, ConfigError, Kws
 MODE = 0o660
 OWN_MODE = 0o600
 BACKLOG = 100  # connections that nobody has taken yet, and that one turn of the loop takes
-TRIES, TRY_S = 30, 0.01  # to be the only one who binds in a folder; seconds between them
+TRIES, TRY_S = 200, 0.01  # to be the only one who binds in a folder; seconds between them
 TURNS = 3  # of the loop, until whoever was let in is served
 
 

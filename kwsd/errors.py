@@ -13,6 +13,7 @@ IO = 74
 NO_PERMISSION = 77
 CONFIG = 78
 INTERRUPTED = 130  # by Ctrl-C
+MEMORY_IS_FULL = ("out of memory", "allocate memory", "bad_alloc", "memoryerror")  # parts of what libraries say
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of descriptors or memory
 
 
@@ -43,6 +44,12 @@ class ModelError(KwsdError):
     """An artefact or checkpoint cannot be used."""
 
     exit_code = CONFIG
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether what failed is that memory is full, as torch, ONNX Runtime and our own engine say it."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in MEMORY_IS_FULL)
 
 
 @contextmanager

@@ -55,6 +55,7 @@ MOST_UNREAD = 100  # chunks thrown away when a connection is closed
 SPARE_DESCRIPTORS = 200  # for all else that is open
 PAUSE_S = 0.005  # before the next try to let somebody in
 LOOK_ROUND_S = 0.5  # how often those are looked for that send nothing
+LATE_S = 0.5  # a turn that comes so late was held up
 HUNG_UP = "hung up"  # of its own accord
 
 
@@ -271,7 +272,9 @@ class Listener:
                     self._welcome(*self._doors[descriptor], now)
             if self._waiting:
                 self._let_go_on(now)
-            if now >= look_at:
+            if now > look_at + LATE_S:  # we stood still: what came meanwhile is read first
+                look_at = now
+            elif now >= look_at:
                 self._look_round(now)
                 look_at = now + LOOK_ROUND_S
         for satellite in list(self._satellites.values()):

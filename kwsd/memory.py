@@ -51,7 +51,8 @@ class Memory:
                     file.flush()
                     os.fsync(file.fileno())  # the power may go at once
                 unfinished.replace(self._path)
-            _make_sure_of_names(self._path.parent)
+            with suppress(OSError):  # some file systems cannot, and it is in its place
+                _make_sure_of_names(self._path.parent)
         except OSError as error:
             log.warning("%s: %s: after a restart nobody will know who is muted", self._path, error.strerror)
             with suppress(OSError):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class Deeds:
     """What the daemon does when an outlet asks for it, or tells of itself."""
 
     obey: Obey
-    adopt: Callable[[socket.socket], None]  # a satellite that came by Wyoming
+    adopt: Callable[[socket.socket], Awaitable[None]]  # a satellite that came by Wyoming
     watched: Callable[[], None]  # `Outlets.watched` may have changed
     stdout_broke: Callable[[OSError], None]  # from the sink's thread
     hook_failed: Callable[[HookFailed], None]
@@ -62,6 +62,12 @@ class Outlets:
         """What the model says, to whoever wants it."""
         for shown in self._watchable():
             shown(now, line)
+
+    def note_streams(self) -> None:
+        """There are streams now, of which no event tells before they bring audio."""
+        for sink in self._sinks.values():
+            if (look := getattr(sink, "look_again", None)) is not None:
+                look()
 
     @property
     def watched(self) -> bool:

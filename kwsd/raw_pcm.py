@@ -295,6 +295,8 @@ class RawPcm(Reader):
             chunk = os.read(self._fd, min(size, whole or size))
             self._came = bool(chunk)
             self._read_frames += len(chunk) // self._decoder.frame
+            if whole is None and chunk:  # a socket, whose writer keeps time or does not as well
+                self._pace.note(self._read_frames)
             self._pause.note(time.monotonic(), len(chunk) / self._decoder.frame / self.rate)
             return chunk
         except BlockingIOError:

@@ -30,6 +30,7 @@ MARGIN = 30  # frames before and after the word that are kept
 SILENT_S = 10.0  # after which one is asked whether the microphone hears anything
 FIRST_S = 5.0  # for the first block
 DEAD_S = 3.0  # without another: it is gone
+ATTENTIVE_S = 1.0  # a look counts for so long at most: who was stopped himself cannot blame the microphone
 LOOK_S = 0.05
 
 
@@ -114,14 +115,17 @@ def utterances(source: Source, tell: Callable[[str], None]) -> Generator[Utteran
     inlet = Inlet(ring, 0, source.rate, source.channels, source.channel, block_s=source.block_s)
     cutter, came = Cutter(), threading.Event()
     read = heard_at = ring.ends[0]
+    silent_s = 0.0
     in_time(lambda: source.start(inlet, came.set))
-    inlet.wrote_at = time.monotonic()  # to open it may have taken a while
+    inlet.wrote_at = looked_at = time.monotonic()  # to open it may have taken a while
     try:
         while not inlet.drained:
             came.wait(LOOK_S)  # a microphone wakes nobody
             came.clear()
-            patience_s = DEAD_S if inlet.blocks else FIRST_S
-            if not inlet.ended and time.monotonic() - inlet.wrote_at > patience_s:
+            now = time.monotonic()
+            silent_s = 0.0 if inlet.wrote_at > looked_at else silent_s + min(now - looked_at, ATTENTIVE_S)
+            looked_at = now
+            if not inlet.ended and silent_s > (DEAD_S if inlet.blocks else FIRST_S):
                 raise source.failure or AudioError("the microphone is gone; kwsd doctor says more", exit_code=IO)
             inlet.pump(1.0)
             samples = np.zeros(ring.ends[0] - read, np.float32)

@@ -51,7 +51,7 @@ def show(text: str) -> None:
 
 
 def show_line(line: bytes) -> None:
-    """The same of JSON, which is UTF-8 whatever the locale is."""
+    """The same of JSON and YAML, which are UTF-8 whatever the locale is."""
     try:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()

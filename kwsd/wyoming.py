@@ -14,7 +14,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Host:
     version: str
     model: Callable[[], str]
     keywords: Callable[[], Sequence[str]]
-    adopt: Callable[[socket.socket], None]  # takes the other end of a connection on which a satellite speaks
+    adopt: Callable[[socket.socket], Awaitable[None]]  # takes the other end of a connection on which a satellite speaks
 
 
 class Unfit(Exception):
@@ -65,7 +65,9 @@ class Session:
         self.told: asyncio.Task[None] | None = None  # tells the client what is heard
 
     @classmethod
-    async def open(cls, name: str, start: dict[str, Any], adopt: Callable[[socket.socket], None]) -> "Session":
+    async def open(
+        cls, name: str, start: dict[str, Any], adopt: Callable[[socket.socket], Awaitable[None]]
+    ) -> "Session":
         """Raises Unfit for audio that is none, KwsdError where the listener refuses it."""
         width = start.get("width")
         rate, channels = start.get("rate"), start.get("channels")
@@ -75,8 +77,8 @@ class Session:
         ours, theirs = socket.socketpair()
         try:
             ours.sendall(json.dumps(header).encode() + b"\n")
-            adopt(theirs)
-        except KwsdError:
+            await adopt(theirs)
+        except (KwsdError, asyncio.CancelledError):
             ours.close()
             theirs.close()
             raise
@@ -361,10 +363,10 @@ class Wyoming:
         """A network comes up later than we do, or gives us another address."""
         while True:
             await asyncio.sleep(ADDRESSES_S)
-            now = _reached_at(host)
-            if now != addresses or (now and self._zeroconf is None):
-                addresses = now
-                with contextlib.suppress(ConfigError):  # it was announced before
+            with contextlib.suppress(ConfigError):  # it was announced before
+                now = _reached_at(host)
+                if now != addresses or (now and self._zeroconf is None):
+                    addresses = now
                     await self._announce_at(name, port, now)
 
     async def _announce_at(self, name: str, port: int, addresses: Sequence[str]) -> None:
@@ -425,12 +427,21 @@ def _event(kind: str, data: dict[str, Any]) -> "Event":
 
 
 def _reached_at(host: str) -> list[str]:
-    """The addresses at which others reach what listens at one: of this machine, where it is any."""
+    """The addresses at which others reach what listens at one: of this machine, where it is any. Raises ConfigError if
+    these cannot be had."""
     bound = ipaddress.ip_address(host)
     if not bound.is_unspecified:
         return [host]
     import ifaddr  # comes with zeroconf
 
-    found = [ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips]
+    try:
+        adapters = list(ifaddr.get_adapters())
+    except OSError as error:
+        raise ConfigError(
+            f"wyoming.zeroconf: the addresses of this machine cannot be read ({error.strerror}); name one of them in "
+            "wyoming.on, or under systemd add AF_NETLINK to RestrictAddressFamilies=",
+            exit_code=UNAVAILABLE,
+        ) from None
+    found = [ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip for adapter in adapters for ip in adapter.ips]
     addresses = [ipaddress.ip_address(text) for text in found]
     return sorted(str(a) for a in addresses if not a.is_loopback and a.version <= bound.version)  # :: takes both

@@ -641,6 +641,8 @@ def test_what_check_shows_reads_back_to_the_same(kwsd, models, tmp_path):
 def test_a_locale_that_lacks_a_letter_keeps_nothing_from_being_said(kwsd, models, tmp_path):
     write_sound(tmp_path / "да é.wav", beep())
     latin = {"PYTHONIOENCODING": "latin-1"}
+    shown = kwsd("check", "--set", "streams=[{source: pcm, name: кухня, path: '-'}]", more=latin)
+    assert yaml.safe_load(shown.out)["streams"][0]["name"] == "кухня"
     heard = kwsd("replay", "--model", models / "good.pt", *HEARS_ALL, "да é.wav", more=latin)
     assert heard.code == 0 and heard.events[0]["stream"] == "да é.wav"
     assert "internal error" not in kwsd("doctor", "--set", "streams=[{source: file, path: x.wav}]", more=latin).err

@@ -1,5 +1,6 @@
 """Commands for a running daemon: by `kwsd ctl`, from a second process, on a real socket."""
 
+import errno
 import json
 import signal
 import socket
@@ -9,7 +10,7 @@ import time
 import pytest
 from running import RECOMMENDED, Running
 
-from kwsd import client
+from kwsd import client, memory
 from kwsd.config import Config, KeywordConfig
 from kwsd.control import Adjustments, Muting, Subscribe, parse
 from kwsd.errors import CONFIG, IO, NO_PERMISSION, UNAVAILABLE, USAGE, ConfigError, KwsdError
@@ -256,18 +257,27 @@ def test_who_was_muted_if_nobody_can_read_it_is_everybody(content, tmp_path, cap
 
 
 def test_what_is_remembered_is_what_was_kept_last(tmp_path):
-    memory = Memory({"STATE_DIRECTORY": f"{tmp_path}:/nowhere"})
+    remembered = Memory({"STATE_DIRECTORY": f"{tmp_path}:/nowhere"})
     for muting in (Muting(True, frozenset("ab")), Muting(False, frozenset("c")), Muting(), Muting(True)):
-        memory.keep(muting)
+        remembered.keep(muting)
         assert Memory({"STATE_DIRECTORY": str(tmp_path)}).muting() == muting
     assert [path.name for path in tmp_path.iterdir()] == ["muted.json"]
 
 
 def test_a_mute_that_cannot_be_remembered_is_said_and_holds(tmp_path, caplog):
-    memory = Memory({"STATE_DIRECTORY": str(tmp_path / "gone")})
-    memory.keep(Muting(True))
+    forgotten = Memory({"STATE_DIRECTORY": str(tmp_path / "gone")})
+    forgotten.keep(Muting(True))
     assert "gone/muted.json: No such file or directory: after a restart" in caplog.text
-    assert memory.muting() == Muting()
+    assert forgotten.muting() == Muting()
+
+
+def test_a_file_system_that_makes_sure_of_no_names_keeps_a_mute_all_the_same(tmp_path, caplog, monkeypatch):
+    def cannot(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(memory, "_make_sure_of_names", cannot)
+    Memory({"STATE_DIRECTORY": str(tmp_path)}).keep(Muting(True))
+    assert Memory({"STATE_DIRECTORY": str(tmp_path)}).muting() == Muting(True) and not caplog.text
 
 
 def test_nothing_is_told_after_the_last_event(environment, spoken, tmp_path):

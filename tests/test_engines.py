@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from kwsd import engines
@@ -75,6 +76,7 @@ def test_ten_hops_at_once_say_the_same_as_one_after_the_other(path, streams):
         (MemoryError(), MemoryError, None),
         (OSError(errno.EMFILE, "Too many open files"), OSError, None),
         (ModelError("a: inference failed: CUDA out of memory", exit_code=UNAVAILABLE), ModelError, UNAVAILABLE),
+        (ModelError("a: inference failed: Failed to allocate memory", exit_code=UNAVAILABLE), ModelError, UNAVAILABLE),
         (ModelError("a: inference failed: a shape", exit_code=UNAVAILABLE), ModelError, CONFIG),
         (AttributeError("no such thing"), ModelError, CONFIG),
     ],
@@ -87,3 +89,22 @@ def test_what_the_machine_lacks_for_now_is_not_blamed_on_the_model(raised, told,
     with pytest.raises(told) as failure:
         load_spotter(MODELS / "commands-fast.onnx", "cpu")
     assert code is None or failure.value.exit_code == code
+
+
+@pytest.mark.parametrize(
+    "said", [MemoryError(), RuntimeError("Failed to allocate memory for requested buffer of size 6")]
+)
+def test_a_session_for_which_memory_does_not_suffice_is_not_blamed_on_the_model(said, monkeypatch):
+    def fail(*_, **__):
+        raise said
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(ModelError, match="memory is full; free some") as failure:
+        load_spotter(MODELS / "commands-fast.onnx", "cpu", engine="onnxruntime")
+    assert failure.value.exit_code == UNAVAILABLE
+
+
+def test_a_torch_that_cannot_be_loaded_is_not_blamed_on_the_model(kwsd, tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')\n")
+    result = kwsd("replay", "--model", MODELS / "simplenet.pt", DEMO, more={"PYTHONPATH": str(tmp_path)})
+    result.refused(UNAVAILABLE, "simplenet.pt: torch, which would run it, cannot be loaded (libcudart.so: cannot open")

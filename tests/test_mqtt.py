@@ -512,7 +512,7 @@ def test_what_an_earlier_run_said_and_is_not_so_any_more_is_cleared_and_satellit
         everything.publish(topic, "{}", retain=True)
     with Running(*kitchen(broker), environment=environment) as daemon:
         everything.wait_for(f"{BASE}/threshold/yes", str(RECOMMENDED["yes"]))
-        daemon.wait_for_log("connected")
+        everything.has(f"{BASE}/kitchen/availability", "online")  # which is told after all else of the stream
         daemon.stop()
     assert len(discovered(broker)) == 2 + 6 + 10 + 10
     with Running(*kitchen(broker, "keywords=[stop]"), environment=environment) as daemon:
@@ -536,12 +536,14 @@ def test_a_reload_that_changes_where_things_are_said_clears_them_there(
     config.write_text(of_config(broker))
     everything = broker.listener()
     with Running("--config", str(config), environment=environment) as daemon:
-        everything.wait_for(f"{BASE}/availability", "online")
+        everything.has(f"{BASE}/kitchen/availability", "online")
         old = discovered(broker)
+        everything.wait_for("last")
         config.write_text(of_config(broker, **change))
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for_log("connected", times=2)
         new = discovered(broker)
+        everything.wait_for("last")
         assert len(new) == entities and not old & new, "".join(daemon.errors)
         threshold = everything.on(f"{BASE}/threshold/go")[-1].payload
         assert (threshold == b"") == (everything.on(f"{BASE}/kitchen/availability")[-1].payload == b"") == cleared

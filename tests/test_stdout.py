@@ -52,6 +52,25 @@ def test_a_reader_that_pauses_delays_nobody_and_is_told_what_it_lost():
     assert kept == sorted(kept) and kept[-stdout.QUEUE :] == list(range(total))[-stdout.QUEUE :], "the oldest go"
 
 
+def test_a_thread_of_ours_that_is_held_up_is_waited_for_longer_than_a_reader(monkeypatch):
+    write = os.write
+
+    def late(fd, line):
+        time.sleep(2 * stdout.FLUSH_S)
+        return write(fd, line)
+
+    out, into = os.pipe()
+    monkeypatch.setattr(stdout.os, "write", late)
+    sink = Stdout(lambda error: None, into)
+    sink(EVENT, b"the last\n")
+    asyncio.run(sink.close())
+    os.set_blocking(out, False)
+    assert os.read(out, 100) == b"the last\n"
+    sink._thread.join()
+    os.close(into)
+    os.close(out)
+
+
 def test_a_pipe_that_does_not_wait_is_waited_for():
     out, into = os.pipe()
     os.set_blocking(into, False)

@@ -1,6 +1,7 @@
 """A wake-word service for Wyoming clients: the protocol's own package against a real daemon."""
 
 import asyncio
+import errno
 import socket
 import subprocess
 import time
@@ -19,7 +20,7 @@ from kwsd import wyoming
 from kwsd.address import Address
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.config import WyomingConfig
-from kwsd.errors import CONFIG, IO
+from kwsd.errors import CONFIG, IO, ConfigError
 from kwsd.memory import Memory
 from kwsd.recording import DEMO, read_recording
 
@@ -404,7 +405,7 @@ def test_it_is_found_as_soon_as_there_is_a_network(monkeypatch):
     monkeypatch.setattr(wyoming, "ADDRESSES_S", 0.1)
     monkeypatch.setattr(wyoming, "_reached_at", lambda host: reached_at(host) if network else [])
     config = WyomingConfig(on=("tcp://0.0.0.0:0",), unprotected=True, zeroconf=name)
-    host = wyoming.Host("0", lambda: "", lambda: ["stop"], lambda _: None)
+    host = wyoming.Host("0", lambda: "", lambda: ["stop"], nobody)
 
     async def scenario():
         service = await wyoming.Wyoming.open(config, [Address("", None, "0.0.0.0", 0)], host)
@@ -420,9 +421,24 @@ def test_it_is_found_as_soon_as_there_is_a_network(monkeypatch):
     assert info.parsed_addresses() and not any(":" in address for address in info.parsed_addresses())
 
 
+def test_a_sandbox_in_which_addresses_cannot_be_seen_is_told_of(monkeypatch):
+    def no_netlink():
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr("ifaddr.get_adapters", no_netlink)
+    config = WyomingConfig(on=("tcp://0.0.0.0:0",), unprotected=True, zeroconf="kitchen")
+    host = wyoming.Host("0", lambda: "", lambda: ["stop"], nobody)
+    with pytest.raises(ConfigError, match="under systemd add AF_NETLINK to RestrictAddressFamilies="):
+        asyncio.run(wyoming.Wyoming.open(config, [Address("", None, "0.0.0.0", 0)], host))
+
+
+async def nobody(_):
+    """Takes no satellite."""
+
+
 def test_who_connects_and_says_nothing_is_let_go(monkeypatch, tmp_path):
     monkeypatch.setattr(wyoming, "FIRST_S", 0.3)
-    host = wyoming.Host("0", lambda: "", lambda: ["stop"], lambda _: None)
+    host = wyoming.Host("0", lambda: "", lambda: ["stop"], nobody)
 
     async def scenario():
         address = Address("", tmp_path / "s")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kwsd.commands.options import as_yaml, settings
 from kwsd.errors import INTERRUPTED, OK, UNAVAILABLE, USAGE, ConfigError
 from kwsd.paths import FIFO, FILE, kind_of
-from kwsd.terminal import show
+from kwsd.terminal import show, show_line
 
 if TYPE_CHECKING:
     from kwsd.config import Config
@@ -75,7 +75,7 @@ def check(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, settings(options))
     check_all(config)
-    show(effective_yaml(config))
+    show_line(effective_yaml(config).encode(errors="backslashreplace"))
     return OK
 
 

@@ -8,12 +8,11 @@ from kwsd.artefact import Artefact, read_artefact
 from kwsd.cascade import Cascade
 from kwsd.engines import native
 from kwsd.engines.layout import UnfitError
-from kwsd.errors import CONFIG, SHORTAGES, UNAVAILABLE, ConfigError, KwsdError, ModelError
+from kwsd.errors import CONFIG, SHORTAGES, UNAVAILABLE, ConfigError, KwsdError, ModelError, is_of_memory
 from kwsd.spotter import Spotter, try_out
 
 log = logging.getLogger("kwsd")
 
-OUT_OF_MEMORY = "out of memory"  # as torch, ONNX Runtime and our own engine say it
 AUTO, NATIVE, ONNX_RUNTIME = "auto", "native", "onnxruntime"  # as the config has them
 
 
@@ -56,6 +55,8 @@ def make_spotter(artefact: Artefact, device: str, engine: str = AUTO) -> Spotter
 
 
 def _make(artefact: Artefact, device: str, engine: str) -> Spotter:
+    if not artefact.is_onnx:
+        _load_torch(artefact)
     try:
         if artefact.is_onnx:
             spotter = _make_for_onnx(artefact, engine)
@@ -73,13 +74,24 @@ def _make(artefact: Artefact, device: str, engine: str) -> Spotter:
     return spotter
 
 
+def _load_torch(artefact: Artefact) -> None:
+    """What keeps it from being loaded is not the file's fault. Raises ModelError."""
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise ModelError(
+            f"{artefact.path}: torch, which would run it, cannot be loaded ({error}); install it anew",
+            exit_code=UNAVAILABLE,
+        ) from None
+
+
 def _try_out(artefact: Artefact, spotter: Spotter) -> None:
     """What fails here is the file's fault, but for memory that is full. Raises ModelError."""
     try:
         try_out(spotter)
     except ModelError as error:
-        is_full = OUT_OF_MEMORY in str(error).lower()
-        raise ModelError(f"{artefact.path}: {error}", exit_code=UNAVAILABLE if is_full else CONFIG) from None
+        exit_code = UNAVAILABLE if is_of_memory(error) else CONFIG
+        raise ModelError(f"{artefact.path}: {error}", exit_code=exit_code) from None
 
 
 def _make_for_onnx(artefact: Artefact, engine: str) -> Spotter:

@@ -8,7 +8,7 @@ import onnxruntime  # type: ignore[import-untyped]
 
 from kwsd.artefact import METADATA, Artefact, ArtefactInfo
 from kwsd.engines.hops import Hops, States
-from kwsd.errors import UNAVAILABLE, ModelError
+from kwsd.errors import UNAVAILABLE, ModelError, is_of_memory
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
 
@@ -74,7 +74,9 @@ def _open(artefact: Artefact) -> onnxruntime.InferenceSession:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # where it prints of some files what it raises as well
             return onnxruntime.InferenceSession(artefact.data, options, providers=["CPUExecutionProvider"])
-    except Exception:  # ONNX Runtime's own exceptions have no other base in common
+    except Exception as error:  # ONNX Runtime's own exceptions have no other base in common
+        if is_of_memory(error):
+            raise ModelError(f"{artefact.path}: memory is full; free some", exit_code=UNAVAILABLE) from None
         raise ModelError(
             f"{artefact.path}: ONNX Runtime cannot load it (truncated or damaged?); export it again"
         ) from None

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from kwsd.artefact import METADATA, Artefact, ArtefactInfo
 from kwsd.device import choose_device
-from kwsd.errors import UNAVAILABLE, ModelError
+from kwsd.errors import UNAVAILABLE, ModelError, is_of_memory
 from kwsd.ring import Indices, Samples
 from kwsd.spotter import Scores
 
 if TYPE_CHECKING:
     import torch
+
+GPU_IS_FULL = "the GPU's memory is full; free some, or say device: cpu"
 
 
 class TorchScriptSpotter:
@@ -92,10 +94,9 @@ def load(artefact: Artefact, device: str) -> TorchScriptSpotter:
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; the file format decides here
             network = torch.jit.load(io.BytesIO(artefact.data), map_location=chosen)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        if "out of memory" in str(error):  # which is no `OutOfMemoryError` where CUDA itself does not start
-            raise ModelError(
-                f"{path}: the GPU's memory is full; free some, or say device: cpu", exit_code=UNAVAILABLE
-            ) from None
+        if is_of_memory(error):  # which is no `OutOfMemoryError` where CUDA itself does not start
+            full = "memory is full; free some" if chosen.type == "cpu" else GPU_IS_FULL
+            raise ModelError(f"{path}: {full}", exit_code=UNAVAILABLE) from None
         raise ModelError(f"{path}: TorchScript cannot load it ({_last_line(error)}); export it again") from None
     if info.step is None:
         return TorchScriptSpotter(info, network, chosen)

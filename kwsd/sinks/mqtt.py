@@ -129,6 +129,10 @@ class Mqtt:
             self._changed.set()
         self._ready.set()
 
+    def look_again(self) -> None:
+        """Things may not be what was announced."""
+        self._changed.set()
+
     @property
     def problem(self) -> str | None:
         """What is wrong with the connection."""
@@ -262,8 +266,8 @@ class Mqtt:
             return False
         # Of two, the event: what is retained is sent at every connection before any, and so will be found out alone.
         tried, before = min(under_way, key=lambda note: note.retained), self._suspect
-        self._suspect = tried
-        if tried != before or (tried.retained and not hung_up):
+        self._suspect = tried if hung_up or not tried.retained else None
+        if self._suspect is None or tried != before:
             return False
         if tried.retained:
             self._refused[tried.topic] = tried.payload

@@ -1,8 +1,10 @@
 """Events on standard output, written by a thread of its own so that a reader who pauses stops nobody."""
 
+import asyncio
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -10,7 +12,9 @@ from kwsd.aside import start
 from kwsd.event import Dropped, Event, Line, unnumbered
 
 QUEUE = 1024  # lines kept for a reader that is slow
-FLUSH_S = 0.3  # how long `close` waits for it
+FLUSH_S = 0.3  # how long `close` waits for it, and ...
+MOST_S = 2.0  # ... for our own thread, where the reader reads
+LOOK_S = 0.005
 
 
 class Stdout:
@@ -39,7 +43,14 @@ class Stdout:
         with self._ready:
             self._closed = True
             self._ready.notify()
-        self._thread.join(FLUSH_S)
+        begun = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - begun < (MOST_S if self._has_room() else FLUSH_S):
+            await asyncio.sleep(LOOK_S)
+
+    def _has_room(self) -> bool:
+        room = select.poll()
+        room.register(self._fd, select.POLLOUT)
+        return bool(room.poll(0))
 
     def _next(self) -> Line | None:
         with self._ready:
