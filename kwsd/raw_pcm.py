@@ -296,7 +296,7 @@ class RawPcm(Reader):
             self._came = bool(chunk)
             self._read_frames += len(chunk) // self._decoder.frame
             if whole is None and chunk:  # a socket, whose writer keeps time or does not as well
-                self._pace.note(self._read_frames)
+                self._judge(self._read_frames)
             self._pause.note(time.monotonic(), len(chunk) / self._decoder.frame / self.rate)
             return chunk
         except BlockingIOError:
@@ -316,6 +316,12 @@ class RawPcm(Reader):
         self._came = self._came or whole > 0
         return chunk if whole else None
 
+    def _judge(self, frames: int) -> None:
+        """So many have come of whoever writes now."""
+        self._pace.note(frames)
+        if self._inlet is not None:
+            self._inlet.keeps_time = self._pace.keeps_time
+
     def _let_the_rest_come(self) -> int | None:
         """Something came, or did before: wait until as much did as somebody waits for, since to read twice costs twice
         as much, and so does to look. No writer is made to wait: before half the pipe is full, it is read; and none that
@@ -331,8 +337,7 @@ class RawPcm(Reader):
             there = _waiting(fd) // frame
         missing = min(self._inlet.missing, room // 2, there + int(MOST_S * self.rate)) - there
         if there:
-            self._pace.note(self._read_frames + there)
-            self._inlet.keeps_time = self._pace.keeps_time
+            self._judge(self._read_frames + there)
         if missing > 0 and (there or (self._came and roomy)):
             due_s = self._pace.due_in(self._read_frames + there + missing) + BEHIND_S
             if due_s > 0.0:
