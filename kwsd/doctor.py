@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from kwsd import compiled_debouncer, compiled_window, ears, powers
+from kwsd import client, compiled_debouncer, compiled_window, ears, powers
 from kwsd.artefact import read_artefact
 from kwsd.aside import in_time
 from kwsd.audio_format import WINDOW
@@ -307,8 +307,17 @@ def _socket(config: Config) -> Findings:
     try:
         path = events_path() if where == "auto" else config.resolve(where)
     except KwsdError as error:
-        yield Finding(FAIL, f"events socket: {error}", "name a path in sinks.socket.path")
-        return
+        if where != "auto":
+            yield Finding(FAIL, f"events socket: {error}", "name a path in sinks.socket.path")
+            return
+        path = client.SYSTEM_SOCKET  # whoever has no place of his own may look for the service
+        if not os.path.exists(path):  # noqa: PTH110 - as below
+            yield Finding(
+                WARN,
+                f"events socket: auto finds no place for this user, and {path}, where systemd puts it, is not there",
+                "to run kwsd without systemd, name a path in sinks.socket.path",
+            )
+            return
     if not os.path.exists(path):  # noqa: PTH110 - a closed folder is no error
         yield Finding(OK, f"events socket: {path} is not there: no kwsd of this user runs")
     elif not os.access(path, os.R_OK | os.W_OK):

@@ -1,6 +1,7 @@
 """What keeps kwsd from hearing is found, with a remedy; where nothing does, that is said with the figures."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -12,8 +13,9 @@ from broker import Broker, needs_mosquitto
 from running import KWSD, free_port
 from sound_server import SoundServer, missing
 
-from kwsd import compiled
-from kwsd.doctor import FAIL, OK, WARN, compiled_parts, judge
+from kwsd import client, compiled
+from kwsd.config import load_config
+from kwsd.doctor import FAIL, OK, WARN, compiled_parts, examine, judge
 from kwsd.errors import UNAVAILABLE, USAGE
 from kwsd.recording import DEMO, read_recording
 
@@ -153,6 +155,25 @@ def test_how_long_it_listens_has_bounds(seconds, kwsd):
 
 
 # --- where events go ---
+
+
+def test_who_has_no_place_for_the_events_socket_is_told_of_that_of_the_service(monkeypatch, tmp_path):
+    path = tmp_path / "events.sock"
+    monkeypatch.setattr(client, "SYSTEM_SOCKET", path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # as the user of the service, without a session
+    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def look():
+        findings = examine(lambda: load_config(None, (FROM_FILE,), environment={}), 1.0)
+        return about([finding.as_dict() for finding in findings], "events socket")
+
+    finding = look()
+    assert finding["state"] == WARN and f"{path}, where systemd puts it, is not there" in finding["what"]
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(path))
+        service.listen()
+        assert look() == {"state": OK, "what": f"events socket: a kwsd answers at {path}", "remedy": ""}
 
 
 @needs_mosquitto
