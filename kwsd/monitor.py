@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,9 @@ FADE = 0.9  # a peak that is not reached again falls by this factor with every r
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 COMING_S = 60.0  # a daemon of our own may take so long until it answers
 GOING_S = 2.0  # and so long to end, once it hung up
-# A daemon of our own tells nobody else what it hears: who looks at a recording wants no lamp switched.
-ONLY_LOOKING = ("sinks.stdout=false", "sinks.mqtt.broker=null", "hooks=[]", "http.on=[]", "wyoming.on=[]")
+# A daemon of our own tells nobody else what it hears: who looks at a recording wants no lamp switched. Whole sections,
+# as what is left of one may be refused without the rest.
+ONLY_LOOKING = ("sinks.stdout=false", "sinks.socket.group=null", "sinks.mqtt={}", "hooks=[]", "http={}", "wyoming={}")
 CALM = {"ready", "audio_restored", "audio_healed", "stream_joined", "heartbeat", "hello"}
 
 
@@ -51,7 +53,7 @@ class View:
     ailments: dict[str, str] = field(default_factory=dict)
     muted: set[str] = field(default_factory=set)
     peaks: dict[tuple[str, str], float] = field(default_factory=dict)  # (stream, keyword): the highest score of late
-    heard: dict[str, int] = field(default_factory=dict)  # how often each keyword was
+    heard: dict[tuple[str, str], int] = field(default_factory=dict)  # (stream, keyword): how often it was
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
 
     def take(self, event: dict[str, Any], now: float) -> None:
@@ -68,7 +70,7 @@ class View:
                 self.ailments, self.muted = dict(event.get("ailments", {})), set(event.get("muted", ()))
             return
         if kind == "detection":
-            self.heard[event["keyword"]] = self.heard.get(event["keyword"], 0) + 1
+            self.heard[stream, event["keyword"]] = self.heard.get((stream, event["keyword"]), 0) + 1
         self._note_ailment(kind, stream, event)
         self.events.append(event)
 
@@ -82,11 +84,17 @@ class View:
         elif kind == "mute":
             (self.muted.add if event["muted"] else self.muted.discard)(stream)
         elif kind == "stream_left":
-            self.streams.pop(stream, None)
-            self.ailments.pop(stream, None)
-            self.muted.discard(stream)
+            self._forget(stream)
         elif kind == "shutdown":
             self.state = f"stopped: {event['reason']}"
+
+    def _forget(self, stream: str) -> None:
+        self.streams.pop(stream, None)
+        self.seen_at.pop(stream, None)
+        self.ailments.pop(stream, None)
+        self.muted.discard(stream)
+        self.peaks = {key: peak for key, peak in self.peaks.items() if key[0] != stream}
+        self.heard = {key: count for key, count in self.heard.items() if key[0] != stream}
 
     def fade(self) -> None:
         """Peaks fall with time."""
@@ -146,7 +154,7 @@ class View:
         for keyword, score in scores["scores"].items():
             threshold, peak = scores["thresholds"][keyword], max(score, self.peaks.get((name, keyword), 0.0))
             style = "bold green" if peak >= threshold else "yellow" if peak >= 0.5 * threshold else ""
-            heard = str(self.heard.get(keyword, ""))
+            heard = str(self.heard.get((name, keyword), ""))
             table.add_row(Text(keyword), bar(score, threshold), f"{score:.2f}", f"{peak:.2f}", heard, style=style)
         return table
 
@@ -157,7 +165,8 @@ class View:
         for event in list(self.events)[::-1]:
             kind = event["type"]
             style = "bold green" if kind == "detection" else "" if kind in CALM else "yellow"
-            text.append(f"{event['time'][11:19]}  {describe(event)}\n", style=style)
+            time_here = datetime.fromisoformat(event["time"]).astimezone()
+            text.append(f"{time_here:%H:%M:%S}  {describe(event)}\n", style=style)
         return text if self.events else Text("none yet", style="dim")
 
 
@@ -251,19 +260,22 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def monitor(lines: Callable[[], Iterator[dict[str, Any]]]) -> None:
-    """Draw what the lines tell, until they end.
-
-    Raises KwsdError if there are none, ConfigError if there is no terminal or no library to draw with.
-    """
+def check_terminal() -> None:
+    """Raises ConfigError if there is none, or no library to draw in it with."""
     if not sys.stdout.isatty():
         raise ConfigError("monitor: needs a terminal; scripts read the events socket", exit_code=USAGE)
     try:
-        from rich.live import Live
+        import rich  # noqa: F401
     except ImportError:
         raise ConfigError(
             "monitor: rich is not installed; pip install 'kwsd[monitor]'", exit_code=UNAVAILABLE
         ) from None
+
+
+def monitor(lines: Callable[[], Iterator[dict[str, Any]]]) -> None:
+    """Draw what the lines tell, in the terminal, until they end. Raises KwsdError if there are none."""
+    from rich.live import Live
+
     view, told = View(), _in_background(lines)
     with Live(view.draw(time.monotonic()), auto_refresh=False, screen=True) as live:
         while True:

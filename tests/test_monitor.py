@@ -66,14 +66,28 @@ def test_the_screen_has_level_scores_thresholds_events_and_lag():
     screen = drawn(told({"type": "hello", "model": "sha256:abc"}, SCORES, HEARD))
     for part in ("sha256:abc: listening", "mic", "-40.0 dBFS", "lag 12 ms", "_silence_ 0.70", "│", "yes", "0.90"):
         assert part in screen, screen
-    assert "16:36:16  mic: yes  0.91 (threshold 0.70)" in screen
+    assert "  mic: yes  0.91 (threshold 0.70)" in screen
+
+
+def test_times_are_those_of_the_clock_on_the_wall(monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "IST-5:30")
+        time.tzset()
+        screen = drawn(told(SCORES, HEARD))
+    time.tzset()
+    assert "22:06:16  mic: yes" in screen
 
 
 def test_peaks_stay_a_while_and_words_are_counted():
     view = told(SCORES, SCORES | {"scores": {"yes": 0.1, "no": 0.3}}, HEARD, HEARD)
-    assert view.peaks["mic", "yes"] == 0.9 and view.peaks["mic", "no"] == 0.3 and view.heard == {"yes": 2}
+    assert view.peaks["mic", "yes"] == 0.9 and view.peaks["mic", "no"] == 0.3 and view.heard == {("mic", "yes"): 2}
     view.fade()
     assert view.peaks["mic", "yes"] == pytest.approx(0.9 * FADE)
+
+
+def test_words_are_counted_where_they_were_said():
+    rows = [line for line in drawn(told(SCORES, SCORES | {"stream": "attic"}, HEARD)).splitlines() if "│ yes" in line]
+    assert [row.strip("│ ").endswith(" 1") for row in rows] == [True, False]
 
 
 def test_what_is_wrong_with_a_stream_is_on_top_until_it_is_over():
@@ -111,6 +125,13 @@ def test_a_satellite_that_left_is_gone_and_many_streams_are_counted():
     assert "and 3 streams more" in drawn(view)
     view.take({"type": "stream_left", "stream": "room 0", "time": "2026-11-24T16:36:16Z"}, 100.0)
     assert "and 2 streams more" in drawn(view)
+
+
+def test_of_a_satellite_that_left_nothing_is_kept():
+    left = {"type": "stream_left", "stream": "mic", "reason": "it hung up"}
+    view, empty = told(SCORES, HEARD, {"type": "audio_lost", "stream": "mic"}, left), View()
+    view.events.clear()
+    assert view == empty
 
 
 def test_any_event_is_one_line_without_what_nobody_reads():
@@ -219,6 +240,8 @@ def test_who_only_looks_switches_no_lamp_and_needs_no_port(tmp_path):
         config.write_text(
             f"hooks: [{{shell: touch {tmp_path}/lamp}}]\nhttp: {{on: ['tcp://127.0.0.1:{port}']}}\n"
             f"listen: {{on: ['tcp://127.0.0.1:{port}']}}\n"
+            f"wyoming: {{on: ['tcp://0.0.0.0:{port}'], unprotected: true, zeroconf: lamps}}\n"
+            "sinks: {mqtt: {broker: 'mqtts://broker', ca_file: ca.pem}, socket: {group: nobody-at-all}}\n"
         )
         environment = clean_environment(XDG_RUNTIME_DIR=str(tmp_path))
         terminal = Terminal("--config", str(config), "--source", str(DEMO), environment=environment)
@@ -233,16 +256,21 @@ def test_who_only_looks_switches_no_lamp_and_needs_no_port(tmp_path):
 
 def test_it_needs_a_terminal(kwsd):
     kwsd("monitor", "--source", DEMO).refused(USAGE, "monitor: needs a terminal")
+    kwsd("monitor", "--source", "nowhere.wav").refused(USAGE, "monitor: needs a terminal")  # no daemon was begun
 
 
-def test_without_a_daemon_and_a_source_it_says_what_to_do(kwsd, tmp_path):
+def test_without_a_daemon_and_a_source_it_says_what_to_do(kwsd, environment, tmp_path):
     kwsd("monitor", "--socket", tmp_path / "s", "--source", DEMO).refused(USAGE, "--socket watches a daemon that runs")
     if not os.path.exists("/run/kwsd/events.sock"):  # noqa: PTH110 - somebody's own
-        kwsd("monitor").refused(UNAVAILABLE, "no kwsd runs", "start one, or name a --source")
+        terminal = Terminal(environment=environment)
+        assert terminal.ended() == UNAVAILABLE
+        assert re.search(r"no kwsd runs: .*; start one, or name a --source", terminal.text)
 
 
-def test_what_keeps_its_own_daemon_from_starting_is_said(kwsd):
-    kwsd("monitor", "--source", "nowhere.wav").refused(NO_INPUT, "nowhere.wav: no such file")
+def test_what_keeps_its_own_daemon_from_starting_is_said(environment):
+    terminal = Terminal("--source", "nowhere.wav", environment=environment)
+    assert terminal.ended(30.0) == NO_INPUT
+    assert "nowhere.wav: no such file" in terminal.text
 
 
 def test_what_ends_its_own_daemon_is_said(tmp_path):
@@ -261,6 +289,7 @@ def test_a_socket_on_which_nobody_answers_is_said_on_the_terminal(tmp_path):
 def test_without_the_library_it_says_which(tmp_path):
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich/__init__.py").write_text("raise ImportError\n")
-    terminal = Terminal("--socket", str(tmp_path / "s"), environment=clean_environment(PYTHONPATH=str(tmp_path)))
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    terminal = Terminal("--source", "nowhere.wav", environment=clean_environment(PYTHONPATH=path))
     assert terminal.ended() == UNAVAILABLE
     assert "rich is not installed; pip install 'kwsd[monitor]'" in terminal.text

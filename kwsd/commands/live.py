@@ -119,6 +119,7 @@ def monitor(options: argparse.Namespace) -> int:
     alone = options.source is not None or bool(options.config or options.model or options.set)
     if alone and options.socket:
         raise ConfigError("monitor: --socket watches a daemon that runs; leave out the other options", exit_code=USAGE)
+    monitoring.check_terminal()
     with contextlib.ExitStack() as stack:
         stack.enter_context(monitoring.ended_by_signals())
         if alone:
