@@ -49,7 +49,6 @@ PAGE = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 OPEN = {"/page.css", "/icon.svg"}  # what is shown before anybody said who they are
-COOKIE = "kwsd"
 YES_OR_NO = {"1": True, "true": True, "0": False, "false": False, "": False}
 SAFE = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
@@ -122,6 +121,7 @@ class Endpoint:
                 web.get("/status", endpoint._status),
                 web.get("/suggestion", endpoint._suggestion),
                 web.post("/command", endpoint._command),
+                web.get("/login", _to_the_page),  # which is what a browser shows after a wrong secret
                 web.post("/login", endpoint._login),
             ])  # fmt: skip
         endpoint._runner = web.AppRunner(
@@ -186,10 +186,15 @@ class Endpoint:
             if request.path == "/" and self._host.status is not None:
                 return _ask_for_token(200)
             raise web.HTTPUnauthorized(text="send the secret as Authorization: Bearer …\n")
-        if by_tcp and not self._token and not _names_this_machine(request.headers.get("Host", "")):
+        host = request.headers.get("Host", "")
+        if by_tcp and not self._token and not _names_this_machine(host):
             raise web.HTTPForbidden(text="ask for 127.0.0.1 or localhost: another name may be a trick of a web page\n")
+        if not by_tcp and _is_of_dns(host):  # the socket may be forwarded to a port
+            raise web.HTTPForbidden(
+                text="ask for 127.0.0.1, localhost or a name without a dot: another may be a trick of a web page\n"
+            )
         origin = request.headers.get("Origin")
-        if request.method == "POST" and origin and _host_of(origin) != request.headers.get("Host"):
+        if request.method == "POST" and origin and _host_of(origin) != host:
             raise web.HTTPForbidden(text="a page from elsewhere gives no commands\n")
         try:
             return await handler(request)
@@ -200,12 +205,17 @@ class Endpoint:
         kind, _, said = request.headers.get("Authorization", "").partition(" ")
         if kind == "Bearer" and _same(said.strip(), self._token):
             return True
-        return _same(request.cookies.get(COOKIE, ""), self._cookie)
+        name, secret = self._cookie
+        return _same(request.cookies.get(name, ""), secret)
 
     @property
-    def _cookie(self) -> str:
-        """What a browser keeps instead of the token."""
-        return hmac.new(self._token.encode(), b"kwsd cookie", hashlib.sha256).hexdigest()
+    def _cookie(self) -> tuple[str, str]:
+        """What a browser keeps instead of the token, and its name: cookies know no port, and another kwsd on the same
+        host has one as well."""
+        name, secret = (
+            hmac.new(self._token.encode(), what, hashlib.sha256).hexdigest() for what in (b"its name", b"kwsd cookie")
+        )
+        return f"kwsd-{name[:8]}", secret
 
     async def _login(self, request: "web.Request") -> "web.Response":
         from aiohttp import web
@@ -217,8 +227,9 @@ class Endpoint:
             raise web.HTTPBadRequest(text="send a form with the field token\n") from None
         if self._token and not _same(said.strip(), self._token):
             return _ask_for_token(401)
-        answer = web.Response(status=303, headers={"Location": "/"} | SAFE)
-        answer.set_cookie(COOKIE, self._cookie, httponly=True, samesite="Strict", max_age=365 * 24 * 3600)
+        answer = await _to_the_page(request)
+        # Lax: also for who comes by a link from elsewhere. That is a GET, which changes nothing.
+        answer.set_cookie(*self._cookie, httponly=True, samesite="Lax", max_age=365 * 24 * 3600)
         return answer
 
     # --- what is served ---
@@ -397,8 +408,14 @@ def _ask_for_token(status: int) -> "web.Response":
     return web.Response(status=status, text=page, content_type="text/html", headers=SAFE)
 
 
+async def _to_the_page(_: "web.Request") -> "web.Response":
+    from aiohttp import web
+
+    return web.Response(status=303, headers={"Location": "/"} | SAFE)
+
+
 def _same(said: str, secret: str) -> bool:
-    return hmac.compare_digest(said.encode(errors="surrogateescape"), secret.encode())
+    return hmac.compare_digest(said.encode(errors="surrogatepass"), secret.encode())
 
 
 def _is_local(request: "web.Request") -> bool:
@@ -421,6 +438,16 @@ def _names_this_machine(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
         return ipaddress.ip_address(name).is_loopback
     return name == "localhost"
+
+
+def _is_of_dns(host: str) -> bool:
+    """Whether a Host header is a name that somebody's DNS may turn into any address."""
+    name = host
+    with contextlib.suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
+        ipaddress.ip_address(name)
+        return False
+    return "." in name
 
 
 class _Away(asyncio.Protocol):

@@ -192,31 +192,59 @@ def test_it_fits_and_follows_light_and_dark(browser, daemon, size):
     assert backgrounds["light"] != backgrounds["dark"]
 
 
-@in_browser
-def test_with_a_token_it_asks_for_it_once(page, environment, tmp_path):
-    token = tmp_path / "token"
-    token.write_text("open sesame\n")
+@contextlib.contextmanager
+def guarded(secret, environment, folder):
+    """A daemon that wants a secret, and hears the demo recording as the kitchen."""
+    token = folder / secret
+    token.write_text(f"{secret}\n")
     token.chmod(0o600)
     stream = f"streams=[{{source: file, path: {DEMO}, name: kitchen}}]"
-    options = ("--set", stream, *serving("--set", f"http.token_file={token}"))
-    with Running(*options, environment=environment) as daemon:
-        daemon.wait_for("ready")
-        address = address_of(daemon)
+    options = ("--set", stream, *serving("--set", f"http.token_file={token}", "--set", "sinks.socket.enabled=false"))
+    with Running(*options, environment=environment) as running:
+        running.address = address_of(running)
+        running.wait_for("ready")
+        yield running
+
+
+def log_in(page, secret):
+    page.get_by_label("The secret").fill(secret)
+    page.get_by_role("button").click()
+
+
+@in_browser
+def test_with_a_token_it_asks_for_it_once(page, environment, tmp_path):
+    with guarded("open sesame", environment, tmp_path) as daemon:
+        address = daemon.address
         page.goto(f"http://{address}/")
-        page.get_by_label("The secret").fill("wombat")
-        page.get_by_role("button").click()
+        log_in(page, "wombat")
         page.get_by_text("That is not the secret").wait_for()
-        page.get_by_label("The secret").fill("open sesame")
-        page.get_by_role("button").click()
+        page.goto(page.url)  # /login, as Enter in the address bar does
+        log_in(page, "open sesame")
         page.locator("[data-stream=kitchen]").wait_for()
         page.reload()
+        page.locator("[data-stream=kitchen]").wait_for()
+        page.goto(f"data:text/html,<a href='http://{address}/'>kwsd</a>")
+        page.get_by_text("kwsd").click()
         page.locator("[data-stream=kitchen]").wait_for()
         for path in ("/metrics", "/status", "/events", "/healthz", "/page.js"):
             assert ask(address, path)[0] == 401
             assert path == "/events" or ask(address, path, Authorization="Bearer open sesame")[0] == 200
         assert ask(address, "/status", Authorization="Bearer opens")[0] == 401
-        assert ask(address, "/status", Cookie="kwsd=open sesame")[0] == 401
+        [cookie] = page.context.cookies()
+        assert ask(address, "/status", Cookie=f"{cookie['name']}={cookie['value']}")[0] == 200
+        assert ask(address, "/status", Cookie=f"{cookie['name']}=open sesame")[0] == 401
         assert "open sesame" not in "".join(daemon.errors)
+
+
+@in_browser
+def test_two_on_one_machine_do_not_log_each_other_out(page, environment, tmp_path):
+    with guarded("one", environment, tmp_path) as one, guarded("other", environment, tmp_path) as other:
+        for daemon, secret in ((one, "one"), (other, "other")):
+            page.goto(f"http://{daemon.address}/")
+            log_in(page, secret)
+            page.locator("[data-stream=kitchen]").wait_for()
+        page.goto(f"http://{one.address}/")
+        page.locator("[data-stream=kitchen]").wait_for()
 
 
 # --- for scripts ---
@@ -337,6 +365,39 @@ def test_headers_that_make_no_sense_are_refused_not_failed(daemon, header):
         status = connection.makefile("rb").readline()
     assert b" 500 " not in status and status, status
     assert not [line for line in daemon.errors if "Traceback" in line]
+
+
+def test_a_secret_that_no_text_can_be_is_wrong(environment, tmp_path):
+    with guarded("open sesame", environment, tmp_path) as daemon:
+        kind = "application/x-www-form-urlencoded; charset=unicode_escape"
+        status, text = ask(daemon.address, "/login", rb"token=\ud800", Content_Type=kind)
+        assert status == 401 and "That is not the secret" in text
+        assert not [line for line in daemon.errors if "Traceback" in line]
+
+
+@pytest.mark.parametrize(
+    ("host", "answer"),
+    [
+        ("evil.example", b"403"),
+        ("127.0.0.1.evil.example:9170", b"403"),
+        ("evil.example[", b"403"),
+        ("kwsd", b"200"),
+        ("localhost:9170", b"200"),
+        ("[::1]:9170", b"200"),
+        ("127.0.0.1", b"200"),
+    ],
+)
+def test_through_a_unix_socket_no_name_of_another_is_heard(host, answer, environment, tmp_path):
+    path = tmp_path / "http.sock"
+    with (
+        Running("--source", "-", "--set", f"http.on=['unix:{path}']", environment=environment) as daemon,
+        socket.socket(socket.AF_UNIX) as connection,
+    ):
+        daemon.wait_for_log("metrics and health on")
+        connection.connect(str(path))
+        connection.sendall(f"GET /status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        said = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert said.split()[1] == answer and (b"ask for 127.0.0.1, localhost or" in said) is (answer == b"403"), said
 
 
 def test_a_form_in_an_encoding_there_is_not_is_refused(daemon):
