@@ -148,12 +148,50 @@ def test_a_connection_that_is_lost_is_said_and_comes_back(page, environment):
         page.get_by_text("listening", exact=True).wait_for()
         first.process.kill()
         page.get_by_text("connection lost").wait_for()
-    with Running(*options, environment=environment) as second:
+    stricter = ("--set", "keywords={all: {}, stop: {threshold: 0.7777}}")
+    with Running(*options, *stricter, environment=environment) as second:
         second.wait_for("ready")
         page.get_by_text("listening", exact=True).wait_for()
+        page.locator("#yaml", has_text="0.7777").wait_for(state="attached")
         page.locator("#events li.detection").first.wait_for()
         second.process.send_signal(signal.SIGHUP)
         page.locator("#events li.reload").wait_for()
+
+
+COUNTING = """
+window.most = 0;
+const ask = window.fetch;
+let now = 0;
+window.fetch = (path, ...options) => {
+  if (path === "status") window.most = Math.max(window.most, ++now);
+  return ask(path, ...options).finally(() => { if (path === "status") now -= 1; });
+};
+"""
+
+
+@in_browser
+def test_however_much_happens_it_asks_once_at_a_time_how_all_is_and_shows_the_last(page, daemon):
+    page.add_init_script(COUNTING)
+    held, slow = [], True
+
+    def hold(request):
+        if slow:
+            held.append(request)
+        else:
+            request.continue_()
+
+    page.route("**/status", hold)
+    page.goto(f"http://{daemon.address}/")
+    page.get_by_text("listening", exact=True).wait_for()
+    for command in ("mute", "unmute", "mute", "unmute", "mute"):
+        assert order(daemon.address, command=command)[0] == 200
+    page.locator("#events li.mute").nth(4).wait_for()
+    assert page.evaluate("most") == 1
+    slow = False
+    for request in held:
+        request.continue_()
+    page.locator("[data-stream=kitchen] .badge", has_text="muted").wait_for()
+    assert page.evaluate("most") == 1
 
 
 @in_browser

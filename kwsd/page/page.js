@@ -7,28 +7,37 @@ const PEAK_MS = 2500;      // a peak stays so long before it falls
 const HEARD_MS = 2500;     // a word that was heard stays green
 const STATUS_MS = 5000;    // levels and ailments of streams nobody scores, uptime
 const SILENT_MS = 4000;    // without scores a stream's bars say nothing
+const ANSWER_MS = 10000;   // a request has so long
 
 const byId = (id) => document.getElementById(id);
 const streams = new Map();    // name → {element, words, peaks, heard, seen}
 const thresholds = new Map(); // keyword → {element, input, output, back}
 let status = null;
+let asking = null, next = null;  // the request for /status that is on its way, and that after it
 
 // --- talking to the daemon ---
 
 async function get(path) {
   try {
-    const answer = await fetch(path);
+    const answer = await fetch(path, {signal: AbortSignal.timeout(ANSWER_MS)});
     if (answer.status === 401) location.reload();
-    return answer.ok ? answer : null;
+    return answer.ok ? await answer.text() : null;
   } catch {  // what comes of that, the events say
     return null;
   }
 }
 
-async function fetchStatus() {
-  const answer = await get("status");
-  if (!answer) return;
-  status = await answer.json();
+function fetchStatus() {  // one at a time: they may overtake each other; and what was asked before may be too old
+  const again = () => { next = null; return fetchStatus(); };
+  if (asking) return next ??= asking.then(again, again);
+  asking = askForStatus().finally(() => { asking = null; });
+  return asking;
+}
+
+async function askForStatus() {
+  const text = await get("status");
+  if (text === null) return;
+  status = JSON.parse(text);
   showStatus();
 }
 
@@ -48,7 +57,7 @@ async function command(said, answered = () => {}) {
 
 function connect() {
   const source = new EventSource("events?scores=1");
-  source.onopen = () => { setState("good", "listening"); fetchStatus(); };
+  source.onopen = () => { setState("good", "listening"); fetchStatus(); showSuggestion(); };
   source.onerror = () => {
     setState("bad", "connection lost; trying again …");
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 2000);
@@ -216,8 +225,8 @@ async function setThreshold(shown, word, value) {
 }
 
 async function showSuggestion() {
-  const answer = await get("suggestion");
-  if (answer) byId("yaml").textContent = await answer.text();
+  const text = await get("suggestion");
+  if (text !== null) byId("yaml").textContent = text;
 }
 
 function note(event) {
@@ -258,5 +267,4 @@ byId("copy").addEventListener("click", async () => {
 });
 
 setInterval(() => { if (!document.hidden) fetchStatus(); }, STATUS_MS);
-showSuggestion();
 connect();
