@@ -15,7 +15,9 @@ UNLIMITED = {"unlimited": True}  # `extra` of lines that somebody asked for
 
 def set_up_logging(level: int) -> None:
     """To stderr: with a time for people, with a priority for the journal, which has its own clock."""
-    journal = "JOURNAL_STREAM" in os.environ
+    stderr = os.fstat(2)
+    # Whatever a unit starts inherits this, also what writes elsewhere.
+    journal = os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(RateLimit())
     handler.addFilter(_add_priority)

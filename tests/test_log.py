@@ -1,6 +1,10 @@
 """However often something changes, the log stays readable, and says what it left out."""
 
 import logging
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -65,6 +69,19 @@ def test_what_was_asked_for_is_not_limited():
     for n in range(100):
         log.say("%s", f"windows: {n}", extra=UNLIMITED)
     assert len(log.lines) == 100
+
+
+SAY = "import logging, kwsd.log; kwsd.log.set_up_logging(logging.INFO); logging.info('hears')"
+
+
+@pytest.mark.parametrize(("other", "line"), [(0, r"<6>hears\n"), (1, r"[-\d]+ [:,\d]+ kwsd: hears\n")])
+def test_only_the_journal_has_a_clock_of_its_own(other, line, tmp_path):
+    path = tmp_path / "stderr"
+    with path.open("wb") as stderr:
+        file = os.fstat(stderr.fileno())
+        environment = os.environ | {"JOURNAL_STREAM": f"{file.st_dev}:{file.st_ino + other}"}
+        subprocess.run([sys.executable, "-c", SAY], env=environment, stderr=stderr, check=True)
+    assert re.fullmatch(line, path.read_text())
 
 
 @given(st.lists(st.floats(0, 30), max_size=200))
