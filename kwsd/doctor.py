@@ -43,7 +43,7 @@ LEAST_SNR_DB = 10.0  # of the loudest to the quietest frames, where somebody spo
 ANSWER_S = 3.0  # a server of webhooks has so long to be reached
 OFFSET = 0.02  # of full scale, from which a constant part of the signal is worth a word
 NOISY_DBFS = -35.0
-UNIT_PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "StatusText", "NRestarts")
+UNIT_PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "StatusText", "NRestarts")
 SOUND = Path("/dev/snd")
 
 REMEDIES = {
@@ -411,9 +411,10 @@ def _service() -> Findings:
         if state.get("LoadState") != "loaded":
             yield Finding(OK, f"{kind}: not installed")
             continue
-        active, status = state.get("ActiveState", ""), state.get("StatusText", "")
-        what = f"{kind}: {active}, {state.get('UnitFileState')}, restarted {state.get('NRestarts')} times; {status}"
-        if active == "failed" or "NOT HEARING" in status:
+        active, sub, status = (state.get(name, "") for name in ("ActiveState", "SubState", "StatusText"))
+        what = f"{kind}: {active} ({sub}), {state.get('UnitFileState')}, restarted {state.get('NRestarts')} times; "
+        what += status
+        if active == "failed" or sub.startswith("auto-restart") or "NOT HEARING" in status:
             follow = "journalctl --user -u kwsd" if options else "journalctl -u kwsd"
             yield Finding(FAIL if active == "failed" else WARN, what, f"{follow} says why")
         else:

@@ -154,6 +154,9 @@ def test_one_that_stays_away_has_the_watchdog_end_it_and_is_waited_for(service):
     pid = running(service)
     service.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "sound-server")
     wait_until(lambda: int(service.show("NRestarts")["NRestarts"]) >= 1, 45)  # in vain: there is no microphone
+    doctor = "kwsd doctor --set streams=[] --set listen.on=[unix:/run/in]"
+    restarts = r"warn  system unit: activating \(auto-restart.*\n.*journalctl -u kwsd says why"
+    wait_until(lambda: re.search(restarts, service.shell(doctor, check=False)), 20)
     service.run("systemctl", "start", "sound-server")
     anew = wait_until(lambda: running(service), 20)
     assert anew != pid
