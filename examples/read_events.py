@@ -25,6 +25,8 @@ def follow():
         connection.connect(PATH)
         connection.sendall(json.dumps(WISH).encode() + b"\n")
         for line in connection.makefile("rb"):
+            if not line.endswith(b"\n"):  # kwsd stopped, and did not wait for us to read it all
+                return
             event = json.loads(line)
             if event["type"] == "detection":
                 on_word(event)

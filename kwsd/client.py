@@ -75,6 +75,8 @@ def _said(path: Path, connection: socket.socket, question: bytes) -> Iterator[di
     try:
         with connection.makefile("rb") as lines:
             for line in lines:
+                if not line.endswith(b"\n"):  # it stopped, and did not wait for us to read
+                    return
                 event = json.loads(line)
                 if not isinstance(event, dict) or "type" not in event:
                     raise ValueError

@@ -364,18 +364,27 @@ def test_who_watches_is_told_that_a_reload_opens_the_socket_anew(environment, tm
         assert daemon.stop()[0] == 0
 
 
-def test_what_is_no_kwsd_is_told_apart(tmp_path, kwsd):
+@pytest.mark.parametrize(
+    ("said", "order", "code", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", "status", IO, "what answers there is no kwsd's events socket"),
+        (b'{"type": "hello"}\n{"type": "ans', "status", UNAVAILABLE, "kwsd hung up without an answer"),
+        (b'{"type": "hello"}\n{"type": "det', "watch", UNAVAILABLE, "kwsd is gone without a word"),
+    ],
+)
+def test_what_is_no_kwsd_is_told_apart_from_one_that_stopped_amid_a_line(said, order, code, words, tmp_path, kwsd):
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(tmp_path / "s"))
         other.listen()
 
         def answer():
             with other.accept()[0] as connection:
-                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+                connection.recv(4096)
+                connection.sendall(said)
 
         answering = threading.Thread(target=answer)
         answering.start()
-        kwsd("ctl", "--socket", tmp_path / "s", "status").refused(IO, "what answers there is no kwsd's events socket")
+        kwsd("ctl", "--socket", tmp_path / "s", order).refused(code, words)
         answering.join()
 
 

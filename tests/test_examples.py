@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,6 +79,14 @@ def test_lamp(folder, environment):
 def test_read_events_also_after_a_restart(folder, environment):
     with Program(sys.executable, folder / "read_events.py", environment=environment, folder=folder) as reading:
         reading.prints("trying again")
+        path = Path(environment["XDG_RUNTIME_DIR"]) / "kwsd/events.sock"
+        path.parent.mkdir()
+        with socket.socket(socket.AF_UNIX) as stopping:  # that does not wait for who reads slowly
+            stopping.bind(str(path))
+            stopping.listen()
+            with stopping.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(b'{"type": "hello"}\n{"type": "detec')
         for _ in range(2):
             with Running("--set", f"streams={DEMO_STREAM}", environment=environment):
                 before = reading.out.read_text().count("desk: stop")
