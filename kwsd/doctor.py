@@ -1,6 +1,7 @@
 """`kwsd doctor`: is all there that hearing needs? Looks, records a little, and names the remedy of what is wrong."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -23,7 +24,7 @@ from kwsd.compiled import library
 from kwsd.config import Config, MicrophoneConfig
 from kwsd.door import answers, events_path
 from kwsd.engines import make_spotter
-from kwsd.errors import KwsdError
+from kwsd.errors import NO_INPUT, AudioError, KwsdError
 from kwsd.health import CLIPPED, CLIPPING, CONSTANT, MEANING, NONSENSE, QUIET, SILENCE, STUCK, fault_in
 from kwsd.inlet import Inlet
 from kwsd.microphone import Microphone
@@ -222,12 +223,21 @@ def _devices() -> Findings:
     try:
         devices, default = in_time(look)
     except KwsdError as error:
-        yield Finding(FAIL, f"devices: {error}")
+        yield _not_opened("devices", error) if error.exit_code == NO_INPUT else Finding(FAIL, f"devices: {error}")
         return
     for device in devices:
         mark = ", the default" if device["index"] == default else ""
         rate, channels = device["default_samplerate"], device["max_input_channels"]
         yield Finding(OK, f"device {device['index']}: {device['name']}, {rate:.0f} Hz, {channels} channels{mark}")
+
+
+def _not_opened(what: str, error: KwsdError, remedy: str = "") -> Finding:
+    """No fault where a kwsd runs: most cards can be opened but once, and are not even found while they are."""
+    with contextlib.suppress(KwsdError):
+        path = client.usual_socket()
+        if isinstance(error, AudioError) and answers(path):
+            return Finding(WARN, f"{what}: {error}", f"the kwsd that runs ({path}) may hold it; stop it to examine it")
+    return Finding(FAIL, f"{what}: {error}", remedy)
 
 
 # --- a microphone ---
@@ -238,7 +248,7 @@ def _microphone(stream: MicrophoneConfig, config: Config, seconds: float) -> Fin
     try:
         recorded, rate = record(stream, seconds)
     except KwsdError as error:
-        yield Finding(FAIL, f"{name}: {error}", "kwsd devices lists what there is; name one in streams")
+        yield _not_opened(name, error, "kwsd devices lists what there is; name one in streams")
         return
     if recorded is None:
         yield Finding(
@@ -251,7 +261,7 @@ def _microphone(stream: MicrophoneConfig, config: Config, seconds: float) -> Fin
 def record(stream: MicrophoneConfig, seconds: float) -> tuple[Samples | None, int]:
     """The last seconds (n,) of a microphone as it delivers them, and its rate in Hz; None if it delivers nothing.
 
-    Raises AudioError if it cannot be opened.
+    Raises AudioError if it cannot be opened, KwsdError if the sound system hangs.
     """
 
     def listen() -> tuple[Microphone, Inlet]:

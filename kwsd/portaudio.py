@@ -59,7 +59,8 @@ class PortAudio:
         devices = self.devices()
         if not devices:
             raise AudioError(
-                "no microphone: PortAudio finds no device that can record; plug one in, or start the sound server",
+                "no microphone: PortAudio finds no device that can record; plug one in, or start the sound server; is "
+                "another program using it?",
             )
         if wanted == "default":
             number = self._module.default.device[0]
@@ -107,7 +108,8 @@ class PortAudio:
             except self._module.PortAudioError as error:
                 refusal = str(error)
         raise AudioError(
-            f"microphone {device['name']!r}: cannot be opened ({refusal}); see kwsd devices for others",
+            f"microphone {device['name']!r}: cannot be opened ({refusal}); is another program using it? "
+            "Else see kwsd devices for others",
             exit_code=UNAVAILABLE,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from broker import Broker, needs_mosquitto
-from running import KWSD, free_port
+from running import KWSD, Running, free_port
 from sound_server import SoundServer, missing
 
 from kwsd import client, compiled
@@ -93,6 +93,29 @@ def test_without_a_microphone_it_says_so_and_goes_on(kwsd, tmp_path):
     assert result.code == UNAVAILABLE
     assert "FAIL  devices: no microphone" in result.out and "events socket" in result.out
     assert "systemd: " in result.out.splitlines()[-1] or "unit: " in result.out
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ("", "devices: no microphone"),
+        ("pcm.refusing { type iec958 slave { pcm { type null } format S16_LE } }\n", "microphone mic (refusing): "),
+    ],
+)
+def test_a_microphone_that_the_kwsd_that_runs_may_hold_is_not_missing(devices, said, kwsd, environment, tmp_path):
+    (tmp_path / "alsa.conf").write_text(f"pcm.broken {{ type hw card 31 }}\n{devices}")
+
+    def look():
+        refusing = "streams=[{source: microphone, device: refusing}]"
+        return kwsd("doctor", "--set", refusing, more={"ALSA_CONFIG_PATH": str(tmp_path / "alsa.conf")})
+
+    result = look()
+    assert result.code == UNAVAILABLE and f"FAIL  {said}" in result.out and "is another program using it?" in result.out
+    with Running("--source", str(DEMO), environment=environment) as daemon:
+        daemon.wait_for("ready")
+        result = look()
+        assert result.code == 0 and f"warn  {said}" in result.out
+        assert "/kwsd/events.sock) may hold it; stop it to examine it" in result.out
 
 
 def test_a_config_that_is_wrong_is_the_first_to_be_said(kwsd):
