@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from live_systemd import REPOSITORY, Machine, why_not
 from running import clean_environment
+from test_live_systemd import wait_until
 
 from kwsd.cli import TRAINING
 from kwsd.recording import DEMO
@@ -77,13 +78,18 @@ def test_it_installs_listens_is_renewed_and_goes(tmp_path):
         machine.shell("systemctl enable --now kwsd")
         machine.speak(DEMO)
         assert machine.shell("journalctl --unit kwsd --output cat").count('"type":"detection"') >= 5
-        before = machine.show("MainPID")
+        old = machine.show("MainPID")["MainPID"]
         machine.shell("echo '# mine' >> /etc/kwsd/config.yaml; dpkg --install /opt/kwsd.deb")
-        assert machine.show("ActiveState", "MainPID")["ActiveState"] == "active"
-        assert machine.show("MainPID") != before
+        is_new = f"systemctl is-active kwsd && systemctl show --property=MainPID kwsd | grep --invert-match '={old}$'"
+        wait_until(lambda: "MainPID=" in machine.shell(is_new, check=False), 30)
         assert machine.shell("tail -n 1 /etc/kwsd/config.yaml") == "# mine\n"
+        pipe = "streams: [{source: pcm, path: /opt/pipe}]"
+        machine.shell(f"mkfifo --mode=644 /opt/pipe; echo '{pipe}' > /etc/kwsd/config.yaml")
+        machine.shell("systemctl --no-block restart kwsd; dpkg --install /opt/kwsd.deb")  # nobody ever writes into it
         machine.shell("dpkg --purge kwsd")
-        left = "find /etc /usr /var/lib/systemd -name '*kwsd*' ! -path '*/kwsd.service.d'; ls -d /run/kwsd"
+        left = (
+            "find /etc /usr /var/lib/systemd -name '*kwsd*' ! -path '*/kwsd.service.d'; ls -d /run/kwsd /var/lib/kwsd"
+        )
         assert machine.shell(left, check=False) == ""
 
 
