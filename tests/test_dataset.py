@@ -397,6 +397,17 @@ def test_transcripts_may_lie_beside_the_recordings(talk):
     assert (len(pieces), left_out) == (4, 1)
 
 
+@pytest.mark.parametrize("way", ["../a/keyword.wav", "../../talk/a/./keyword.wav", "{link}/a/keyword.wav"])
+def test_transcripts_may_lie_in_a_folder_of_their_own_and_name_recordings_by_any_way(way, talk, tmp_path):
+    (tmp_path / "link").symlink_to(talk)
+    (talk / "transcripts.tsv").unlink()
+    (talk / "txt").mkdir()
+    (talk / "txt/transcripts.tsv").write_text(f"{way.format(link=tmp_path / 'link')}\tplease stop\n")
+    pieces, left_out = load_talk(talk, ("stop", "no"))
+    assert (len(pieces), left_out) == (4, 1)
+    assert [path.name for path in transcribed_talk(talk, ("stop",))[0]] == ["keyword.wav"]
+
+
 def test_transcripts_above_a_folder_count_for_it(talk):
     pieces, left_out = load_talk(talk / "a", ("stop", "no"))
     assert ([path.name for path in pieces], left_out) == (["plain.wav"], 1)

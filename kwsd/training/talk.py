@@ -173,6 +173,14 @@ def _transcribed_lines(folder: Path) -> Iterator[tuple[Path, Path, str]]:
     above = [listing for listing in listings if listing.exists()][:1]
     for listing in (*above, *(path for path in files(folder) if path.name == "transcripts.tsv")):
         for line in filter(str.strip, lines(listing)):
-            path, _, text = line.partition("\t")
-            if (listing.parent / path).is_relative_to(folder):
-                yield listing, listing.parent / path, text
+            name, _, text = line.partition("\t")
+            path = _named(listing, name, folder)
+            if path.is_relative_to(folder):
+                yield listing, path, text
+
+
+def _named(listing: Path, name: str, folder: Path) -> Path:
+    """What a line means, as it is found in a folder whose own path has no `..` and no link in it."""
+    path = Path(os.path.normpath(listing.parent / name))
+    through_a_link = Path(name).is_absolute() and not path.is_relative_to(folder) and kind_of(path) is not None
+    return path.resolve() if through_a_link else path
