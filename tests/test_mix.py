@@ -2,6 +2,7 @@
 
 import itertools
 import resource
+from functools import partial
 from math import inf, nan
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import soundfile
 import tiny_speech_commands as tiny
 
 from kwsd.cli import dispatch
-from kwsd.errors import IO, AudioError, ConfigError, KwsdError
+from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.span import level_dbfs
 from kwsd.training.mix import Mixture, mix, write
 from kwsd.training.truth import Word, read_truth
@@ -180,14 +181,13 @@ def test_a_word_with_quotes_is_read_back_as_it_is(tmp_path):
 
 def test_what_cannot_be_written_whole_leaves_what_there_was(tmp_path):
     recording = np.random.default_rng(0).normal(0.0, 0.1, 5 * RATE).astype(np.float32)
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(KwsdError, match=r"notes\.txt: cannot be written .*; name a \.wav or \.flac file"):
-        write(recording, [], tmp_path / "notes.txt")
     (tmp_path / "tape.wav").write_bytes(b"the one before")
-    with pytest.raises(KwsdError, match=r"tape\.wav: cannot be written .*make room"):
-        limited(20_000, lambda: write(recording, [], tmp_path / "tape.wav"))
+    (tmp_path / "tape.tsv").write_bytes(b"and its words")
+    for size, samples, words in ((20_000, recording, []), (10_000, recording[:100], [Word(0.1, 0.5, "yes")] * 1000)):
+        with pytest.raises(KwsdError, match=r"tape\.wav: cannot be written .*make room"):
+            limited(size, partial(write, samples, words, tmp_path / "tape.wav"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        "notes.txt": b"mine", "tape.wav": b"the one before",
+        "tape.wav": b"the one before", "tape.tsv": b"and its words",
     }  # fmt: skip
 
 
@@ -215,6 +215,23 @@ def test_a_flac_whose_end_found_no_room_is_not_taken_for_written(missing, tmp_pa
 def test_where_a_mixture_cannot_be_written_is_told_before_it_is_made(kwsd, tmp_path):
     asked = ("mix", "nowhere/tape.flac", "--data", tmp_path)
     kwsd(*asked).refused(IO, "nowhere/tape.flac: cannot be written (No such file or directory); name another place")
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("notes.txt", "mix: notes.txt is no kind of recording; name a .wav or .flac file"),
+        ("tape.opus", "mix: tape.opus is no kind of recording"),
+        ("tape.raw", "mix: tape.raw is no kind of recording"),
+        ("tape", "mix: tape is no kind of recording"),
+        ("tapes.wav", "mix: tapes.wav is a folder; name another file"),
+        ("words.wav", "mix: words.tsv is a folder; name another file"),
+    ],
+)
+def test_what_can_be_no_recording_is_refused_before_it_is_made(name, complaint, kwsd, tmp_path):
+    (tmp_path / "tapes.wav").mkdir()
+    (tmp_path / "words.tsv").mkdir()
+    kwsd("mix", name, "--data", tmp_path).refused(USAGE, complaint)
 
 
 def test_the_words_of_another_recording_are_not_overwritten(tmp_path):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
-from kwsd.paths import check_writable
+from kwsd.paths import FOLDER, check_writable, kind_of
 from kwsd.training import augment
 from kwsd.training.dataset import Clips, load_subset
 from kwsd.training.decoded import to_int16
@@ -95,6 +95,11 @@ def check_place(path: Path) -> None:
     """Raises KwsdError if `write` could not write there."""
     if not path.name:
         raise ConfigError(f"mix: {path} names no file", exit_code=USAGE)
+    folder = next((place for place in (path, truth_beside(path)) if kind_of(place) == FOLDER), None)
+    if folder:
+        raise ConfigError(f"mix: {folder} is a folder; name another file", exit_code=USAGE)
+    if not soundfile.check_format(path.suffix.removeprefix(".")):
+        raise ConfigError(f"mix: {path} is no kind of recording; name a .wav or .flac file", exit_code=USAGE)
     if truth_beside(path).exists() and not path.exists():
         raise ConfigError(
             f"{truth_beside(path)}: is there already, of another recording; name {path.stem} otherwise", exit_code=USAGE
@@ -111,17 +116,16 @@ def write(recording: NDArray[np.float32], truth: list[Word], path: Path) -> None
         soundfile.write(unfinished, to_int16(recording), SAMPLE_RATE)
         if not _is_whole(unfinished, recording.size):  # what is written on closing may fail unheard
             raise OSError(ENOSPC, os.strerror(ENOSPC))
+        write_truth(unfinished, truth)
         unfinished.replace(path)
-        write_truth(path, truth)
-    except (OSError, soundfile.LibsndfileError, TypeError, ValueError) as error:  # the last two: unknown format
+        truth_beside(unfinished).replace(truth_beside(path))
+    except (OSError, soundfile.LibsndfileError) as error:
         why = str(error).replace(unfinished.name, path.name)
-        remedy = (
-            "name a .wav or .flac file" if isinstance(error, TypeError | ValueError) else "name another, or make room"
-        )
-        raise KwsdError(f"{path}: cannot be written ({why}); {remedy}", exit_code=IO) from None
+        raise KwsdError(f"{path}: cannot be written ({why}); name another, or make room", exit_code=IO) from None
     finally:
-        with suppress(OSError):
-            unfinished.unlink()
+        for left in (unfinished, truth_beside(unfinished)):
+            with suppress(OSError):
+                left.unlink()
 
 
 def _is_whole(path: Path, frames: int) -> bool:
