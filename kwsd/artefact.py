@@ -129,7 +129,7 @@ def _artefact(path: Path, data: bytes, found: str, *, within: ArtefactInfo | Non
         raise ModelError(f"{path}: none of its labels is a word ({', '.join(info.labels)}); export another")
     wrong = [label for label, threshold in info.thresholds.items() if not 0.0 < threshold <= 1.0]
     if wrong:
-        raise ModelError(f"{path}: its threshold of {wrong[0]} is none from 0 to 1; export it again")
+        raise ModelError(f"{path}: its threshold of {wrong[0]} is not above 0 and up to 1; export it again")
     if info.step is not None and info.step < 1:
         raise ModelError(f"{path}: cannot be advanced by {info.step} samples; export it again")
     if within is not None and (nested is not None or set(info.labels) != set(within.labels)):

@@ -315,8 +315,8 @@ def test_a_pickle_as_model_is_never_executed(kwsd, tmp_path):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("threshold.pt", "its threshold of yes is none from 0 to 1; export it again"),
-        ("below.pt", "its threshold of yes is none from 0 to 1; export it again"),
+        ("threshold.pt", "its threshold of yes is not above 0 and up to 1; export it again"),
+        ("below.pt", "its threshold of yes is not above 0 and up to 1; export it again"),
         ("wordless.pt", "none of its labels is a word (_a_, _b_, _silence_); export another"),
         ("rate.pt", "trained at 8000 Hz; kwsd listens at 16000 Hz; retrain it"),
         ("window.pt", "takes windows of 8000 samples; kwsd makes 16000; retrain it"),

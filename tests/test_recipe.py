@@ -41,6 +41,7 @@ def test_what_a_file_does_not_say_is_the_networks_own(recipe):
         (["model: dstcn-base", "learning_rate: 5"], "r.yaml:2: learning_rate: expected float < 1.0"),
         (["model: dstcn-base", "optimiser: lion"], "r.yaml:2: optimiser: 'lion' is none of adam, adamw, sgd"),
         (["model: dstcn-base", "thresholds: {yes: 2.0}"], "r.yaml:2: thresholds"),
+        (["model: dstcn-base", "thresholds: {yes: 0}"], "r.yaml:2: thresholds.yes: expected float > 0.0"),
         (["model: dstcn-base", "model: simplenet"], "r.yaml:2: model: given twice"),
         (["model: simplenet", "augment: true"], "r.yaml:2: augment: simplenet has no frames to augment; leave it out"),
         (["- model"], "r.yaml: must hold `key: value` lines, not a list"),

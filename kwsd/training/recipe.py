@@ -9,6 +9,7 @@ from msgspec import Meta
 from kwsd.settings_file import SettingsFile
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Score = Annotated[float, Meta(gt=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1)]
 Rate = Annotated[float, Meta(gt=0.0, lt=1.0)]
 
@@ -36,7 +37,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     channels_last: bool = True
     mixed_precision: bool = True  # 16-bit arithmetic in the convolutions, where the device has it
     teacher_share: Share = 0.7  # of the loss that comes from what the teacher says, where there is one
-    thresholds: dict[str, Share] = {}  # that `kwsd export` recommends, by keyword
+    thresholds: dict[str, Score] = {}  # that `kwsd export` recommends, by keyword
 
 
 class RecipeFile(Recipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
