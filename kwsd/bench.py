@@ -7,6 +7,7 @@ import contextlib
 import csv
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.cascade import Cascade
-from kwsd.config import OF_OURS, Config, FileConfig, ListenConfig, MicrophoneConfig, WyomingConfig
+from kwsd.config import ENVIRONMENT, OF_OURS, Config, FileConfig, ListenConfig, MicrophoneConfig, WyomingConfig
 from kwsd.engines import load_spotter
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.event import Stamp
@@ -41,6 +42,9 @@ RESTED_HOPS = 40  # the same with a pause before each
 FEED_S = 0.05  # of audio written to the daemon at once
 HIT_S = 0.75  # a detection this long after a word's end still belongs to it
 SETTLED_S = 5.0  # after READY: memory is compared from here on
+READY_S = 60.0  # that a daemon may take until audio reaches its model
+
+ENDED = "bench: the daemon ended by itself; is there memory for it?"
 
 Figures = dict[str, Any]
 
@@ -248,12 +252,15 @@ def _daemon(config: Config, streams: list[dict[str, Any]], folder: Path) -> "Ite
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=environment_alone(),
     )
+    watch = _Watch(daemon, started)
     try:
-        yield _Watch(daemon, started)
+        yield watch
+    except (OSError, StopIteration):  # nobody reads any more, or there is nobody of whom anything can be measured
+        raise KwsdError(ENDED, exit_code=UNAVAILABLE) from None
     finally:
-        daemon.kill()
-        daemon.wait()
+        watch.end()
 
 
 def _write_config(config: Config, streams: list[dict[str, Any]], folder: Path) -> Path:
@@ -277,6 +284,11 @@ def settings_alone(config: Config) -> dict[str, Any]:
     tree["hooks"], tree["http"], tree["wyoming"] = [], {}, {}
     tree["sinks"]["mqtt"], tree["sinks"]["stdout"] = {}, True
     return tree
+
+
+def environment_alone() -> dict[str, str]:
+    """Ours without settings, which would win over those that are written for a daemon that is measured."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
 
 
 class _Watch:
@@ -307,13 +319,23 @@ class _Watch:
         """What it takes to hear whatever is there to be heard."""
         return self._measure(lambda: self._wait(seconds))
 
+    def end(self) -> None:
+        """There is nothing more to be measured."""
+        self._daemon.kill()
+        self._daemon.wait()
+        self._listening.join()
+        for pipe in (self._daemon.stdin, self._daemon.stdout):
+            with contextlib.suppress(BrokenPipeError):  # what nobody read is lost
+                if pipe is not None:
+                    pipe.close()
+
     def _measure(self, hear: Callable[[], None]) -> Figures:
         self._wait_for_ready()
         cpu = cpu_s(self._daemon.pid)
         self._begun = time.monotonic()
         hear()
         elapsed, cpu = time.monotonic() - self._begun, cpu_s(self._daemon.pid) - cpu
-        memory = self._memory or [rss_mib(self._daemon.pid)]
+        memory = [*self._memory, rss_mib(self._daemon.pid)]
         return {
             "seconds": round(elapsed, 1),
             "ready_s": round(self._ready_s, 2),
@@ -329,11 +351,14 @@ class _Watch:
             self._events.append((time.monotonic(), json.loads(line)))
 
     def _wait_for_ready(self) -> None:
-        while not any(event["type"] == "ready" for _, event in self._events):
+        while not (ready := [at for at, event in self._events if event["type"] == "ready"]):
             if self._daemon.poll() is not None:
                 raise KwsdError("bench: the daemon did not start; try kwsd run by hand", exit_code=UNAVAILABLE)
+            if time.monotonic() - self._started > READY_S:
+                what = f"no audio reached the daemon's model in {READY_S:g} s"
+                raise KwsdError(f"bench: {what}; kwsd doctor says more", exit_code=UNAVAILABLE)
             time.sleep(0.01)
-        self._ready_s = self._events[0][0] - self._started
+        self._ready_s = ready[0] - self._started
 
     def _feed(self, tape: Samples) -> None:
         assert self._daemon.stdin is not None

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
-from kwsd.bench import settings_alone
+from kwsd.bench import ENDED, environment_alone, settings_alone
 from kwsd.config import Config, ListenConfig
 from kwsd.errors import UNAVAILABLE, KwsdError
 from kwsd.load import LagMeter
@@ -160,8 +160,11 @@ def through_listener(config: Config, cores: list[int], streams: int, seconds: fl
     with tempfile.TemporaryDirectory() as folder:
         path = _write_config(config, Path(folder), streams)
         daemon = subprocess.Popen(
-            [sys.executable, "-m", "kwsd", "run", "--config", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )  # fmt: skip
+            [sys.executable, "-m", "kwsd", "run", "--config", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment_alone(),
+        )
         stop = multiprocessing.Event()
         shares = [list(range(i, streams, len(cores))) for i in range(len(cores))]
         clients = [
@@ -258,9 +261,9 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
             f"bench: of {streams} satellites {joined} came; are there descriptors (ulimit -n) and memory for all?",
             exit_code=UNAVAILABLE,
         )
-    if not begun:
-        raise KwsdError("bench: the daemon ended by itself; is there memory for it?", exit_code=UNAVAILABLE)
-    elapsed = max(1e-3, time.monotonic() - begun)
+    elapsed = time.monotonic() - begun
+    if not begun or elapsed < seconds:
+        raise KwsdError(ENDED, exit_code=UNAVAILABLE)
     return Point(
         streams=streams,
         lag_p50_ms=int(np.median(lags or [0])),  # of the p99 of every second

@@ -70,7 +70,8 @@ def test_the_engine_scores_every_window_of_every_stream_in_time(config):
     assert 0 < measured.core_percent <= 105
 
 
-def test_through_the_listener_too(config):
+def test_through_the_listener_too(config, monkeypatch):
+    monkeypatch.setenv("KWSD_MODEL", "nowhere")  # the config has it all
     measured = through_listener(config, sorted(os.sched_getaffinity(0))[-1:], 7, 3.0)
     assert measured.streams == 7 and measured.skipped == 0
     assert measured.windows_per_s == pytest.approx(70, rel=0.15)
@@ -149,15 +150,21 @@ def test_one_that_cannot_be_run_is_named_with_its_reason(config, tmp_path):
         peers._run("kwsd", tmp_path / "nowhere.s16", "fast", config)
 
 
-def test_a_daemon_that_is_measured_switches_no_lamp_and_opens_no_door(kwsd, tmp_path):
+@pytest.mark.parametrize("place", ["in a file", "in the environment"])
+def test_a_daemon_that_is_measured_switches_no_lamp_and_opens_no_door(place, kwsd, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         at = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        (tmp_path / "kwsd.yaml").write_text(
-            f"hooks: [{{shell: touch {tmp_path}/lamp, events: [ready]}}]\n"
-            "sinks: {stdout: false, mqtt: {broker: 'mqtt://127.0.0.1:9'}}\n"
-            f"http: {{on: ['{at}']}}\nwyoming: {{on: ['unix:{tmp_path}/w']}}\nlisten: {{on: ['unix:{tmp_path}/in']}}\n"
-        )
-        result = kwsd("bench", "--config", "kwsd.yaml", "--seconds", "1", "--json", timeout=100)
+        settings = {
+            "hooks": f"[{{shell: touch {tmp_path}/lamp, events: [ready]}}]",
+            "sinks": "{stdout: false, mqtt: {broker: 'mqtt://127.0.0.1:9'}}",
+            "http": f"{{on: ['{at}']}}",
+            "wyoming": f"{{on: ['unix:{tmp_path}/w']}}",
+            "listen": f"{{on: ['unix:{tmp_path}/in']}}",
+        }
+        in_file = place == "in a file"
+        (tmp_path / "kwsd.yaml").write_text("".join(f"{key}: {settings[key]}\n" for key in settings if in_file))
+        more = {} if in_file else {f"KWSD_{key.upper()}": value for key, value in settings.items()}
+        result = kwsd("bench", "--config", "kwsd.yaml", "--seconds", "1", "--json", more=more, timeout=100)
     assert result.code == 0, result.err
     assert json.loads(result.out)["daemon"]["ready_s"] > 0
     assert [path.name for path in tmp_path.iterdir() if path.name in ("lamp", "w", "in")] == []
