@@ -25,6 +25,7 @@ OF_OURS = ("folder", "places")  # fields of a config that are no keys
 ALL = "all"  # of a model's words; as a key of `keywords`, those that are not named
 ENVIRONMENT = "KWSD_"
 OF_HOOKS = "KWSD_EVENT_"  # what a hook is told of its event: no settings, should it call kwsd
+MOST_SATELLITES = 4096  # at once
 MOST_ZEROCONF = 63  # bytes of a name in mDNS
 NOT_SETTINGS = {"KWSD_DATA", "KWSD_MINUTES", "KWSD_DEB"}  # recordings, how much of them, and the package, for tests
 
@@ -80,7 +81,7 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
     on: tuple[str, ...] = ()
     token_file: str | None = None
     group: Name | None = None
-    streams: Annotated[int, Meta(ge=1, le=4096)] = 16
+    streams: Annotated[int, Meta(ge=1, le=MOST_SATELLITES)] = 16
     silent_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 30.0
 
 

@@ -25,8 +25,8 @@ def config():
 def point(streams, most, **changed):
     figures = {
         "streams": streams,
-        "lag_p50_ms": 5,
-        "lag_p99_ms": 20 if streams <= most else 900,
+        "usual_lag_ms": 5,
+        "worst_lag_ms": 20 if streams <= most else 900,
         "core_percent": 50.0,
         "windows_per_s": streams * 10.0,
         "skipped": 0,
@@ -44,12 +44,20 @@ def test_the_search_comes_near_the_largest_number_from_below(most):
     assert len(told) < 20
 
 
+@pytest.mark.parametrize(("most", "found"), [(4095, range(3900, 4096)), (4096, [4096]), (10**6, [4096])])
+def test_no_more_are_tried_than_there_may_be(most, found):
+    told = []
+    points = largest(lambda streams: point(streams, most), HOP_MS, told.append, 4096)
+    assert best(points, HOP_MS) in found
+    assert max(p.streams for p in told) == 4096
+
+
 @pytest.mark.parametrize(
     ("changed", "carried"),
     [
         ({}, True),
-        ({"lag_p99_ms": 199}, True),
-        ({"lag_p99_ms": 200}, False),
+        ({"worst_lag_ms": 199}, True),
+        ({"worst_lag_ms": 200}, False),
         ({"skipped": 1}, False),
         ({"windows_per_s": 900.0}, False),  # of a thousand: it looks in time because the rest never came
     ],
@@ -95,9 +103,16 @@ def test_why_the_daemon_does_not_start_is_told(config, tmp_path, monkeypatch):
 
 
 def test_the_picture_is_drawn(tmp_path):
-    figures = {"hop_ms": HOP_MS, "engine": [point(n, 100).__dict__ for n in (50, 100, 200)], "listener": []}
+    points = {what: [scale._as_builtins(point(n, 100), what) for n in (50, 100, 200)] for what in scale.LAGS}
+    figures = {"hop_ms": HOP_MS, **points}
     draw(figures, tmp_path / "scale.png")
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_search_has_the_names_of_its_own_lags():
+    rest = {"streams": 7, "core_percent": 50.0, "windows_per_s": 70.0, "skipped": 0}
+    assert scale._as_builtins(point(7, 7), "engine") == rest | {"lag_p50_ms": 5, "lag_p99_ms": 20}
+    assert scale._as_builtins(point(7, 7), "listener") == rest | {"median_lag_p99_ms": 5, "highest_lag_p99_ms": 20}
 
 
 def test_a_picture_of_nothing_is_refused(kwsd, tmp_path):
