@@ -1103,6 +1103,10 @@ def test_a_checkpoint_knows_which_clips_it_learnt_wherever_they_move(tmp_path):
     for checkpoint in (first, later):
         [told] = evaluate_model(checkpoint, None, "testing", (), words=(folder,)).told
         assert "was trained on 2 of these 3 clips, so the figures flatter it" in told
+    told = list[str]()
+    export_checkpoint(first, tmp_path / "both.pt", None, None, (), words=(folder,), second=later, say=told.append)
+    flattered = [note.partition(", so the figures")[0] for note in told if "flatter" in note]
+    assert flattered == [f"{checkpoint}: was trained on 2 of these 3 clips" for checkpoint in (first, later)]
 
 
 def test_own_words_without_any_to_validate_on_are_refused(tmp_path):

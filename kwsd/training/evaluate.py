@@ -14,7 +14,7 @@ from kwsd.engines import load_spotter
 from kwsd.errors import ModelError
 from kwsd.training.batches import targets_of
 from kwsd.training.checkpoint import load_checkpoint
-from kwsd.training.dataset import digests, load_subset
+from kwsd.training.dataset import Clips, digests, load_subset
 from kwsd.training.talk import Noise
 from kwsd.training.validation import in_batches, labelled_windows, predictions
 
@@ -104,13 +104,7 @@ def evaluate_model(
     """
     labels, score, learnt = _load(model)
     clips = load_subset(data, words, subset, limit=limit)
-    known_before = 0 if subset == "training" else int(np.isin(digests(clips), learnt).sum())
-    told = clips.told
-    if known_before:
-        told += (
-            f"{model}: was trained on {known_before} of these {len(clips)} clips, so the figures flatter it; what is "
-            "to test on moves as speakers are added, unless testing_list.txt says it",
-        )
+    told = clips.told if subset == "training" else (*clips.told, *known_before(model, learnt, clips))
     unheard = [label for label in labels if not label.startswith("_") and label not in clips.words]
     if unheard:
         told += (f"no {subset} clips of: {', '.join(unheard)}; how well these are heard is not in the figures",)
@@ -122,6 +116,16 @@ def evaluate_model(
     known = clips.whole[targets_of(clips.words, labels) >= 0]
     whole = np.concatenate([known, np.ones(len(right) - len(known), bool)])  # what follows is noise
     return Evaluation(labels, confusion, clips.skipped, Rate(int(right[whole].sum()), int(whole.sum())), told)
+
+
+def known_before(model: Path, learnt: NDArray[np.int64], clips: Clips) -> tuple[str, ...]:
+    """What one should know of clips to test a model on, if some are among those that it was trained on (n,)."""
+    known = int(np.isin(digests(clips), learnt).sum())
+    told = (
+        f"{model}: was trained on {known} of these {len(clips)} clips, so the figures flatter it; what is to test on "
+        "moves as speakers are added, unless testing_list.txt says it"
+    )
+    return (told,) if known else ()
 
 
 def _load(model: Path) -> tuple[tuple[str, ...], Callable[[torch.Tensor], NDArray[np.int64]], NDArray[np.int64]]:

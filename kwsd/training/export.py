@@ -28,7 +28,7 @@ from kwsd.spotter import Scores, Spotter
 from kwsd.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from kwsd.training.checkpoint import Checkpoint, load_checkpoint, load_dict
 from kwsd.training.dataset import load_subset
-from kwsd.training.evaluate import Rate
+from kwsd.training.evaluate import Rate, known_before
 from kwsd.training.labels import parse_labels
 from kwsd.training.negatives import to_float
 from kwsd.training.talk import Noise
@@ -60,8 +60,9 @@ def export_checkpoint(
         raise ConfigError(f"{out}: the name says what it is to be: .onnx, or .pt for TorchScript", exit_code=USAGE)
     checkpoint = _checkpoint(source, labels)
     asked = None if second is None else _second_checkpoint(second, checkpoint.labels)
-    for path, trained in ((source, checkpoint), (second, asked)):
-        if trained is not None and trained.epoch < trained.recipe.get("epochs", 0):
+    networks = [(source, checkpoint), *([(second, asked)] if second and asked else [])]
+    for path, trained in networks:
+        if trained.epoch < trained.recipe.get("epochs", 0):
             say(f"{path}: has {trained.epoch} of its {trained.recipe['epochs']} epochs; kwsd train --resume goes on")
     recommended = checkpoint.recipe.get("thresholds", {}) | parse_thresholds(thresholds, checkpoint.labels)
     if data is None and not words:
@@ -69,7 +70,8 @@ def export_checkpoint(
         windows = torch.from_numpy(recording[: recording.size // WINDOW * WINDOW]).reshape(-1, WINDOW)
         return export(checkpoint, out, windows, thresholds=recommended, second=asked)
     clips = load_subset(data, words, "testing")
-    for note in clips.told:
+    known = (note for path, trained in networks for note in known_before(path, trained.learnt.numpy(), clips))
+    for note in (*clips.told, *known):
         say(note)
     windows, targets = labelled_windows(clips, checkpoint.labels, Noise(data, noise), "testing")
     figure = _accuracy(_eager(checkpoint, asked), windows, targets, _eval_command(out, data, words, noise))
