@@ -3,7 +3,7 @@
 import pytest
 
 from kwsd.errors import ConfigError
-from kwsd.training.labels import ALL, COMMANDS, parse_labels, spoken_keywords
+from kwsd.training.labels import ALL, COMMANDS, label_of, parse_labels, spoken_keywords
 
 
 def test_there_are_35_words_in_alphabetical_order_and_the_commands_are_among_them():
@@ -79,6 +79,22 @@ def test_a_transcript_says_a_keyword_or_what_sounds_like_one(transcript, said):
 )
 def test_a_label_in_any_script_and_of_several_words_is_found(transcript, label):
     assert spoken_keywords(transcript, (label, "no")) == {label: 1}
+
+
+@pytest.mark.parametrize(
+    ("word", "label"),
+    [
+        ("stop", "stop"),
+        ("Stop", "stop"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("hey marvin", "Hey_Marvin"),
+        ("No", "No"),  # a label itself, though another is alike
+        ("stopped", "stopped"),
+        ("!", "!"),
+    ],
+)
+def test_a_word_is_the_label_that_it_means(word, label):
+    assert label_of(word, ("no", "No", "stop", "caf\u00e9", "Hey_Marvin", "?")) == label
 
 
 def test_parts_of_a_label_of_several_words_are_not_the_label():

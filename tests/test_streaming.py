@@ -5,6 +5,7 @@ import html.parser
 import json
 import math
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_the_hours_are_those_of_the_recording_without_the_silence_made_up_behind
     soundfile.write(tmp_path / "talk.wav", np.zeros(40_000), 16_000)
     soundfile.write(tmp_path / "short.wav", np.zeros(4_000), 8_000)
     assert [trace(config, spotter, tmp_path / name).samples for name in ("talk.wav", "short.wav")] == [40_000, 8_000]
+
+
+def test_a_word_is_the_same_in_capitals(config, spotter, tmp_path):
+    shutil.copy(DEMO, tmp_path / "a.flac")
+    head, *lines = DEMO.with_suffix(".tsv").read_text().splitlines()
+    (tmp_path / "a.tsv").write_text("\n".join([head, *map(str.upper, lines)]))
+    capitals, plain = (evaluate_stream(config, spotter, [path], []).at()[0] for path in (tmp_path / "a.flac", DEMO))
+    assert capitals == plain and any(plain.hit)
 
 
 def test_words_of_no_keyword_are_not_asked_for(rules):

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from kwsd.artefact import SILENCE, UNKNOWN
@@ -52,6 +53,13 @@ def parse_labels(text: str, at_least: int = 2) -> tuple[str, ...]:
     if len(labels) < at_least:
         raise ConfigError(f"--labels {text}: a model tells words apart; give it at least two, such as {text},{UNKNOWN}")
     return labels
+
+
+def label_of(keyword: str, labels: Sequence[str]) -> str:
+    """The label that a word is, however it is composed and written; the word itself if it is none."""
+    meant = _words(keyword)
+    alike = (label for label in labels if meant and _words(label) == meant)
+    return keyword if keyword in labels else next(alike, keyword)
 
 
 def spoken_keywords(transcript: str, labels: tuple[str, ...]) -> Counter[str]:

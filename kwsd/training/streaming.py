@@ -30,6 +30,7 @@ from kwsd.recording import open_recording, read_recording
 from kwsd.replay import Trace, trace
 from kwsd.spotter import Spotter
 from kwsd.training.evaluate import Rate
+from kwsd.training.labels import label_of
 from kwsd.training.talk import transcribed_talk
 from kwsd.training.truth import Word, read_truth
 
@@ -186,7 +187,7 @@ def evaluate_stream(
     Raises AudioError if one cannot be read, or there is nothing to measure.
     """
     rules = make_rules(config, spotter.info)
-    truths = [read_truth(path) for path in recordings]
+    truths = [[_listened_for(word, rules.keywords) for word in read_truth(path)] for path in recordings]
     for path in recordings:
         open_recording(path).close()  # a bad one is told at once, not after those before it
     said = {word.keyword for truth in truths for word in truth}
@@ -224,6 +225,11 @@ def evaluate_stream(
         left_out=left_out,
         continuous=continuous,
     )
+
+
+def _listened_for(word: Word, keywords: Sequence[str]) -> Word:
+    """A word that is said, as the model's labels write it."""
+    return dataclasses.replace(word, keyword=label_of(word.keyword, keywords))
 
 
 def said_seldom(evaluation: StreamEvaluation) -> list[str]:
