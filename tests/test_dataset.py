@@ -687,6 +687,33 @@ def test_a_word_whose_speakers_would_all_be_tested_on_is_learnt_all_the_same(tmp
     assert words_in(folder)["training"] == ["saw/00b01445_nohash_0.wav"], "who has lists knows what they say"
 
 
+def test_one_recording_of_every_word_is_learnt_whatever_the_hashes_of_their_names(tmp_path):
+    names = [f"lamp/{who}_nohash_{n}.wav" for who in ("ann", "root") for n in range(60)]
+    outside = [name for name in names if dataset._subset_of(name, name, None) != "training"]
+    assert len(outside) > 4
+    folder = tones(tmp_path / "words", *outside, "saw/00b01445_nohash_0.wav")
+    subsets = words_in(folder)
+    [learnt] = [path for path in subsets["training"] if path.startswith("lamp")]
+    assert learnt == min(outside, key=dataset._share)
+    assert sum(map(len, subsets.values())) == len(outside) + 1
+    (told,) = load_words(folder, "training").told
+    assert told.startswith(f"{folder}/lamp: by the hash of their names ann, root would only be tested on")
+
+
+def test_who_has_a_folder_of_their_own_is_not_alone_if_others_have_one_as_well(tmp_path):
+    """By the hash of their names `ann` is to test on, and the other to train on."""
+    folders = []
+    for who in ("ann", "00b01445"):
+        folders.append(tmp_path / who)
+        for n in range(30):  # no copies of another's
+            tiny.write(tmp_path / who / f"lamp/{who}_nohash_{n}.wav", tiny.tone("yes", seed=100 * len(folders) + n))
+    for order in (folders, folders[::-1]):
+        training, testing = (load_subset(None, order, subset) for subset in ("training", "testing"))
+        assert set(training.speakers) == {"00b01445"} and set(testing.speakers) == {"ann"}
+        assert len(training) == len(testing) == 30 and training.told == testing.told == ()
+    assert set(load_subset(None, folders[:1], "training").speakers) == {"ann"}
+
+
 def test_what_somebody_said_on_several_days_is_theirs(tmp_path):
     folder = tones(tmp_path / "words", "lamp/ann/monday/1.wav", "lamp/ann/tuesday/1.wav", "lamp/bob/monday/1.wav")
     (folder / "validation_list.txt").write_text("")

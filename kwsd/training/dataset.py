@@ -7,7 +7,7 @@ import tarfile
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,34 +86,27 @@ def load_words(folder: Path, subset: str) -> Clips:
     `folder/<word>/<speaker>/*.wav`; a recording with neither has a speaker of its own. Speakers are parted into
     subsets by a hash of their name, as in Speech Commands, unless `validation_list.txt` and `testing_list.txt` lie in
     the folder; the recordings of a single speaker are parted by a hash of their own names, and so are those of a word
-    of which none would be to train on. A subset may be empty.
+    of which none would be to train on, but for one at least. A subset may be empty.
     Of folders whose name begins with `_` only `_unknown_` is read. In `told` is which others there are, but for the
     noise of Speech Commands, which recordings are of a kind that cannot be read, which words are parted otherwise, what
     lies beside the folders, what lists name and is not there, and of which recordings most is not used.
     Raises AudioError if the folder holds no such recordings.
     """
-    found = recordings(folder)
-    listing, told = _said_in(folder, found)
-    subsets, more = _parted(folder, listing, found)
-    told += more
-    wanted = [said for said, part in zip(listing, subsets, strict=True) if part == subset]
-    if not wanted:
-        nothing = np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), (), np.zeros(0, bool)
-        return Clips(*nothing, told)
-    clips = _clips(wanted, subset, cut_up=False)
-    return replace(clips, told=(*told, *clips.told))
+    [own] = _parted([folder])
+    return _subset(own, subset)
 
 
 def load_subset(
     data: Path | None, words: Sequence[Path], subset: str, *, download: bool = False, limit: int | None = None
 ) -> Clips:
-    """A subset of Speech Commands, if `data` names it, and of folders of somebody's own recordings, as one set. Of
-    their own, none that is of another subset as well, under another name.
+    """A subset of Speech Commands, if `data` names it, and of folders of somebody's own recordings, as one set: who
+    is in one of them only is not alone. Of their own, none that is of another subset as well, under another name.
 
     Raises AudioError if it is empty, or a recording is of two words.
     """
-    earlier = [load_words(folder, part) for part in SUBSETS[: SUBSETS.index(subset)] for folder in words]
-    own = [load_words(folder, subset) for folder in words]
+    folders = _parted(words)
+    earlier = [_subset(own, part) for part in SUBSETS[: SUBSETS.index(subset)] for own in folders]
+    own = [_subset(own, subset) for own in folders]
     parts = [_without_copies(join(own), earlier, subset)] if own else []
     if data:
         parts.append(load_clips(data, subset, download=download, limit=limit))
@@ -190,28 +183,72 @@ def _said_in(folder: Path, found: Sequence[Path]) -> tuple[list[Said], tuple[str
     return listing, told
 
 
-def _parted(folder: Path, listing: Sequence[Said], found: Sequence[Path]) -> tuple[list[str], tuple[str, ...]]:
-    """The subset of each, and what is to be told of how they were parted."""
-    listed, told = _listed(folder, {path.relative_to(folder).as_posix() for path in found})
-    alone = len({said.speaker for said in listing}) == 1
-    own_names = [said.path.relative_to(folder).as_posix() for said in listing]
-    keys = own_names if alone else [said.speaker for said in listing]
-    subsets = [_subset_of(name, key, listed) for name, key in zip(own_names, keys, strict=True)]
-    if listed is None and not alone:
-        learnt = _learnt(listing, subsets)
-        for i, said in enumerate(listing):
-            if said.word not in learnt:
-                subsets[i] = _subset_of(own_names[i], own_names[i], None)
-        told += tuple(_known_voices(folder, listing, _learnt(listing, subsets) - learnt))
-    return subsets, told
+@dataclass
+class _Own:
+    """A folder of somebody's own recordings."""
+
+    folder: Path
+    listing: list[Said]
+    names: list[str]  # of each, in the folder
+    listed: dict[str, set[str]] | None  # what its own lists say
+    told: tuple[str, ...]
+    subsets: list[str]  # of each
 
 
-def _learnt(listing: Sequence[Said], subsets: Sequence[str]) -> set[str]:
+def _own(folder: Path) -> _Own:
+    """Not parted yet. Raises AudioError if no word is said in there."""
+    found = recordings(folder)
+    listing, told = _said_in(folder, found)
+    listed, more = _listed(folder, {path.relative_to(folder).as_posix() for path in found})
+    names = [said.path.relative_to(folder).as_posix() for said in listing]
+    return _Own(folder, listing, names, listed, told + more, [])
+
+
+def _parted(folders: Sequence[Path]) -> list[_Own]:
+    """Folders parted as if they were one, and what is to be told of how."""
+    owns = [_own(folder) for folder in folders]
+    alone = len({said.speaker for own in owns for said in own.listing}) == 1
+    for own in owns:
+        keys = own.names if alone else [said.speaker for said in own.listing]
+        own.subsets = [_subset_of(name, key, own.listed) for name, key in zip(own.names, keys, strict=True)]
+    if not alone:
+        _have_all_learnt(owns)
+    return owns
+
+
+def _have_all_learnt(owns: Sequence[_Own]) -> None:
+    """Parts the recordings of words that nobody would train on by their own names."""
+    learnt = _learnt(owns)
+    unheard: dict[str, list[tuple[_Own, int]]] = {}
+    for own in owns:
+        for i, said in enumerate(own.listing):
+            if own.listed is None and said.word not in learnt:
+                own.subsets[i] = _subset_of(own.names[i], own.names[i], None)
+                unheard.setdefault(said.word, []).append((own, i))
+    for word in unheard.keys() - _learnt(owns):
+        own, i = min(unheard[word], key=lambda place: _share(place[0].names[place[1]]))
+        own.subsets[i] = "training"
+    for own in owns:
+        if own.listed is None:
+            own.told += tuple(_known_voices(own.folder, own.listing, unheard))
+
+
+def _subset(own: _Own, subset: str) -> Clips:
+    wanted = [said for said, part in zip(own.listing, own.subsets, strict=True) if part == subset]
+    if not wanted:
+        nothing = np.zeros((0, WINDOW), np.int16), (), (), np.zeros((0, 2), np.int32), (), (), np.zeros(0, bool)
+        return Clips(*nothing, own.told)
+    clips = _clips(wanted, subset, cut_up=False)
+    return replace(clips, told=(*own.told, *clips.told))
+
+
+def _learnt(owns: Sequence[_Own]) -> set[str]:
     """The words of which there are recordings to train on."""
-    return {said.word for said, part in zip(listing, subsets, strict=True) if part == "training"}
+    parted = (pair for own in owns for pair in zip(own.listing, own.subsets, strict=True))
+    return {said.word for said, part in parted if part == "training"}
 
 
-def _known_voices(folder: Path, listing: Sequence[Said], words: set[str]) -> Iterator[str]:
+def _known_voices(folder: Path, listing: Sequence[Said], words: Container[str]) -> Iterator[str]:
     """What is told of words that would not be learnt if speakers were parted by their names."""
     speakers: dict[str, set[str]] = {}
     for said in listing:
@@ -265,10 +302,14 @@ def _subset_of(name: str, key: str, listed: dict[str, set[str]] | None) -> str:
     """Of the recording with this name in its folder."""
     if listed is not None:
         return next((subset for subset, names in listed.items() if name in names), "training")
-    # Warden 2018: what has the same key stays in one subset, however much is added later. Reckoned as there, so that
-    # somebody who is in Speech Commands as well is in the same subset of both.
-    share = int(hashlib.sha1(os.fsencode(key), usedforsecurity=False).hexdigest(), 16) % SHARES / (SHARES - 1)
+    share = _share(key)
     return "validation" if share < 0.1 else "testing" if share < 0.2 else "training"
+
+
+def _share(key: str) -> float:
+    """A hash, from 0 to 1 (Warden 2018): what has the same key stays in one subset, however much is added later.
+    Reckoned as there, so that somebody who is in Speech Commands as well is in the same subset of both."""
+    return int(hashlib.sha1(os.fsencode(key), usedforsecurity=False).hexdigest(), 16) % SHARES / (SHARES - 1)
 
 
 def _clips(listing: Sequence[Said], subset: str, *, cut_up: bool) -> Clips:
