@@ -75,6 +75,12 @@ def test_a_transcript_says_a_keyword_or_what_sounds_like_one(transcript, said):
         ("let\u2019s go home", "let's_go"),
         ("do you know", "know"),  # which sounds like another word, but is a label itself
         ("Straße", "STRASSE"),
+        ("please write this down", "write this"),  # which sounds like another word in a label
+        ("please right this boat", "write_this"),
+        ("他说你好吗", "你好"),
+        ("他 说 你 好 吗", "你_好"),
+        ("ねえライトをつけて", "ライト"),
+        ("เขาพูดว่าสวัสดีครับ", "สวัสดี"),
     ],
 )
 def test_a_label_in_any_script_and_of_several_words_is_found(transcript, label):
@@ -101,8 +107,16 @@ def test_parts_of_a_label_of_several_words_are_not_the_label():
     assert not spoken_keywords("hey, you! marvin, hey", ("hey_marvin",))
 
 
+@pytest.mark.parametrize(
+    ("transcript", "label"), [("那是你。好吗", "你好"), ("안녕하세요", "안녕"), ("stopped", "stop")]
+)
+def test_what_stands_in_the_midst_of_a_word_or_over_the_end_of_a_sentence_is_none(transcript, label):
+    assert not spoken_keywords(transcript, (label,))
+
+
 def test_every_time_that_a_label_is_spoken_counts():
     assert spoken_keywords("no, no, hey marvin, hey marvin no", ("no", "hey_marvin")) == {"no": 3, "hey_marvin": 2}
+    assert spoken_keywords("你好,你好吗", ("你好", "吗", "no")) == {"你好": 2, "吗": 1}
 
 
 def test_only_the_models_own_labels_count():

@@ -27,6 +27,9 @@ ALL = tuple(
 # Words that sound like a command: speech in which one is spoken says nothing about false alarms.
 HOMOPHONES = {"know": "no", "write": "right", "wright": "right", "rite": "right", "noe": "no", "yep": "yes"}
 
+# Scripts without spaces between words, as the names of their characters in Unicode begin.
+DENSE = ("CJK UNIFIED", "CJK COMPATIBILITY", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER")
+
 
 def parse_labels(text: str, at_least: int = 2) -> tuple[str, ...]:
     """`all` (35 words), `commands` (ten commands, unknown, silence) or a comma-separated list of labels, in Unicode's
@@ -63,18 +66,35 @@ def label_of(keyword: str, labels: Sequence[str]) -> str:
 
 
 def spoken_keywords(transcript: str, labels: tuple[str, ...]) -> Counter[str]:
-    """How often each of the labels, which may be several words, or what sounds like it, is spoken in a transcript."""
+    """How often each of the labels, which may be several words, or what sounds like it, is spoken in a transcript. A
+    label in a script that is written without spaces is sought in the midst of others as well."""
     wanted = {words: label for label in labels if not label.startswith("_") and (words := _words(label))}
-    heard = [HOMOPHONES.get(word, word) if (word,) not in wanted else word for word in _words(transcript)]
+    dense = {words: label for words, label in wanted.items() if all(map(_is_dense, words))}
+
+    def sound(word: str) -> str:
+        return word if (word,) in wanted else HOMOPHONES.get(word, word)
+
+    apart = {tuple(map(sound, words)): label for words, label in wanted.items() if words not in dense}
+    heard = list(map(sound, _words(transcript)))
     spoken: Counter[str] = Counter()
-    for length in {len(words) for words in wanted}:
+    for length in {len(words) for words in apart}:
         runs = (tuple(heard[start : start + length]) for start in range(len(heard) - length + 1))
-        spoken.update(wanted[run] for run in runs if run in wanted)
-    return spoken
+        spoken.update(apart[run] for run in runs if run in apart)
+    together = "".join(_composed(transcript).split())
+    return spoken + Counter({label: together.count("".join(words)) for words, label in dense.items()})
+
+
+def _is_dense(word: str) -> bool:
+    """Whether it is of a script that is written without spaces between words."""
+    return all(unicodedata.name(c, "").removeprefix("HALFWIDTH ").startswith(DENSE) for c in word)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")).casefold()
 
 
 def _words(text: str) -> tuple[str, ...]:
     """In whatever script, however it is composed and written: of `Hey_Marvin` *hey* and *marvin*."""
-    composed = unicodedata.normalize("NFC", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")).casefold()
+    composed = _composed(text)
     letters = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" or c == "'" else " " for c in composed)
     return tuple(word for part in letters.split() if (word := part.strip("'")))
