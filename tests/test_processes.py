@@ -1,5 +1,6 @@
 """One network trained by several processes: real ones, started by torchrun, against one alone."""
 
+import dataclasses
 import subprocess
 import sys
 import warnings
@@ -94,10 +95,45 @@ def test_who_is_left_alone_says_so_in_one_line(folder):
     assert rest.splitlines()[-1] == "kwsd: process 0 of 2: another one is gone; its line says why"
 
 
+@pytest.mark.parametrize("other", ["none", "of another epoch"])
+def test_processes_that_would_go_on_from_different_checkpoints_are_refused(other, folder, alone, tmp_path):
+    command = [
+        sys.executable, "-m", "kwsd", "train", "--recipe", folder / "recipe.yaml", "--data", folder / "data",
+        "--device", "cpu", "--epochs", str(EPOCHS + 1), "--resume", "--out", "a.ckpt",
+    ]  # fmt: skip
+    machines = [tmp_path / "first", tmp_path / "second"]
+    for machine in machines:
+        machine.mkdir()
+    alone[0].save(machines[0] / "a.ckpt")
+    if other != "none":
+        dataclasses.replace(alone[0], epoch=EPOCHS - 1).save(machines[1] / "a.ckpt")
+    cache, port = str(folder / "cache-alone"), str(free_port())
+    environment = clean_environment(
+        XDG_CACHE_HOME=cache, OMP_NUM_THREADS="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+    )
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=machine,
+            env={**environment, "RANK": rank, "LOCAL_RANK": "0"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, machine in zip("01", machines, strict=True)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=100)
+        complaints = [line for line in said.splitlines() if line.startswith("kwsd: ")]
+        assert complaints == [
+            "kwsd: a.ckpt: is not the same for all processes; copy that of the first one to every machine"
+        ]
+        assert process.returncode == 78
+
+
 def test_one_process_is_a_group_of_one_whatever_else_stands_in_the_environment():
     with join_process_group(CPU, {"WORLD_SIZE": "4"}) as group:
         assert group == ProcessGroup(0, 1, 0)
-        assert group.leads
+        assert group.leads and group.all_have("it")
         assert torch.equal(group.shard(torch.arange(5)), torch.arange(5))
         network = nn.Sequential(nn.BatchNorm2d(1))
         group.synchronise(network)

@@ -48,6 +48,13 @@ class ProcessGroup:
             dist.all_reduce(values)
         return values
 
+    def all_have(self, value: str) -> bool:
+        """Whether it is the same in all processes."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values == [value] * self.world_size
+
     def sum_gradients(self, network: nn.Module) -> None:
         """Each gradient becomes the sum of those of all processes, in one message.
 

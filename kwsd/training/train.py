@@ -1,6 +1,7 @@
 """`kwsd train`: clips to a checkpoint."""
 
 import ctypes
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +59,8 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
         Checkpoint.check_place(plan.out)
         if plan.out.exists() and not options.resume:
             raise ConfigError(f"{plan.out}: is there already; go on with it by --resume, or name another with --out")
+        if options.resume:
+            _check_same(plan.out, group)
         _check_batch(plan.recipe, group)
         for note in notes:
             plan.say(note)
@@ -68,6 +71,17 @@ def train(options: TrainOptions, say: Callable[[str], None]) -> Checkpoint:
                 _resume(run, plan)
         _keep_memory()  # not before: what was needed to load the clips would be kept as well
         return _epochs(run, plan)
+
+
+def _check_same(path: Path, group: ProcessGroup) -> None:
+    """Raises ConfigError if not all processes have the same checkpoint there: none would notice later."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        digest = "none"
+    if not group.all_have(digest):
+        raise ConfigError(f"{path}: is not the same for all processes; copy that of the first one to every machine")
 
 
 def _check_batch(recipe: Recipe, group: ProcessGroup) -> None:
