@@ -39,9 +39,9 @@ from kwsd.training.export import export, export_checkpoint
 from kwsd.training.loss import corrected, cross_entropy, draw_mixup, smoothed
 from kwsd.training.material import load_negatives
 from kwsd.training.plan import Plan, TrainOptions
-from kwsd.training.processes import join_process_group
+from kwsd.training.processes import ProcessGroup, join_process_group
 from kwsd.training.recipe import RECIPES
-from kwsd.training.run import learning_rate, moving_average
+from kwsd.training.run import learning_rate, moving_average, train_epoch
 from kwsd.training.talk import Noise
 from kwsd.training.teacher import load_teacher, load_teachers
 from kwsd.training.train import _prepare, train
@@ -424,6 +424,20 @@ def test_the_beginners_network_learns_silence_as_well_and_says_that_it_does_not_
     learnt = torch.cat([targets for _, targets in run.batches.epoch(0)])
     assert (learnt == 2).sum() >= 1
     assert "simplenet learns from clips alone: --negatives are not used" in said
+
+
+def test_every_process_draws_its_own_dropout_and_the_same_every_time(data, tmp_path):
+    asked = options(data, tmp_path / "a.ckpt", epochs=1)
+    plan = Plan("simplenet", RECIPES["simplenet"], ("yes", "no"), asked.out, asked, quietly)
+    seeds = []
+    with join_process_group(torch.device("cpu")) as group:
+        run = _prepare(plan, torch.device("cpu"), group)
+    for rank, epoch in itertools.product((0, 1, 2, 0), (0, 1)):
+        run.group, run.epoch = ProcessGroup(rank), epoch
+        train_epoch(run)
+        seeds.append(torch.initial_seed())
+    assert seeds[:2] == seeds[-2:] == [0, 1]
+    assert len({seed & 0xFFFFFFFF for seed in seeds}) == 6, "which is all that torch takes of a seed on the CPU"
 
 
 def test_speakers_on_both_sides_are_told(tmp_path, cache):

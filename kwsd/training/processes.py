@@ -1,7 +1,8 @@
 """One network trained by several processes, on one machine or more, as torchrun starts them.
 
 Every process draws the same batch and trains on its share of the windows; gradients and the statistics of batch
-normalisation are brought together. So the loss is that of one process on the whole batch.
+normalisation are brought together. So the loss is that of one process on the whole batch, but for dropout, which is by
+chance in each.
 """
 
 import os

@@ -27,6 +27,7 @@ from kwsd.training.teacher import Teacher
 from kwsd.training.validation import HeldOut
 
 SMALLEST_BATCH = 8  # windows
+RANKS_APART = 50_021  # between the seeds of two processes: more than there are epochs; torch takes the lowest 32 bits
 
 
 @dataclass
@@ -68,12 +69,12 @@ class Run:
 
 def train_epoch(run: Run) -> tuple[float, float]:
     """One pass over the batches; the mean loss and the share told right. What is drawn depends on seed and epoch
-    alone.
+    alone, but for dropout, of which every process draws its own.
 
     Raises KwsdError if the loss is not a number any more, or the GPU has too little memory for a batch.
     """
     seed = (run.seed * 100_003 + run.epoch) % 2**63
-    torch.manual_seed(seed)  # dropout
+    torch.manual_seed((seed + run.group.rank * RANKS_APART) % 2**63)  # dropout
     generator = torch.Generator().manual_seed(seed)
     _mine(run)
     run.network.train()
