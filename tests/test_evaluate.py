@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -140,6 +141,15 @@ def test_the_table_goes_to_stdout_and_the_picture_beside_the_model(artefact, dat
     assert str(picture) in err
     assert picture.read_bytes().startswith(b"\x89PNG\r\n")
     assert picture.stat().st_size > 5_000
+
+
+def test_models_whose_names_have_points_do_not_share_a_picture(artefact, data, tmp_path):
+    for name in ("exp1.1", "exp1.2", "a.ckpt"):
+        shutil.copy(artefact, tmp_path / name)
+        assert dispatch(["eval", "--model", str(tmp_path / name), "--data", str(data)]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "a.confusion.png", "exp1.1.confusion.png", "exp1.2.confusion.png",
+    ]  # fmt: skip
 
 
 def test_a_picture_that_cannot_be_drawn_is_an_error_only_if_it_was_asked_for(artefact, data, capsys):

@@ -92,7 +92,7 @@ def evaluate(options: argparse.Namespace) -> int:
     for note in evaluation.told:
         say(note)
     show((json.dumps(evaluation.as_dict()) if options.json else evaluation.table()) + "\n")
-    picture = options.picture or options.model.with_suffix(".confusion.png")
+    picture = options.picture or _picture_beside(options.model)
     try:
         draw_confusion(evaluation, picture)
     except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such format
@@ -103,6 +103,12 @@ def evaluate(options: argparse.Namespace) -> int:
     else:
         say(f"confusion matrix: {picture}")
     return OK
+
+
+def _picture_beside(model: Path) -> Path:
+    """Without the ending and no more: of `exp1.1` and `exp1.2` each has its own."""
+    kept = model.stem if model.suffix in (".ckpt", ".onnx", ".pt") else model.name
+    return model.with_name(f"{kept}.confusion.png")
 
 
 def _evaluate_stream(options: argparse.Namespace) -> int:
