@@ -152,12 +152,34 @@ def test_a_keyword_without_clips_is_named(data):
         mix(Mixture(2, ("yes", "marvin")), data, "testing", ())
 
 
-@pytest.mark.parametrize("wrong", [{"words": 0}, {"pause_s": (2.0, 1.0)}, {"pause_s": (-1.0, 1.0)}, {"decay_s": -0.1},
-                                   {"pause_s": (1.0, inf)}, {"snr_db": nan}, {"decay_s": nan}, {"seed": -1},
-                                   {"seed": 1 << 64}])  # fmt: skip
-def test_a_mixture_that_cannot_be_is_refused(data, wrong):
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"words": 0}, "--count 0: at least 1"),
+        ({"words": 10**7}, "--count 10000000: with such pauses more than a day; make several"),
+        ({"pause_s": (2.0, 1.0)}, "--pause 2 1: from 0 to 3600 s, the shortest first"),
+        ({"pause_s": (-1.0, 1.0)}, "--pause -1 1: from 0 to"),
+        ({"pause_s": (1.0, inf)}, "--pause 1 inf: from 0 to"),
+        ({"pause_s": (0.0, 1e30)}, "--pause 0 1e+30: from 0 to"),
+        ({"snr_db": nan}, "--snr nan: from -200 to 200 dB"),
+        ({"snr_db": -1e9}, "--snr -1000000000.0: from -200 to 200 dB"),
+        ({"decay_s": -0.1}, "--reverb -0.1: 0, or from 0.01 to 60 s"),
+        ({"decay_s": nan}, "--reverb nan: 0, or from"),
+        ({"decay_s": 1e-5}, "--reverb 1e-05: 0, or from"),
+        ({"seed": -1}, "--seed -1: from 0 to 2^63 - 1"),
+        ({"seed": 1 << 64}, "--seed 18446744073709551616: from 0"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(data, wrong, complaint):
+    with pytest.raises(ConfigError) as failure:
         mix(Mixture(**({"words": 2, "keywords": WORDS} | wrong)), data, "testing", ())
+    assert str(failure.value).startswith(complaint) and failure.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize("edge", [{"snr_db": 200.0}, {"snr_db": -200.0}, {"decay_s": 0.01}, {"decay_s": 60.0}])
+def test_a_mixture_at_the_edge_of_what_can_be_is_made_of_numbers(data, edge):
+    recording, _ = mix(Mixture(2, WORDS, **edge), data, "testing", ())
+    assert np.isfinite(recording).all()
 
 
 def test_the_command_writes_both_files(data, tmp_path, capsys):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOSPC
-from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from kwsd.audio_format import SAMPLE_RATE, samples
+from kwsd.audio_format import SAMPLE_RATE, WINDOW, samples
 from kwsd.errors import IO, USAGE, AudioError, ConfigError, KwsdError
 from kwsd.paths import FOLDER, check_writable, kind_of
 from kwsd.training import augment
@@ -27,6 +26,9 @@ HISS_DBFS = -66.0  # the microphone's own noise, always there
 WORD_DBFS = -26.0  # level of every word where there is a signal-to-noise ratio to keep
 PIECE_S = 10.0  # background comes in pieces of this length, each from another place
 ECHO_S = 0.5  # room for a reverberant word to die away
+LONGEST_PAUSE_S, LONGEST_S = 3600.0, 86_400.0  # of all of it
+MOST_DB = 200.0  # words over background, or under it
+DECAYS_S = (0.01, 60.0)  # reverberation that can be reckoned with
 DIRECT_DB = 3.0  # direct sound over echo in a reverberant room
 
 
@@ -57,10 +59,7 @@ def mix(
 
     Raises AudioError if there are no clips of a keyword; ConfigError for a mixture that cannot be.
     """
-    if mixture.words < 1 or not 0 <= mixture.pause_s[0] <= mixture.pause_s[1] < inf or not 0 <= mixture.decay_s < inf:
-        raise ConfigError("mix: at least one word, and pauses and reverberation of 0 s or more", exit_code=USAGE)
-    if not isfinite(mixture.snr_db or 0.0) or not 0 <= mixture.seed < 1 << 63:
-        raise ConfigError("mix: a ratio in dB that is a number, and a seed from 0 to 2^63 - 1", exit_code=USAGE)
+    _check(mixture)
     clips = load_subset(data, words, subset)
     for note in clips.told:
         say(note)
@@ -89,6 +88,28 @@ def mix(
         recording += background * _amplitude(WORD_DBFS - mixture.snr_db)
     recording += rng.standard_normal(recording.size).astype(np.float32) * _amplitude(HISS_DBFS)
     return np.clip(recording, -1.0, 1.0), truth
+
+
+def _check(mixture: Mixture) -> None:
+    """Raises ConfigError for a mixture that cannot be."""
+    shortest, longest = mixture.pause_s
+    seconds = mixture.words * (longest + WINDOW / SAMPLE_RATE + ECHO_S)
+    for option, value, fits, wanted in (
+        ("--count", mixture.words, mixture.words >= 1, "at least 1"),
+        (
+            "--pause", f"{shortest:g} {longest:g}", 0 <= shortest <= longest <= LONGEST_PAUSE_S,
+            f"from 0 to {LONGEST_PAUSE_S:g} s, the shortest first",
+        ),
+        ("--count", mixture.words, seconds <= LONGEST_S, "with such pauses more than a day; make several"),
+        ("--snr", mixture.snr_db, abs(mixture.snr_db or 0.0) <= MOST_DB, f"from {-MOST_DB:g} to {MOST_DB:g} dB"),
+        (
+            "--reverb", mixture.decay_s, mixture.decay_s == 0 or DECAYS_S[0] <= mixture.decay_s <= DECAYS_S[1],
+            f"0, or from {DECAYS_S[0]:g} to {DECAYS_S[1]:g} s",
+        ),
+        ("--seed", mixture.seed, 0 <= mixture.seed < 1 << 63, "from 0 to 2^63 - 1"),
+    ):  # fmt: skip
+        if not fits:
+            raise ConfigError(f"{option} {value}: {wanted}", exit_code=USAGE)
 
 
 def check_place(path: Path) -> None:
