@@ -41,6 +41,20 @@ def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path, resumed_after, kep
     assert epochs(tmp_path / "a.csv") == kept
 
 
+@pytest.mark.parametrize(
+    "bad", ["", "\xff\xfe", "2,0.01", "x,,,,,,", "0,,,,,,", "2,0.01,much,,,,", "2,,,,,,,,", "y" * 200_000]
+)
+def test_a_line_that_is_damaged_takes_no_other_with_it(bad, tmp_path):
+    filled(tmp_path / "a.csv", 3)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    lines[2] = bad
+    (tmp_path / "a.csv").write_text("\n".join(lines), encoding="latin-1")
+    history = History(tmp_path / "a.csv", 3)
+    history.add(dataclasses.replace(FIGURES, epoch=4))
+    assert epochs(tmp_path / "a.csv") == [1, 3, 4]
+    history.draw(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("content", ["", "epoch,loss\n", "what\nis,this\n", "\x00\xff", "epoch,loss\n1\n"])
 def test_a_file_that_is_none_of_ours_is_begun_anew(tmp_path, content):
     (tmp_path / "a.csv").write_text(content, encoding="latin-1")
@@ -60,6 +74,12 @@ def test_the_curves_are_a_picture(tmp_path, spotting):
     history.add(dataclasses.replace(FIGURES, epoch=3, spotting=spotting))
     history.draw(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_a_run_of_which_nothing_is_known_any_more_no_picture_takes_the_place_of_another(tmp_path):
+    (tmp_path / "a.png").write_text("the curves")
+    History(tmp_path / "a.csv", 3).draw(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_text() == "the curves"
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):

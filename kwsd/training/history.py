@@ -24,6 +24,9 @@ class EpochFigures:
     seconds: float  # that it took
 
 
+OURS = ",".join(field.name for field in fields(EpochFigures))  # the first line
+
+
 class History:
     """The figures of a run, kept in `path` so that they outlive it."""
 
@@ -51,7 +54,7 @@ class History:
         unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with unfinished.open("w", newline="", encoding="utf-8") as file:
-                lines = csv.DictWriter(file, [field.name for field in fields(EpochFigures)], lineterminator="\n")
+                lines = csv.DictWriter(file, OURS.split(","), lineterminator="\n")
                 lines.writeheader()
                 lines.writerows(self._rows)
             unfinished.replace(self.path)
@@ -67,7 +70,9 @@ class History:
             self._board.close()
 
     def draw(self, path: Path) -> None:
-        """Loss and shares over the epochs, as a picture. Raises KwsdError if it cannot be written."""
+        """Loss and shares over the epochs, as a picture, if any are known. Raises KwsdError if it cannot be written."""
+        if not self._rows:
+            return
         import matplotlib
 
         matplotlib.use("Agg")
@@ -124,10 +129,9 @@ def _open_board(folder: Path, epochs: int) -> Any:
 
 def _check_place(path: Path) -> None:
     """What a run before left there may go; anything else is somebody's."""
-    ours = ",".join(field.name for field in fields(EpochFigures))
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            if file.readline().rstrip("\n") == ours:
+            if file.readline().rstrip("\n") == OURS:
                 return
     except FileNotFoundError:
         return
@@ -137,9 +141,21 @@ def _check_place(path: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of ours: those of its lines that are whole."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [row for row in rows if int(row["epoch"]) and None not in row.values()]
-    except (OSError, UnicodeDecodeError, csv.Error, LookupError, TypeError, ValueError):
+        head, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    except OSError:
         return []
+    return [row for line in lines if (row := _row(line))] if head == OURS else []
+
+
+def _row(line: str) -> dict[str, Any]:
+    """Empty if it is none."""
+    values = line.split(",")
+    try:
+        row = dict(zip(OURS.split(","), values, strict=True))
+        for value in filter(None, values):
+            float(value)
+        return row if int(row["epoch"]) > 0 else {}
+    except ValueError:
+        return {}
