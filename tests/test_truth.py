@@ -25,6 +25,8 @@ def test_what_is_written_is_read(tmp_path):
         ((HEAD + "0\tinf\tyes\n").encode(), r"a\.tsv:2: not start_s, end_s, keyword"),
         ((HEAD + "0\t1\t\n").encode(), r"a\.tsv:2: not start_s, end_s, keyword"),
         ((HEAD + "0\t1\t" + "x" * 200_000 + "\n").encode(), r"a\.tsv:2: not start_s, end_s, keyword"),
+        ((HEAD + "\n\n0\t1\t" + "x" * 200_000 + "\n").encode(), r"a\.tsv:4: not start_s, end_s, keyword"),
+        (("x" * 200_000 + "\n").encode(), r"a\.tsv:1: not start_s, end_s, keyword"),
         (b"0\t1\tyes\n1\t2\tno\n", r"a\.tsv:2: not start_s, end_s, keyword"),
     ],
 )

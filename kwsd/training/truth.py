@@ -83,7 +83,7 @@ def _words(rows: "csv.DictReader[str]", path: Path) -> Iterator[Word]:
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         if isinstance(error, UnicodeError):
             raise
-        number = rows.line_num + isinstance(error, csv.Error)  # which is raised before it is counted
+        number = rows.reader.line_num  # of the line that was read: rows.line_num is that of the last row that was whole
         raise AudioError(f"{path}:{number}: not start_s, end_s, keyword, parted by tabs; mend the line") from None
 
 
