@@ -1,5 +1,7 @@
 """What a path is, for who may not be allowed to know: `Path.exists()` and its like fail where a folder is closed."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -16,11 +18,18 @@ def kind_of(path: Path) -> int | None:
         return None
 
 
-def check_writable(path: Path, remedy: str) -> None:
-    """Raises KwsdError if no file can be made in the folder of a path: better told before the work than after it."""
+def check_writable(path: Path, remedy: str, *, in_place: bool = False) -> None:
+    """Raises KwsdError if no file can be made in the folder of a path, or `in_place` if what is there is a folder, or
+    cannot be written: better told before the work than after it."""
     import tempfile
 
+    kind = kind_of(path) if in_place else None
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
+        if kind is None:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        elif kind == FOLDER:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise KwsdError(f"{path}: cannot be written ({error.strerror}); {remedy}", exit_code=IO) from None

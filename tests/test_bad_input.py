@@ -933,6 +933,28 @@ def test_what_lies_in_a_folder_we_may_not_enter_is_refused(arguments, code, word
     kwsd(*arguments, under=obedient).refused(code, words)
 
 
+@pytest.mark.parametrize(
+    ("report", "code", "words"),
+    [
+        ("forbidden/mine.html", NO_INPUT, "nowhere.wav"),  # which is written in place: no new file is needed
+        ("forbidden/new.html", IO, "forbidden/new.html: cannot be written (Permission denied); name another place"),
+        ("kept.html", IO, "kept.html: cannot be written (Permission denied); name another place"),
+        ("pages.html", IO, "pages.html: cannot be written (Is a directory); name another place"),
+    ],
+)
+def test_a_report_is_refused_before_the_work_only_where_it_cannot_be_written(
+    report, code, words, obedient, kwsd, tmp_path
+):
+    (tmp_path / "forbidden").chmod(0o700)
+    (tmp_path / "forbidden/mine.html").write_text("an old one")
+    (tmp_path / "forbidden").chmod(0o500)
+    (tmp_path / "kept.html").touch(0o400)
+    (tmp_path / "pages.html").mkdir()
+    kwsd("eval", "--model", "commands", "--stream", "nowhere.wav", "--report", report, under=obedient).refused(
+        code, words
+    )
+
+
 def test_a_live_daemon_keeps_its_socket_and_a_dead_one_leaves_it(kwsd, models, environment, tmp_path):
     path = tmp_path / "events.sock"
     arguments = ("--model", str(models / "good.pt"), "--source", "-", "--set", f"sinks.socket.path={path}")

@@ -396,6 +396,22 @@ def test_the_command_names_thresholds_for_a_budget_and_writes_a_page(kwsd, confi
 
 
 @pytest.mark.parametrize(
+    ("under", "target", "why"),
+    [
+        ((), "/dev/full", "[Errno 28] No space left on device); make room"),
+        (("prlimit", "--fsize=1000"), "r.txt", "[Errno 27] File too large); name another place"),
+    ],
+    ids=["full", "too large"],
+)
+def test_a_report_is_given_room_only_where_that_is_what_it_lacks(under, target, why, kwsd, config, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "r.html").symlink_to(target)
+    asked = ("eval", "--model", config.model_path, "--stream", "--negatives", tmp_path, "--report", "r.html")
+    result = kwsd(*asked, "--set", "engine=native", under=under)
+    assert result.code == 74 and f"kwsd: r.html: cannot be written ({why}" in result.err
+
+
+@pytest.mark.parametrize(
     ("report", "code", "why"),
     [
         ("nowhere/report.html", 74, "nowhere/report.html: cannot be written (No such file or directory)"),

@@ -1,6 +1,7 @@
 """`kwsd train`, `eval`, `mix` and `export`."""
 
 import argparse
+import errno
 import json
 import math
 import shlex
@@ -142,7 +143,8 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
         try:
             report.write(evaluation, options.report)
         except OSError as error:
-            raise KwsdError(f"{options.report}: cannot be written ({error}); make room", exit_code=IO) from None
+            remedy = "make room" if error.errno == errno.ENOSPC else "name another place"
+            raise KwsdError(f"{options.report}: cannot be written ({error}); {remedy}", exit_code=IO) from None
         say(f"misses against false accepts: {options.report}")
     return OK
 

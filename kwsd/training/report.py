@@ -115,7 +115,7 @@ def check_place(path: Path) -> None:
     kind = path.suffix.removeprefix(".").lower()
     if kind != "html" and kind not in FigureCanvasBase.get_supported_filetypes():
         raise ConfigError(f"--report {path}: is no kind of picture; name .html or .png", exit_code=USAGE)
-    check_writable(path, "name another place")
+    check_writable(path, "name another place", in_place=True)
 
 
 def write(evaluation: StreamEvaluation, path: Path) -> None:
