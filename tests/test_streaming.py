@@ -98,6 +98,16 @@ def test_a_word_is_hit_once_and_a_second_detection_is_false(rules):
     # Two detections half a second apart within the reach of one long word.
     result = outcome(rules, [("yes", 5.0), ("yes", 7.0)], [Word(4.0, 6.8, "yes")])
     assert result.hit == (True,) and result.false_accepts == ("yes",)
+    once = outcome(rules, [("yes", 5.0)], [Word(4.0, 6.8, "yes")])
+    assert result.latencies_s == once.latencies_s, "it was heard when it was heard first"
+
+
+def test_of_words_heard_oftener_than_they_were_said_each_latency_is_of_a_detection_of_its_own(rules):
+    said = [Word(4.0, 6.4, "yes"), Word(6.5, 9.8, "yes")]
+    result = outcome(rules, [("yes", 5.0), ("yes", 7.0), ("yes", 9.0)], said)
+    alone = [outcome(rules, [("yes", end)], [word]).latencies_s[0] for end, word in zip((5.0, 7.0), said, strict=True)]
+    assert result.hit == (True, True) and result.false_accepts == ("yes",)
+    assert result.latencies_s == pytest.approx(alone)
 
 
 def test_a_word_that_was_heard_stands_for_itself_only(rules):

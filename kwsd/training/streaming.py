@@ -50,7 +50,7 @@ class Outcome:
     said: tuple[str, ...]  # every true word
     hit: tuple[bool, ...]  # whether it was heard
     mistaken: tuple[str | None, ...]  # the other word that was heard in its place
-    latencies_s: tuple[float, ...]  # of the hits: from a word's end to the end of the window that decided
+    latencies_s: tuple[float, ...]  # of the hits: from a word's end to the end of the window that first decided
     false_accepts: tuple[str, ...]  # keywords heard where none was said
     false_in: tuple[int, ...]  # the recording that each of them was heard in
     hours: float  # of recordings
@@ -255,8 +255,8 @@ def _stretches(group: Sequence[Path], talk: Mapping[Path, Counter[str]]) -> list
 
 def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
     """Decide by the rules, and compare with what was said."""
-    said, hit, mistaken, latencies = [], [], [], []
-    false, false_in = list[str](), list[int]()
+    said, hit, mistaken = [], [], []
+    latencies, false, false_in = list[float](), list[str](), list[int]()
     heard: list[list[Detection]] = [[] for _ in material.traces]
     for detection in decide(material.traces, rules, labels):
         heard[detection.stream].append(detection)
@@ -268,8 +268,7 @@ def judge(material: Material, rules: Rules, labels: tuple[str, ...]) -> Outcome:
             said.append(word.keyword)
             hit.append(mine is not None)
             mistaken.append(next((d.keyword for d in left if _is_near(word, d)), None) if mine is None else None)
-            if mine is not None:
-                latencies.append(mine.end / SAMPLE_RATE - word.end_s)
+        latencies += _latencies_s(known, hits, left)
         false += _unforgiven(left, stretches)
         false_in += [i] * (len(false) - len(false_in))
     return Outcome(
@@ -287,6 +286,21 @@ def _match(words: Sequence[Word], detections: Sequence[Detection]) -> tuple[list
         if mine is not None:
             left.remove(mine)
     return hits[::-1], left
+
+
+def _latencies_s(words: Sequence[Word], hits: Sequence[Detection | None], left: Sequence[Detection]) -> Iterator[float]:
+    """Of the words that were heard: of one that was heard twice, of the first time, if that was not another's."""
+    spare, before = list(left), 0
+    for word, mine in zip(words, hits, strict=True):
+        if mine is not None:
+            earlier = [
+                d for d in spare if d.keyword == word.keyword and before < d.end < mine.end and _is_near(word, d)
+            ]
+            first = min(earlier, key=lambda detection: detection.end, default=mine)
+            if first is not mine:
+                spare[spare.index(first)] = mine
+            before = first.end
+            yield first.end / SAMPLE_RATE - word.end_s
 
 
 def _unforgiven(detections: Sequence[Detection], stretches: Sequence[Stretch]) -> Iterator[str]:
