@@ -21,9 +21,9 @@ from kwsd.mel import FLOOR, HIGHEST_HZ, LOWEST_HZ, MELS
 class Ranges:
     """Between which bounds each property is drawn, uniformly."""
 
-    snr_db: tuple[float, float] = (-3.0, 30.0)  # word over noise
+    snr_db: tuple[float, float] = (-3.0, 30.0)  # window over noise: the word itself, which is part of it, is louder
     noisy: float = 0.75  # share of windows that get noise at all
-    babble_snr_db: tuple[float, float] = (8.0, 25.0)  # word over a distant talker
+    babble_snr_db: tuple[float, float] = (8.0, 25.0)  # window over a distant talker
     babbling: float = 0.15  # share of windows with one
     gain_db: tuple[float, float] = (-24.0, 6.0)
     hiss_dbfs: tuple[float, float] = (-80.0, -50.0)  # the microphone's own noise
@@ -72,7 +72,7 @@ def rms(windows: Tensor) -> Tensor:
 
 
 def mix(windows: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
-    """Adds noise at a signal-to-noise ratio (batch, 1) in dB: (batch, n) → (batch, n)."""
+    """Adds noise at a ratio (batch, 1) in dB of whole window over noise: (batch, n) → (batch, n)."""
     wanted = rms(windows) * torch.pow(10.0, -snr_db / 20.0)  # (batch, 1)
     return windows + noise * (wanted / rms(noise))  # (batch, n)
 

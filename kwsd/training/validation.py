@@ -25,7 +25,7 @@ BATCH = 256  # windows
 CLIPS_PER_SILENCE = 11
 NEGATIVE_EVERY = 8000  # samples between windows of talk, and of noise
 FALSE_SHARES = (0.03, 0.01, 0.003)  # of the windows of talk, and of noise, that may be taken for a keyword
-NOISY_DB = (0.0, 20.0)  # signal-to-noise ratio of every other spoken keyword
+NOISY_DB = (0.0, 20.0)  # whole window over noise, of every other spoken keyword
 
 
 @dataclass(frozen=True)
