@@ -8,6 +8,7 @@ from pathlib import Path
 from scene import Scene, options
 
 STEPS = ("+3600", "-3600", "+0", "+31536000", "-86400")  # seconds off
+LATEST_MS = 60_000  # on a machine that is busy; a step is an hour at least
 LIBRARIES = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")]
 
 if __name__ == "__main__":
@@ -37,4 +38,4 @@ if __name__ == "__main__":
         for event, arrival in zip(scene.daemon.events, scene.daemon.arrivals, strict=True):
             event["time"] = datetime.fromtimestamp(arrival, UTC).isoformat()
         code = scene.settle(steps=given.times, years=sorted(years), highest_latency_ms=max(latencies))
-    sys.exit(code or max(latencies) > 1000 or len(years) < 2)
+    sys.exit(code or max(latencies) > LATEST_MS or len(years) < 2)

@@ -32,8 +32,8 @@ from sound_server import SoundServer
 from kwsd.recording import DEMO
 
 CLEAR = ("stop", "yes", "up", "go", "on")  # words of the demo that are heard at every time of asking
-LATE_S = 1.5  # an event comes at most so long after the word
-NOTICE_S = 1.0  # a loss is told so long after it happened, at most
+LATE_S = 1.5  # an event comes so long after the word
+LATEST_S = 5.0  # the same, and a loss is told so long after it happened, on a machine that is busy
 FILL_S = 0.6  # after audio came back, until the first windows are full
 PAD_S = 0.25
 
@@ -60,7 +60,6 @@ class Ledger:
 
     said: list[tuple[float, float, str]] = field(default_factory=list)  # from, to (s since the epoch), word
     excused: list[tuple[float, float]] = field(default_factory=list)  # times in which nobody claimed to listen
-    late_s: float = LATE_S  # where there is too much to do, an event may come later
 
     def settle(self, runs: list[list[dict]]) -> dict:
         """Match the events of one or more runs of the daemon with what was said."""
@@ -69,7 +68,7 @@ class Ledger:
         heard = [(when(event), event["keyword"]) for event in events if event["type"] == "detection"]
         found, excused, missed = 0, 0, []
         for start, end, word in self.said:
-            until = max([end, *(to for since, to in self.excused if start < to and since < end)]) + self.late_s
+            until = max([end, *(to for since, to in self.excused if start < to and since < end)]) + LATEST_S
             match = next((h for h in heard if h[1] == word and start <= h[0] <= until), None)
             if match:
                 heard.remove(match)
@@ -97,7 +96,7 @@ def _announced(events: list[dict]) -> list[tuple[float, float]]:
     told.append((0.0, ready + FILL_S))
     for event in events:
         if event["type"] == "audio_lost":
-            lost_at = lost_at or when(event) - NOTICE_S
+            lost_at = lost_at or when(event) - LATEST_S
         elif event["type"] == "audio_restored":
             told.append((lost_at or 0.0, when(event) + FILL_S))
             lost_at = None
@@ -215,6 +214,9 @@ class Scene:
     def settle(self, **more: object) -> int:
         """Stop the daemon and print what was found; the exit code."""
         time.sleep(LATE_S)
+        until = time.monotonic() + LATEST_S
+        while self.ledger.settle(self.runs)["missed"] and time.monotonic() < until:
+            time.sleep(0.1)
         code = self.daemon.stop()[0] if self.daemon.process.poll() is None else self.daemon.process.returncode
         found = self.ledger.settle(self.runs) | more
         events = Counter(event["type"] for run in self.runs for event in run)

@@ -41,9 +41,9 @@ def make(path: Path, seconds: float) -> None:
     network = torch.jit.load(str(COMMANDS), map_location="cpu")
     slow, window = torch.jit.script(Slow(network, 1000)), torch.zeros(1, 16_000)
     slow(window)
-    begun = time.monotonic()
+    begun = time.thread_time()  # whoever else takes the processor makes the model no slower
     slow(window)
-    rounds = max(1, round(1000 * seconds / (time.monotonic() - begun)))
+    rounds = max(1, round(1000 * seconds / (time.thread_time() - begun)))
     with zipfile.ZipFile(COMMANDS) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/extra/kwsd.json")]
         metadata = json.loads(archive.read(name)) | {"step": None}
@@ -55,7 +55,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         make(Path(place) / "slow.pt", given.window_ms / 1000)
         with Scene("--model", f"{place}/slow.pt", "--set", "device=cpu", seed=given.seed) as scene:
-            scene.ledger.late_s = 5.0
             scene.talk(given.seconds)
             hops = [event["hop_ms"] for event in scene.daemon.events if event["type"] == "overload"]
             code = scene.settle(window_ms=given.window_ms, hops=hops)

@@ -14,7 +14,6 @@ if __name__ == "__main__":
             subprocess.Popen([sys.executable, "-c", "while True: pass"])
             for _ in range(given.burners * (os.cpu_count() or 1))
         ]
-        scene.ledger.late_s = 5.0
         try:
             scene.talk(given.seconds)
         finally:
