@@ -326,15 +326,15 @@ def test_an_inlet_knows_when_its_last_block_came():
     assert before <= stream.inlet.wrote_at <= time.monotonic()
 
 
-def test_an_inlet_knows_when_the_block_it_waits_for_is_due():
-    stream = Stream()
+def test_an_inlet_knows_when_the_block_it_waits_for_is_due(monkeypatch):
+    clock, stream = Clock(monkeypatch), Stream()
     stream.inlet.want(1_000)
     stream.write(ramp(0, 320))  # of 20 ms each: the block in which sample 1000 is comes in 60 ms
-    assert stream.inlet.due_in(0.02) == pytest.approx(0.06, abs=0.005)
+    assert stream.inlet.due_in(0.02) == pytest.approx(0.06)
     stream.write(ramp(320, 640)).write(ramp(640, 960))
-    assert stream.inlet.due_in(0.02) == pytest.approx(0.02, abs=0.005)
-    time.sleep(0.03)
-    assert stream.inlet.due_in(0.02) < 0  # late
+    assert stream.inlet.due_in(0.02) == pytest.approx(0.02)
+    clock.now += 0.03
+    assert stream.inlet.due_in(0.02) == pytest.approx(-0.01)  # late
 
 
 # --- the source is lost and opened again ---
