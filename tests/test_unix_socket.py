@@ -74,7 +74,9 @@ def test_what_nobody_expected_of_a_command_is_reported(tmp_path):
     assert [str(error) for error in asyncio.run(scenario())] == ["nobody expected this"]
 
 
-def test_a_frozen_reader_loses_its_oldest_lines_and_is_told_how_many(tmp_path):
+def test_a_frozen_reader_loses_its_oldest_lines_and_is_told_how_many(tmp_path, monkeypatch):
+    monkeypatch.setattr("kwsd.sinks.unix_socket.FLUSH_S", 10.0)  # it thaws while the socket is closed
+
     async def scenario():
         sink = await opened(tmp_path / "s", queue=16)
         frozen = connect(sink.path)
