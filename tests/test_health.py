@@ -169,10 +169,12 @@ def test_a_daemon_says_so_once_and_once_when_it_is_over(name, tmp_path):
                 daemon.process.stdin.flush()
                 time.sleep(PIECE_S)
 
+        while not daemon.events:  # else what came while it began would come at once, and be examined but once
+            feed(room[:3200], 1)
         feed(second, 5)
         feed(room, 1)
         daemon.process.stdin.close()
         assert daemon.finish() == 0
-    told = [(event["type"], event["fault"]) for event in daemon.events if event["type"].startswith("audio_")]
+    told = [(event["type"], event["fault"]) for event in daemon.events if "fault" in event]
     assert told == [("audio_fault", fault), ("audio_healed", fault)]
     assert any("is deaf: " in line for line in daemon.errors) and any("hears again" in line for line in daemon.errors)
