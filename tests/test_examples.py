@@ -12,14 +12,16 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from broker import Broker, needs_mosquitto
 from running import Running, free_port
 
+from kwsd.audio_format import SAMPLE_RATE
 from kwsd.recording import DEMO, read_recording
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-DEMO_STREAM = f"[{{source: file, path: {DEMO}, name: desk}}]"  # in place of the microphone
 CONFIGS = {"mqtt.yaml", "hooks.yaml", "rooms.yaml", "wyoming.yaml", "page.yaml"}
 RUN = {"lamp.sh", "read_events.py", "satellite.py", "on_word", *CONFIGS}
 PATIENCE_S = 40.0
@@ -41,6 +43,14 @@ def folder(tmp_path):
         (copy / name).write_text(f"{secret}\n")
         (copy / name).chmod(0o600)
     return copy
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """Streams in place of the microphone: somebody says "stop" again and again, for whoever came late."""
+    tape = tmp_path_factory.mktemp("tape") / "tape.wav"
+    soundfile.write(tape, np.tile(read_recording(DEMO)[: 4 * SAMPLE_RATE], 10), SAMPLE_RATE)
+    return f"streams=[{{source: file, path: {tape}, name: desk}}]"
 
 
 class Program:
@@ -69,14 +79,14 @@ class Program:
             time.sleep(0.05)
 
 
-def test_lamp(folder, environment):
-    with Running("--set", f"streams={DEMO_STREAM}", environment=environment) as daemon:
+def test_lamp(desk, folder, environment):
+    with Running("--set", desk, environment=environment) as daemon:
         daemon.wait_for("ready")
         with Program(folder / "lamp.sh", environment=environment, folder=folder) as lamp:
             lamp.prints("everything off")
 
 
-def test_read_events_also_after_a_restart(folder, environment):
+def test_read_events_also_after_a_restart(desk, folder, environment):
     with Program(sys.executable, folder / "read_events.py", environment=environment, folder=folder) as reading:
         reading.prints("trying again")
         path = Path(environment["XDG_RUNTIME_DIR"]) / "kwsd/events.sock"
@@ -88,7 +98,7 @@ def test_read_events_also_after_a_restart(folder, environment):
                 connection.recv(4096)
                 connection.sendall(b'{"type": "hello"}\n{"type": "detec')
         for _ in range(2):
-            with Running("--set", f"streams={DEMO_STREAM}", environment=environment):
+            with Running("--set", desk, environment=environment):
                 before = reading.out.read_text().count("desk: stop")
                 deadline = time.monotonic() + PATIENCE_S
                 while reading.out.read_text().count("desk: stop") == before:
@@ -96,10 +106,10 @@ def test_read_events_also_after_a_restart(folder, environment):
                     time.sleep(0.05)
 
 
-def test_satellite_and_rooms(folder, environment, tmp_path):
+def test_satellite_and_rooms(desk, folder, environment, tmp_path):
     raw = tmp_path / "recording.raw"
     raw.write_bytes((read_recording(DEMO)[:64_000] * 32767).astype("<i2").tobytes())
-    options = ("--set", f"streams={DEMO_STREAM}", "--set", 'listen.on=["tcp://0.0.0.0:0"]')
+    options = ("--set", desk, "--set", 'listen.on=["tcp://0.0.0.0:0"]')
     with Running("--config", str(folder / "rooms.yaml"), *options, environment=environment) as daemon:
         daemon.wait_for("ready")
         port = daemon.wait_for_log("tcp://0.0.0.0:").split()[0]
@@ -132,9 +142,9 @@ def test_a_satellite_connects_again_where_kwsd_opened_its_streams_anew(folder, e
             satellite.process.stdin.close()
 
 
-def test_hooks_and_on_word(folder, environment):
+def test_hooks_and_on_word(desk, folder, environment):
     words = folder / "words"
-    options = ("--config", str(folder / "hooks.yaml"), "--set", f"streams={DEMO_STREAM}")
+    options = ("--config", str(folder / "hooks.yaml"), "--set", desk)
     with Running(*options, environment=environment | {"WORDS": str(words)}) as daemon:
         daemon.wait_for("ready")
         deadline = time.monotonic() + PATIENCE_S
@@ -145,9 +155,9 @@ def test_hooks_and_on_word(folder, environment):
 
 
 @needs_mosquitto
-def test_mqtt(folder, environment, tmp_path):
+def test_mqtt(desk, folder, environment, tmp_path):
     port = free_port()
-    options = ("--set", f"streams={DEMO_STREAM}", "--set", f"sinks.mqtt.broker=mqtt://127.0.0.1:{port}")
+    options = ("--set", desk, "--set", f"sinks.mqtt.broker=mqtt://127.0.0.1:{port}")
     with Broker(tmp_path, port) as broker:
         everything = broker.listener()
         with Running("--config", str(folder / "mqtt.yaml"), *options, environment=environment):
@@ -163,10 +173,10 @@ def test_wyoming(folder, environment):
         daemon.stop()
 
 
-def test_page(folder, environment):
+def test_page(desk, folder, environment):
     from test_endpoint import address_of
 
-    options = ("--set", f"streams={DEMO_STREAM}", "--set", 'http.on=["tcp://127.0.0.1:0"]')
+    options = ("--set", desk, "--set", 'http.on=["tcp://127.0.0.1:0"]')
     with Running("--config", str(folder / "page.yaml"), *options, environment=environment) as daemon:
         daemon.wait_for("ready")
         for path, expected in (("/", "<title>kwsd</title>"), ("/metrics", "kwsd_ready 1")):
