@@ -92,8 +92,11 @@ def test_an_event_is_one_compact_json_object(replayed):
 def test_a_recording_in_real_time_gives_the_detections_of_its_replay(beginning):
     expected = [json.loads(line) for line in replay(beginning)]
     assert expected
-    with Running("--source", str(beginning)) as daemon:
-        assert daemon.finish() == 0
+    for _ in range(3):
+        with Running("--source", str(beginning)) as daemon:
+            assert daemon.finish() == 0
+        if "overrun" not in {event["type"] for event in daemon.events}:
+            break  # else it stood still for so long that windows were skipped
     assert len(daemon.detections) == len(expected)
     for heard, replayed in zip(daemon.detections, expected, strict=True):
         for field in ("keyword", "start_s", "end_s", "level_dbfs", "threshold", "stream"):
