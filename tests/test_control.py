@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from running import RECOMMENDED, Running
@@ -408,13 +409,23 @@ def test_readers_that_may_only_read_give_no_commands(kwsd, environment, spoken):
         kwsd("ctl", "mute").refused(NO_PERMISSION, "sinks.socket.control is false")
 
 
-def test_watching_prints_what_was_asked_for_until_the_daemon_stops(kwsd, environment, spoken):
+def test_watching_prints_what_was_asked_for_until_the_daemon_stops(kwsd, environment, tmp_path, spoken):
+    path = tmp_path / "runtime/kwsd/events.sock"
     with Running(*KITCHEN, environment=environment) as daemon:
         say(daemon, spoken[:64_000])
         daemon.wait_for("ready")
-        time.sleep(0.3)
-        threading.Timer(1.5, lambda: (say(daemon, spoken[64_000:]), daemon.process.stdin.close())).start()
-        result = asked(kwsd, "watch", "--types", "detection", "--keywords", "go", "yes")
+
+        def speak_once_somebody_watches():
+            deadline = time.monotonic() + 20
+            while Path("/proc/net/unix").read_text().count(f" {path}\n") < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)  # one of them listens
+            say(daemon, spoken[64_000:])
+            daemon.process.stdin.close()
+
+        speaking = threading.Thread(target=speak_once_somebody_watches)
+        speaking.start()
+        result = asked(kwsd, "watch", "--socket", path, "--types", "detection", "--keywords", "go", "yes")
+        speaking.join()
         assert result.types == ["detection", "detection"] and result.err.count("\n") == 0
 
 
