@@ -35,7 +35,7 @@ STALE_S = 2.0  # without scores
 FADE = 0.9  # a peak that is not reached again falls by this factor with every refresh
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 COMING_S = 60.0  # a daemon of our own may take so long until it answers
-GOING_S = 2.0  # and so long to end, once it hung up
+GOING_S = 10.0  # and so long to end, once it hung up
 # A daemon of our own tells nobody else what it hears: who looks at a recording wants no lamp switched. Whole sections,
 # as what is left of one may be refused without the rest.
 ONLY_LOOKING = ("sinks.stdout=false", "sinks.socket.group=null", "sinks.mqtt={}", "hooks=[]", "http={}", "wyoming={}")

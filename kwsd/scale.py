@@ -242,7 +242,7 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
     """What the daemon says of itself once all are there, and what it takes. Raises KwsdError if some do not come."""
     assert daemon.stdout is not None
     joined, skipped, lags, windows = 0, 0, [], 0
-    settled = begun = cpu = 0.0
+    settled = begun = cpu = first_s = last_s = 0.0
     deadline = time.monotonic() + streams / JOIN_PER_S + COMING_S
     for line in daemon.stdout:
         event = json.loads(line)
@@ -261,6 +261,7 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
                 windows += event["windows"]
                 lags.append(event["lag_p99_ms"] or 0)
             begun, cpu = begun or time.monotonic(), cpu or cpu_s(daemon.pid)
+            first_s, last_s = first_s or event["uptime_s"], event["uptime_s"]  # by its clock, however late we read it
             if time.monotonic() - begun >= seconds:
                 break
     if not settled:
@@ -276,7 +277,7 @@ def _watch(daemon: "subprocess.Popen[bytes]", streams: int, hop_ms: float, secon
         usual_lag_ms=int(np.median(lags or [0])),
         worst_lag_ms=max(lags, default=0),
         core_percent=round(100 * (cpu_s(daemon.pid) - cpu) / elapsed, 1),
-        windows_per_s=round(windows / elapsed, 1),
+        windows_per_s=round(windows / (last_s - first_s), 1),
         skipped=skipped,
     )
 

@@ -282,6 +282,19 @@ def test_a_satellite_that_goes_silent_is_let_go_and_said(tmp_path):
         assert [satellite.line()["type"], satellite.line()["reason"]] == ["hello", left["reason"]]
 
 
+def test_who_sends_while_kwsd_stands_still_is_not_silent(tmp_path):
+    with Daemon(tmp_path, silent_s=2) as daemon, Satellite(daemon.tcp, {"name": "awake"}) as satellite:
+        for _ in range(3):
+            satellite.send(pcm(SPEECH[: SAMPLE_RATE // 2]))
+            daemon.process.send_signal(signal.SIGSTOP)
+            time.sleep(2.5)
+            satellite.send(pcm(SPEECH[: SAMPLE_RATE // 2]))
+            daemon.process.send_signal(signal.SIGCONT)
+        assert satellite.line()["type"] == "hello"
+        daemon.stop()
+    assert daemon.of("awake", "stream_left")[0]["reason"] != "sent nothing for 2 s"
+
+
 def test_what_a_network_held_back_for_seconds_is_heard_when_it_comes_at_once(tmp_path, alone):
     with Daemon(tmp_path) as daemon, Satellite(daemon.tcp, {"name": "far"}) as satellite:
         speak_in_time(satellite, SPEECH[: int(3.2 * SAMPLE_RATE)])
