@@ -22,7 +22,7 @@ from kwsd.bench import demo_words
 from kwsd.config import load_config
 from kwsd.engines import load_spotter
 from kwsd.errors import CONFIG, IO, OK
-from kwsd.listener import GONE_S, HEADER_BYTES, WITHOUT_HEADER
+from kwsd.listener import GONE_S, HEADER_BYTES, HUNG_UP, WITHOUT_HEADER
 from kwsd.recording import DEMO, read_recording
 from kwsd.replay import replay
 
@@ -284,15 +284,11 @@ def test_a_satellite_that_goes_silent_is_let_go_and_said(tmp_path):
 
 def test_who_sends_while_kwsd_stands_still_is_not_silent(tmp_path):
     with Daemon(tmp_path, silent_s=2) as daemon, Satellite(daemon.tcp, {"name": "awake"}) as satellite:
-        for _ in range(3):
-            satellite.send(pcm(SPEECH[: SAMPLE_RATE // 2]))
-            daemon.process.send_signal(signal.SIGSTOP)
-            time.sleep(2.5)
-            satellite.send(pcm(SPEECH[: SAMPLE_RATE // 2]))
-            daemon.process.send_signal(signal.SIGCONT)
-        assert satellite.line()["type"] == "hello"
-        daemon.stop()
-    assert daemon.of("awake", "stream_left")[0]["reason"] != "sent nothing for 2 s"
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            speak_in_time(satellite, SPEECH[: 3 * SAMPLE_RATE])
+            daemon.process.send_signal(number)
+        satellite.speak()
+        assert daemon.wait_until_left("awake")["reason"] == HUNG_UP
 
 
 def test_what_a_network_held_back_for_seconds_is_heard_when_it_comes_at_once(tmp_path, alone):

@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
+import subprocess
 import sys
 import termios
 import threading
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from running import Running
+from running import KWSD, Running
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.inlet import Inlet
@@ -476,3 +478,21 @@ def test_to_look_a_little_late_every_time_does_not_add_up(clock):
         clock.now = at + 0.05 * n + 2 * BEHIND_S * (n > 1)
         pace.note(800 * n)
     assert pace.due_in(800 * 5000) == pytest.approx(0.05 - 2 * BEHIND_S, abs=1e-6)
+
+
+@pytest.mark.parametrize(("faster", "lost"), [(1.5, 0), (1.0, 1)])
+def test_who_writes_into_a_socket_is_judged_as_who_writes_into_a_pipe(environment, faster, lost):
+    ours, theirs = socket.socketpair()
+    options = {"stdin": theirs, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "env": environment}
+    with subprocess.Popen([KWSD, "run", "--source", "-"], **options) as daemon, ours:
+        theirs.close()
+        ours.sendall(bytes(2 * SAMPLE_RATE))
+        assert b'"ready"' in daemon.stdout.readline()
+        for _ in range(30):
+            ours.sendall(bytes(2 * round(faster * SAMPLE_RATE / 10)))
+            time.sleep(0.1)
+        time.sleep(4.0)
+        ours.sendall(bytes(2 * SAMPLE_RATE))
+        ours.close()
+        told = [json.loads(line)["type"] for line in daemon.stdout]
+    assert told.count("audio_lost") == lost and told[-1] == "shutdown"
