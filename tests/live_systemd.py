@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-MEANS = ("unshare", "nsenter", "pivot_root", "/lib/systemd/systemd", "pulseaudio", "paplay")
+MEANS = ("unshare", "nsenter", "pivot_root", "/lib/systemd/systemd", "pulseaudio", "paplay", "pactl")
 SOUND = "/run/sound/pulse.sock"
 
 # What the machine finds in /opt is what runs these tests, wherever that lies: the unit hides /root and /home.
@@ -104,7 +104,7 @@ class Machine:
         deadline = time.monotonic() + 60.0
         while time.monotonic() < deadline and self._process.poll() is None:
             self._init = self._find_init()
-            if self._init and self.run("systemctl", "is-active", "sound-server", check=False).stdout == "active\n":
+            if self._init and self.has_sound():
                 return self
             time.sleep(0.1)
         self.__exit__()
@@ -142,7 +142,12 @@ class Machine:
 
     def journal(self) -> list[str]:
         """What kwsd wrote since the machine came up."""
-        return self.run("journalctl", "--unit=kwsd", "--output=cat", "_SYSTEMD_UNIT=kwsd.service").stdout.splitlines()
+        written = "journalctl --sync; journalctl --unit=kwsd --output=cat _SYSTEMD_UNIT=kwsd.service"
+        return self.shell(written).splitlines()
+
+    def has_sound(self) -> bool:
+        """Whether the sound server answers; that its service is active does not say so."""
+        return self.run("env", f"PULSE_SERVER=unix:{SOUND}", "pactl", "info", check=False).returncode == 0
 
     def speak(self, recording: Path) -> None:
         """Play a recording of the repository into the microphone."""
