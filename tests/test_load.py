@@ -192,7 +192,7 @@ def through_a_pipe(folder, speech):
 @pytest.mark.parametrize("played", [on_tape, through_a_pipe])
 def test_a_daemon_that_cannot_keep_up_looks_less_often_says_so_and_comes_back(tmp_path, played):
     speech = read_recording(DEMO)
-    with played(tmp_path, np.concatenate([speech, speech])) as stream:
+    with played(tmp_path, np.tile(speech, 4)) as stream:
         looks_less_often_and_comes_back(msgspec.structs.replace(load_config(None, environment={}), streams=(stream,)))
 
 
