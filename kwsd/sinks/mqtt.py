@@ -490,6 +490,8 @@ class _Commands(asyncio.Queue["Message"]):
 async def _first_of(*works: Callable[[], Awaitable[None]]) -> None:
     """Until one of them ends, with which the others are over. Raises what one of them raised."""
     tasks = [asyncio.ensure_future(work()) for work in works]
+    for task in tasks:
+        task.add_done_callback(_ask_why)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -497,11 +499,15 @@ async def _first_of(*works: Callable[[], Awaitable[None]]) -> None:
             for task in still:
                 task.cancel()
             await asyncio.wait(still, timeout=AGAIN_S)
-        # All are asked, whether we go on or are to end ourselves: of one that nobody asks asyncio takes it for a fault.
-        failures = [task.exception() for task in tasks if not task.cancelled()]
-    for failure in failures:
-        if failure is not None:
+    for task in tasks:
+        if not task.cancelled() and (failure := task.exception()) is not None:
             raise failure
+
+
+def _ask_why(task: "asyncio.Task[None]") -> None:
+    """Whatever becomes of us: an exception that nobody asks for is a fault to asyncio."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _raise(task: "asyncio.Task[None]") -> None:
