@@ -113,6 +113,7 @@ class Daemon:
         self._said_goodbye = False  # no event comes after the last
         self._reload_wanted = False
         self._reloading = asyncio.Lock()
+        self._between = asyncio.Lock()  # held while the sources are opened anew, and nobody can come
         self._tasks: set[asyncio.Task[Any]] = set()
         self._asked_at: float | None = None  # to stop, by a signal; monotonic s
         self._next_beat: asyncio.TimerHandle | None = None
@@ -167,7 +168,7 @@ class Daemon:
         log.info("listening on %s with %s", state.where(), config.model_path)
 
     async def _adopt(self, connection: socket.socket) -> None:
-        async with self._reloading:  # meanwhile there may be nobody to take it
+        async with self._between:
             if self._state.listening is None or self._stop.is_set():
                 raise KwsdError("kwsd is still starting, or stopping; try again", exit_code=UNAVAILABLE)
             self._state.listening.adopt(connection)
@@ -437,6 +438,8 @@ class Daemon:
                 log.warning("%s: %r", context["message"], error)  # its connection is lost by that, which is noticed
             elif isinstance(error, OSError) and (error.errno in SHORTAGES or _is_of_accepting(error)):
                 log.warning("nobody can connect now: %s", error.strerror or error)
+            elif isinstance(error, ConnectionError) and _is_of_nobody(context):
+                log.debug("who was told something was gone: %s", error)  # asyncio of Python 3.11.2 says so of hooks
             elif isinstance(error, ValueError) and _is_of_accepting(error):
                 log.debug("a door was closed while it rested: %s", error)  # as it does when descriptors ran out
             elif isinstance(error, Exception):
@@ -570,15 +573,16 @@ class Daemon:
             old.replace(config, spotter, token)
             return
         there = old.states()  # a stop makes up a second of silence for whoever is hung up on
-        since = self._silence(old)
-        try:
-            make = functools.partial(Listening, config, self._reports(), sources)
-            new = await self._in_thread(make, SOUND_S, Listening.stop)
-            self._go_on_with(new)
-            await self._in_thread(lambda: new.start(spotter, self._state.welcome, since, old.ended), SOUND_S)
-        except KwsdError as refusal:
-            await self._or_end(self._listen_again(old, since, there), refusal)
-            raise
+        async with self._between:
+            since = self._silence(old)
+            try:
+                make = functools.partial(Listening, config, self._reports(), sources)
+                new = await self._in_thread(make, SOUND_S, Listening.stop)
+                self._go_on_with(new)
+                await self._in_thread(lambda: new.start(spotter, self._state.welcome, since, old.ended), SOUND_S)
+            except KwsdError as refusal:
+                await self._or_end(self._listen_again(old, since, there), refusal)
+                raise
         self._tell_who_left(there, old, new)
 
     def _go_on_with(self, listening: Listening) -> None:
@@ -723,6 +727,11 @@ def _belongs_to_library(error: Exception) -> bool:
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     of_library = any(name.startswith(LIBRARIES) for name in (*modules, type(error).__module__))
     return of_library and not any(name.startswith("kwsd") for name in modules)
+
+
+def _is_of_nobody(context: dict[str, Any]) -> bool:
+    """Whether it is of a future that nobody asks, and no task that ended by it."""
+    return "future" in context and not isinstance(context["future"], asyncio.Task)
 
 
 def _is_of_accepting(error: Exception) -> bool:

@@ -236,7 +236,8 @@ def _not_opened(what: str, error: KwsdError, remedy: str = "") -> Finding:
     with contextlib.suppress(KwsdError):
         path = client.usual_socket()
         if isinstance(error, AudioError) and answers(path):
-            return Finding(WARN, f"{what}: {error}", f"the kwsd that runs ({path}) may hold it; stop it to examine it")
+            held = f"the kwsd that runs ({path}) may hold it; stop it to examine it"
+            return Finding(WARN, f"{what}: {error}", f"{held}; else {remedy}" if remedy else held)
     return Finding(FAIL, f"{what}: {error}", remedy)
 
 

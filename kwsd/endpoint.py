@@ -191,7 +191,8 @@ class Endpoint:
             raise web.HTTPForbidden(text="ask for 127.0.0.1 or localhost: another name may be a trick of a web page\n")
         if not by_tcp and _is_of_dns(host):  # the socket may be forwarded to a port
             raise web.HTTPForbidden(
-                text="ask for 127.0.0.1, localhost or a name without a dot: another may be a trick of a web page\n"
+                text="ask for 127.0.0.1, localhost or a name without a dot: another may be a trick of a web page; "
+                "a proxy passes Host: localhost on, and no Origin\n"
             )
         origin = request.headers.get("Origin")
         if request.method == "POST" and origin and _host_of(origin) != host:

@@ -37,7 +37,8 @@ FIRST_S = 10.0  # for a client to say something
 ADDRESSES_S = 15.0  # how often is looked whether this machine has other addresses
 KEEPALIVE_S = 60  # whether a client that says nothing is still there is asked so often
 FORMATS = {2: "s16le", 4: "s32le"}  # by bytes per sample
-FLUSH_S = 0.3  # how long `close` waits for clients
+FLUSH_S = 0.3  # how long `close` waits for clients, and ...
+GOODBYE_S = 1.0  # ... until all were told three times that the service is gone
 SERVICE = "_wyoming._tcp.local."
 HOME = "https://github.com/rhasspy/wyoming"  # clients insist on an address for whom to thank
 
@@ -84,9 +85,14 @@ class Session:
             raise
         incoming, outgoing = await asyncio.open_connection(sock=ours)
         said = {"type": "refused", "reason": "kwsd does not answer; try again"}
-        with contextlib.suppress(OSError, TimeoutError):
+        try:
             async with asyncio.timeout(ANSWER_S):
                 said = json.loads(await incoming.readline() or b"null") or said
+        except (OSError, TimeoutError):
+            pass
+        except asyncio.CancelledError:
+            outgoing.close()
+            raise
         if said["type"] == "refused":
             outgoing.close()
             raise KwsdError(said["reason"], exit_code=UNAVAILABLE)
@@ -322,7 +328,7 @@ class Wyoming:
         if self._announcing is not None:
             self._announcing.cancel()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._take_back(), FLUSH_S)
+            await asyncio.wait_for(self._take_back(), GOODBYE_S)
 
     async def _serve(self, incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
         serving = asyncio.current_task()
@@ -356,30 +362,33 @@ class Wyoming:
             raise ConfigError("wyoming.zeroconf: no address in wyoming.on can be reached from other machines")
         host, port = sorted(ports)[0]
         addresses = _reached_at(host)
-        await self._announce_at(name, port, addresses)
-        self._announcing = asyncio.create_task(self._keep_announced(name, host, port, addresses))
+        await self._announce_at(name, (host, port), addresses)
+        self._announcing = asyncio.create_task(self._keep_announced(name, (host, port), addresses))
 
-    async def _keep_announced(self, name: str, host: str, port: int, addresses: Sequence[str]) -> None:
+    async def _keep_announced(self, name: str, door: tuple[str, int], addresses: Sequence[str]) -> None:
         """A network comes up later than we do, or gives us another address."""
         while True:
             await asyncio.sleep(ADDRESSES_S)
             with contextlib.suppress(ConfigError):  # it was announced before
-                now = _reached_at(host)
+                now = _reached_at(door[0])
                 if now != addresses or (now and self._zeroconf is None):
                     addresses = now
-                    await self._announce_at(name, port, now)
+                    await self._announce_at(name, door, now)
 
-    async def _announce_at(self, name: str, port: int, addresses: Sequence[str]) -> None:
+    async def _announce_at(self, name: str, door: tuple[str, int], addresses: Sequence[str]) -> None:
         """What was announced before no longer is. Where there is no network, it is when there is one."""
-        from zeroconf import Error
+        from zeroconf import Error, InterfaceChoice
         from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
         await self._take_back()
+        host, port = door
+        address = ipaddress.ip_address(host)
+        ask_for_all = address.is_unspecified or address.version == 6  # by netlink, which a sandbox may forbid
         try:
             info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", parsed_addresses=list(addresses), port=port)
             if not addresses:
                 raise OSError("no network")
-            self._zeroconf = AsyncZeroconf()
+            self._zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.All if ask_for_all else [host])
             await self._zeroconf.async_register_service(info, allow_name_change=True)
         except Error as error:
             await self._take_back()
@@ -438,8 +447,8 @@ def _reached_at(host: str) -> list[str]:
         adapters = list(ifaddr.get_adapters())
     except OSError as error:
         raise ConfigError(
-            f"wyoming.zeroconf: the addresses of this machine cannot be read ({error.strerror}); name one of them in "
-            "wyoming.on, or under systemd add AF_NETLINK to RestrictAddressFamilies=",
+            f"wyoming.zeroconf: the addresses of this machine cannot be read ({error.strerror}); name one of IPv4 "
+            "in wyoming.on, or under systemd add AF_NETLINK to RestrictAddressFamilies=",
             exit_code=UNAVAILABLE,
         ) from None
     found = [ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip for adapter in adapters for ip in adapter.ips]

@@ -1,5 +1,6 @@
 """What events start: real programs and real webhooks, started by a real daemon."""
 
+import asyncio
 import contextlib
 import http.server
 import json
@@ -18,6 +19,7 @@ import soundfile
 from running import PATIENCE_S, Running
 
 from kwsd.config import HookConfig
+from kwsd.daemon import _is_of_nobody
 from kwsd.errors import CONFIG, NO_PERMISSION, ConfigError
 from kwsd.recording import DEMO, read_recording
 from kwsd.sinks.hooks import _kill_group, make_hooks
@@ -366,6 +368,19 @@ def test_a_secret_that_all_may_read_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"hooks\.0\.token_file.*chmod o-r") as refused:
         make_hooks([HookConfig(post="http://a/", token_file="token")], ("go",), lambda path: tmp_path / path)
     assert refused.value.exit_code in (CONFIG, NO_PERMISSION)
+
+
+def test_a_pipe_of_which_nobody_asks_why_it_broke_ends_no_daemon():
+    async def scenario():
+        async def fail():
+            raise BrokenPipeError
+
+        task = asyncio.ensure_future(fail())
+        await asyncio.wait([task])
+        task.exception()
+        return [_is_of_nobody({"future": future}) for future in (asyncio.Future(), task)]
+
+    assert asyncio.run(scenario()) == [True, False]
 
 
 def test_what_is_done_and_failed_is_counted(heard):

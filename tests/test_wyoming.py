@@ -412,7 +412,7 @@ def test_it_is_found_as_soon_as_there_is_a_network(monkeypatch):
     monkeypatch.setattr(wyoming, "ADDRESSES_S", 0.1)
     monkeypatch.setattr(wyoming, "_reached_at", lambda host: reached_at(host) if network else [])
     config = WyomingConfig(on=("tcp://0.0.0.0:0",), unprotected=True, zeroconf=name)
-    host = wyoming.Host("0", lambda: "", lambda: ["stop"], nobody)
+    host = stop_host()
 
     async def scenario():
         service = await wyoming.Wyoming.open(config, [Address("", None, "0.0.0.0", 0)], host)
@@ -434,9 +434,32 @@ def test_a_sandbox_in_which_addresses_cannot_be_seen_is_told_of(monkeypatch):
 
     monkeypatch.setattr("ifaddr.get_adapters", no_netlink)
     config = WyomingConfig(on=("tcp://0.0.0.0:0",), unprotected=True, zeroconf="kitchen")
-    host = wyoming.Host("0", lambda: "", lambda: ["stop"], nobody)
+    host = stop_host()
     with pytest.raises(ConfigError, match="under systemd add AF_NETLINK to RestrictAddressFamilies="):
         asyncio.run(wyoming.Wyoming.open(config, [Address("", None, "0.0.0.0", 0)], host))
+
+
+def test_one_address_is_announced_without_a_look_at_all_of_them(monkeypatch):
+    import ifaddr
+
+    ours = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if ip.is_IPv4]
+    far = [address for address in ours if not address.startswith("127.")]
+    if not far:
+        pytest.skip("there is no network")
+    monkeypatch.setattr("ifaddr.get_adapters", lambda: pytest.fail("was looked at"))
+    config = WyomingConfig(on=(f"tcp://{far[0]}:0",), unprotected=True, zeroconf="kitchen")
+
+    async def scenario():
+        service = await wyoming.Wyoming.open(config, [Address("", None, far[0], 0)], stop_host())
+        announced = service._zeroconf is not None
+        await service.close()
+        return announced
+
+    assert asyncio.run(scenario())
+
+
+def stop_host():
+    return wyoming.Host("0", lambda: "", lambda: ["stop"], nobody)
 
 
 async def nobody(_):
@@ -445,7 +468,7 @@ async def nobody(_):
 
 def test_who_connects_and_says_nothing_is_let_go(monkeypatch, tmp_path):
     monkeypatch.setattr(wyoming, "FIRST_S", 0.3)
-    host = wyoming.Host("0", lambda: "", lambda: ["stop"], nobody)
+    host = stop_host()
 
     async def scenario():
         address = Address("", tmp_path / "s")
