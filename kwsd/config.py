@@ -170,12 +170,20 @@ class MqttConfig(_Section, frozen=True, kw_only=True):
     keep_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 60.0
 
 
+class ClipsConfig(_Section, frozen=True, kw_only=True):
+    """Where the sound of what was heard is kept."""
+
+    folder: str | None = None
+    most_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+
+
 class SinksConfig(_Section, frozen=True, kw_only=True):
     """Where events go."""
 
     stdout: bool = True
     socket: SocketConfig = SocketConfig()
     mqtt: MqttConfig = MqttConfig()
+    clips: ClipsConfig = ClipsConfig()
 
 
 class HookConfig(_Section, frozen=True, kw_only=True):

@@ -44,6 +44,7 @@ from kwsd.event import (
     StreamLeft,
     StreamState,
     ThresholdSet,
+    Verdict,
     unnumbered,
 )
 from kwsd.listening import Listening, Reports, read_token
@@ -52,6 +53,7 @@ from kwsd.memory import Memory
 from kwsd.metrics import lines
 from kwsd.outlets import Deeds, Outlets, check_libraries, http_secret
 from kwsd.pipeline import Progress, make_rules
+from kwsd.ring import Samples
 from kwsd.sinks.hooks import Hook, make_hooks
 from kwsd.source import Source
 from kwsd.sources import make_sources
@@ -279,7 +281,7 @@ class Daemon:
                 overrun.device_overflows,
             )
             self._emit(overrun)
-        for heard in progress.heard:
+        for heard, sound in zip(progress.heard, progress.sounds, strict=True):
             if heard.stream in self._state.adjustments.muting:
                 continue
             if isinstance(heard, Heard):
@@ -287,7 +289,7 @@ class Daemon:
                 self._state.last_heard = f"; last heard: {heard.keyword}"
                 self._tell_status()
             if isinstance(heard, Heard) or self._state.config.events.rejected:
-                self._emit(heard)
+                self._emit(heard, sound)
             else:
                 self._state.counters.note(heard)
 
@@ -393,7 +395,7 @@ class Daemon:
             self._reason, self._failure = reason, failure
             self._stop.set()
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Event, sound: Samples | None = None) -> None:
         if self._said_goodbye:
             return
         self._said_goodbye = isinstance(event, Shutdown)
@@ -403,6 +405,8 @@ class Daemon:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event: %s", line.decode().rstrip(), extra=UNLIMITED)
         self._outlets(event, line)
+        if sound is not None and isinstance(event, Verdict):
+            self._outlets.keep(event, line, sound)
         if isinstance(event, Heard):
             self._running().satellites.tell(event.stream, line)
 

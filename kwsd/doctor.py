@@ -28,7 +28,7 @@ from kwsd.errors import NO_INPUT, AudioError, KwsdError
 from kwsd.health import CLIPPED, CLIPPING, CONSTANT, MEANING, NONSENSE, QUIET, SILENCE, STUCK, fault_in
 from kwsd.inlet import Inlet
 from kwsd.microphone import Microphone
-from kwsd.paths import SOCKET, kind_of
+from kwsd.paths import FOLDER, SOCKET, kind_of
 from kwsd.pipeline import make_rules
 from kwsd.portaudio import Device, portaudio
 from kwsd.ring import RingBuffer, Samples
@@ -90,6 +90,7 @@ def examine(load: Callable[[], Config], seconds: float) -> Findings:
     yield from _named(config)
     yield from _microphones(config, seconds)
     yield from _socket(config)
+    yield from _clips(config)
     yield from _broker(config)
     yield from _hooks(config)
     yield from _service()
@@ -337,6 +338,24 @@ def _socket(config: Config) -> Findings:
         yield Finding(OK, f"events socket: a kwsd answers at {path}")
     else:
         yield Finding(OK, f"events socket: {path} is left over; the next kwsd removes it")
+
+
+def _clips(config: Config) -> Findings:
+    if config.sinks.clips.folder is None:
+        return
+    try:
+        folder = config.resolve(config.sinks.clips.folder)
+    except KwsdError as error:
+        yield Finding(FAIL, f"clips: {error}", "name a folder in sinks.clips.folder")
+        return
+    there = next(path for path in (folder, *folder.absolute().parents) if kind_of(path) is not None)
+    if kind_of(there) == FOLDER and os.access(there, os.W_OK | os.X_OK):
+        yield Finding(OK, f"clips: what is heard is kept in {folder}")
+    else:
+        yield Finding(
+            WARN, f"clips: {folder}: this user cannot write there",
+            "if it is this user that kwsd runs as, name another folder in sinks.clips.folder",
+        )  # fmt: skip
 
 
 def _broker(config: Config) -> Findings:

@@ -270,6 +270,10 @@ class Answer(_Event, frozen=True, kw_only=True, tag="answer"):
     status: StatusNow | None = None
 
 
+class _Identified(msgspec.Struct):
+    id: str
+
+
 Verdict = Heard | Rejected
 AudioEvent = AudioLost | AudioRestored | AudioFault | AudioHealed
 StreamEvent = StreamJoined | StreamLeft | Overrun | AudioEvent | Muted
@@ -301,6 +305,11 @@ def unnumbered(notice: Hello | Dropped | Refused | Scores | Answer) -> Line:
     """A line that concerns one reader or satellite only, and so has no place in the sequence."""
     fields = msgspec.to_builtins(notice)
     return _encoder.encode({"v": VERSION, "type": fields.pop("type"), "time": iso(time.time())} | fields) + b"\n"
+
+
+def id_of(line: Line) -> str:
+    """What a stamped line is called."""
+    return msgspec.json.decode(line, type=_Identified).id
 
 
 def iso(now: float) -> str:

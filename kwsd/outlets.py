@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from kwsd import __version__
 from kwsd.address import Address
-from kwsd.config import Config, HttpConfig, WyomingConfig
+from kwsd.config import ClipsConfig, Config, HttpConfig, WyomingConfig
 from kwsd.door import check_group, check_place, events_path, make_events_folder, try_door
-from kwsd.event import BrokerLost, BrokerRestored, Event, HookFailed, Line, Scores, StatusNow
+from kwsd.event import BrokerLost, BrokerRestored, Event, HookFailed, Line, Scores, StatusNow, Verdict
+from kwsd.ring import Samples
 from kwsd.secret import read_secret
 from kwsd.sinks import Sink
+from kwsd.sinks.clips import Clips
 from kwsd.sinks.hooks import Hook, Hooks
 from kwsd.sinks.stdout import Stdout
 from kwsd.sinks.unix_socket import Obey, UnixSocket
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from kwsd.wyoming import Wyoming
 
 log = logging.getLogger("kwsd")
+
+MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Outlets:
         self._state, self._deeds = state, deeds
         self._hooks = Hooks((), deeds.hook_failed, lambda name, how: state.counters.add("hooks", name, how))
         self._sinks: dict[str, Sink] = {}  # by what makes them what they are
+        self._clips: Clips | None = None
+        self._kept: tuple[ClipsConfig, str] | None = None  # how clips are, and where relative paths start
         self._endpoint: Endpoint | None = None
         self._wyoming: Wyoming | None = None
         self._served: HttpConfig | None = None  # how the endpoint is open
@@ -63,6 +69,11 @@ class Outlets:
         for shown in self._watchable():
             shown(now, line)
 
+    def keep(self, verdict: Verdict, line: Line, window: Samples) -> None:
+        """The sound of what was heard, where clips are kept."""
+        if self._clips is not None:
+            self._clips.keep(verdict, line, window)
+
     def note_streams(self) -> None:
         """There are streams now, of which no event tells before they bring audio."""
         for sink in self._sinks.values():
@@ -77,7 +88,7 @@ class Outlets:
     @property
     def problems(self) -> list[str]:
         """Why somebody may not be told."""
-        found = (getattr(sink, "problem", None) for sink in self._sinks.values())
+        found = (getattr(sink, "problem", None) for sink in (*self._sinks.values(), self._clips))
         return [problem for problem in found if problem]
 
     @property
@@ -120,6 +131,8 @@ class Outlets:
         """Those of a config, the endpoint for who knows the secret. Raises KwsdError; then some are as in this config,
         and `open` with the one before, and its secret, goes back."""
         await self._open_sinks(config)
+        if (config.sinks.clips, config.folder) != self._kept:
+            await self._open_clips(config)
         if config.http != self._served or secret != self.secret:
             await self._open_endpoint(config, secret)
         if config.wyoming != self._offered:
@@ -135,7 +148,8 @@ class Outlets:
         for service in (self._endpoint, self._wyoming):
             if service is not None:
                 await service.close()
-        await asyncio.gather(*(sink.close() for sink in self._sinks.values()))
+        clips = [self._clips.close()] if self._clips is not None else []
+        await asyncio.gather(*clips, *(sink.close() for sink in self._sinks.values()))
 
     async def _open_sinks(self, config: Config) -> None:
         """What can be wrong is found before anything is touched."""
@@ -199,6 +213,16 @@ class Outlets:
     def status(self) -> StatusNow:
         """How the daemon is, and who is not told."""
         return self._state.status(self.problems)
+
+    async def _open_clips(self, config: Config) -> None:
+        """Keep the sound of what is heard where this config says. Raises KwsdError; then they are as before."""
+        settings = config.sinks.clips
+        folder = None if settings.folder is None else config.resolve(settings.folder)
+        opened = None if folder is None else Clips(folder, settings.most_mb * MEGABYTE)
+        before, self._clips = self._clips, opened
+        self._kept = settings, config.folder
+        if before is not None:
+            await before.close()
 
     async def _open_endpoint(self, config: Config, secret: str) -> None:
         """Serve page and metrics where this config says; none if that cannot be."""

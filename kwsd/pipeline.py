@@ -22,7 +22,7 @@ from kwsd.errors import ConfigError
 from kwsd.event import Heard, Overrun, Rejected, RunnerUp, Verdict
 from kwsd.event import Scores as ScoresNow
 from kwsd.inlet import SECONDS, Inlet
-from kwsd.ring import Indices, RingBuffer
+from kwsd.ring import Indices, RingBuffer, Samples
 from kwsd.scoring import Scored, make_scorer
 from kwsd.span import level_dbfs, word_span
 from kwsd.spotter import Spotter
@@ -53,6 +53,7 @@ class Progress:
     scored: Scored
     heard: list[Verdict]
     overruns: list[Overrun]
+    sounds: list[Samples | None]  # of each that was heard the window (16000,), where clips are kept
 
 
 def make_ring(config: Config, streams: int, slots: int = 0) -> RingBuffer:
@@ -91,6 +92,7 @@ class Pipeline:
         self.rules = make_rules(config, spotter.info)
         self.near_misses = NearMisses(self.rules, len(streams)) if config.wants_rejected else None
         self.debouncer = make_debouncer(self.rules, spotter.info.labels, len(streams), self.near_misses)
+        self._keeps_sound = config.sinks.clips.folder is not None
         self._batch_s = config.window.max_batch * config.window.hop_ms / 1000
         self._overflows = [0] * len(inlets)  # counts already told
         self._lost = [0] * len(inlets)
@@ -117,11 +119,12 @@ class Pipeline:
     def advance(self) -> Progress:
         """Take what came, score the windows that are due, and say what was heard."""
         scored = self.score()
-        detections = self.debouncer.step(scored.streams, scored.ends, scored.posteriors)
-        heard: list[Verdict] = [self.describe(detection) for detection in detections]
-        if self.near_misses is not None:
-            heard += [self._describe_miss(miss) for miss in self.near_misses.take()]
-        return Progress(scored, heard, self._overruns(scored.skipped))
+        detections = list(self.debouncer.step(scored.streams, scored.ends, scored.posteriors))
+        misses = self.near_misses.take() if self.near_misses is not None else []
+        heard: list[Verdict] = [*map(self.describe, detections), *map(self._describe_miss, misses)]
+        found: list[Detection | NearMiss] = [*detections, *misses]
+        sounds = [self._sound_of(each.stream, each.end) for each in found]
+        return Progress(scored, heard, self._overruns(scored.skipped), sounds)
 
     def score(self) -> Scored:
         """Take what came, and score the windows that are due."""
@@ -156,6 +159,13 @@ class Pipeline:
             level_dbfs=round(level_dbfs(window[start:end]), 1),
             model=self.spotter.info.id,
         )
+
+    def _sound_of(self, stream: int, end: int) -> Samples | None:
+        """The window that ends there, if it is to be kept and is still in the ring."""
+        if not self._keeps_sound:
+            return None
+        window = np.zeros(WINDOW, np.float32)
+        return window if self.ring.read(stream, end - WINDOW, window) else None
 
     def watch(self, scored: Scored) -> Iterator[ScoresNow]:
         """What the model says of the last window of every stream that has one."""

@@ -16,7 +16,7 @@ import msgspec
 from kwsd.config import OF_HOOKS, HookConfig
 from kwsd.control import Subscribe, check_known
 from kwsd.errors import UNAVAILABLE, ConfigError
-from kwsd.event import Event, HookFailed, Line
+from kwsd.event import Event, HookFailed, Line, id_of
 from kwsd.paths import FILE, kind_of
 from kwsd.secret import read_secret
 from kwsd.tls import trusting
@@ -59,10 +59,6 @@ class Call:
     line: Line
 
 
-class _Identified(msgspec.Struct):
-    id: str
-
-
 class Hooks:
     """All of them, whatever is reloaded. `failed` is told what went wrong, `ended` which ran and how that ended."""
 
@@ -94,7 +90,7 @@ class Hooks:
         """Start what this event starts, or have it wait."""
         for name, hook in self._hooks.items():
             if hook.wish.wants(event):
-                call = Call(msgspec.json.decode(line, type=_Identified).id, event, line)
+                call = Call(id_of(line), event, line)
                 if len(self._running[name]) < hook.config.at_once:
                     self._start(hook, call)
                 elif len(self._waiting[name]) < hook.config.waiting:
