@@ -52,7 +52,7 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml $(wildcard kwsd/*.c kwsd/e
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(call debian,libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils socat jq util-linux strace libfaketime \
-		mosquitto openssl $(CHROMIUM) man-db zsh fish)
+		mosquitto openssl $(CHROMIUM) man-db zsh fish espeak-ng flite)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@
 

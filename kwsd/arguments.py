@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_ctl,
         _add_replay,
         _add_record,
+        _add_synthesise,
         _add_train,
         _add_eval,
         _add_mix,
@@ -166,6 +167,21 @@ def _add_record(commands: "Commands") -> None:
     parser.add_argument("--speaker", metavar="NAME", help="who speaks (default: the user)")
     parser.add_argument("--device", default="default", metavar="DEVICE", help="as kwsd devices names it, or its number")
     parser.add_argument("--source", type=Path, metavar="FILE", help="cut up a recording of one word instead")
+
+
+def _add_synthesise(commands: "Commands") -> None:
+    parser = _add(
+        commands,
+        "synthesise",
+        recordings.synthesise,
+        "Have speech synthesisers say words, to train on besides recordings.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where DIR/<word>/<voice>_nohash_<n>.wav go")
+    parser.add_argument("words", nargs="+", metavar="WORD", help="to be said")
+    parser.add_argument(
+        "--count", type=int, default=24, metavar="N", help="how often each voice says each (default 24)"
+    )
+    parser.add_argument("--language", default="en", metavar="LANG", help="as espeak-ng names it (default en)")
 
 
 def _add_train(commands: "Commands") -> None:

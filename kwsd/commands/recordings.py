@@ -1,4 +1,4 @@
-"""`kwsd replay` and `kwsd record`."""
+"""`kwsd replay`, `kwsd record` and `kwsd synthesise`."""
 
 import argparse
 import contextlib
@@ -67,6 +67,18 @@ def record(options: argparse.Namespace) -> int:
     if options.source and not any(kept.values()):
         raise AudioError(f"{options.source}: nobody says a word alone in it; leave half a second between words")
     say(f"{options.folder}: {', '.join(f'{n} of {word}' for word, n in kept.items())} more")
+    return OK
+
+
+def synthesise(options: argparse.Namespace) -> int:
+    """`kwsd synthesise`"""
+    from kwsd.synthesis import synthesise as have_said
+
+    if options.count < 1:
+        raise ConfigError(f"--count {options.count}: at least 1", exit_code=USAGE)
+    words, count = options.words, options.count
+    written, voices = have_said(options.folder, words, count, options.language, lambda line: show(f"{line}\n"))
+    say(f"{options.folder}: {written} recordings of {len(words)} words in {voices} voices")
     return OK
 
 
