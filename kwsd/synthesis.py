@@ -81,12 +81,12 @@ def synthesise(
     `folder/<word>/<voice>_nohash_<n>.wav`: how many recordings that are, and in how many voices. The same words give
     the same files.
 
-    Raises ConfigError for what cannot be a label, KwsdError for what cannot be said or written.
+    Raises ConfigError for what cannot be a label, KwsdError if no voice can speak, or something cannot be written.
     """
     check(words, "voice")
     if UNKNOWN in words:
         raise ConfigError(f"{UNKNOWN}: is no word; name some that are like yours", exit_code=USAGE)
-    speaking, written = voices(language), 0
+    speaking, written = _able(voices(language), tell), 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for word in words:
             times = [(voice, n) for voice in speaking for n in range(count)]
@@ -95,6 +95,24 @@ def synthesise(
             tell(f"{word}: {kept} recordings{unheard}")
             written += kept
     return written, len(speaking)
+
+
+def _able(found: Sequence[Voice], tell: Callable[[str], None]) -> list[Voice]:
+    """Those that can speak: a program may be there without its voices. Raises KwsdError if none can."""
+    able: list[Voice] = []
+    failures: list[KwsdError] = []
+    for voice in found:
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+                _run(voice, "a", voice.command("a", 1.0, 1.0, file.name), file.name)
+            able.append(voice)
+        except KwsdError as failure:
+            failures.append(failure)
+    if not able:
+        raise failures[0]
+    for refusal in failures:
+        tell(f"one voice less: {refusal}")
+    return able
 
 
 def _say(folder: Path, word: str, voice: Voice, n: int) -> bool:
@@ -129,8 +147,8 @@ def _run(voice: Voice, text: str, command: list[str], out: str) -> tuple[Samples
     except (OSError, subprocess.SubprocessError, soundfile.LibsndfileError) as error:
         complaint = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
         raise KwsdError(
-            f"{voice.program} cannot say {text!r} as {voice.name}: {complaint}; install its voices, or say another "
-            "--language (espeak-ng --voices lists them)",
+            f"{voice.program} cannot speak as {voice.name}: {complaint}; install its voices, or say another --language "
+            "(espeak-ng --voices lists them)",
             exit_code=UNAVAILABLE,
         ) from None
     return samples, rate

@@ -1,5 +1,6 @@
 """`kwsd synthesise`: real synthesisers say words, which kwsd hears and training takes."""
 
+import os
 import shutil
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_other_languages_are_said_by_the_voices_of_espeak(kwsd, tmp_path):
 @needs_voices
 def test_a_language_that_nobody_speaks_is_refused(kwsd):
     kwsd("synthesise", "said", "licht", "--language", "xx").refused(UNAVAILABLE, "espeak-ng", "xx", "--voices lists")
+
+
+@needs_voices
+def test_a_synthesiser_without_its_voices_is_left_out(kwsd, tmp_path):
+    (tmp_path / "bin").mkdir()
+    broken = tmp_path / "bin/flite"
+    broken.write_text("#!/bin/sh\necho 'no such voice' >&2; exit 1\n")
+    broken.chmod(0o755)
+    result = kwsd("synthesise", "said", "go", "--count", "1", more={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
+    assert result.code == 0
+    assert "one voice less: flite cannot speak as kal: no such voice; install its voices" in result.out
+    assert not list((tmp_path / "said/go").glob("flite-*"))
+    assert len(list((tmp_path / "said/go").iterdir())) == installed() - len(ENGLISH["flite"])
 
 
 def test_without_a_synthesiser_it_says_which_to_install(kwsd, tmp_path):
