@@ -44,11 +44,12 @@ static void smooth(const Debouncer *d, int64_t stream, const float *posteriors) 
     }
 }
 
-/* The label with the best mean of all but one; the first of those that are as good. */
+/* The label with the best mean of all but one; the first of those that are as good. What is no number is better than
+   any, as for numpy: nothing is ahead of it. */
 static int64_t best_but(const Debouncer *d, int64_t one) {
     int64_t best = one == 0;
     for (int64_t l = best + 1; l < d->labels; l++)
-        if (l != one && d->smoothed[l] > d->smoothed[best]) best = l;
+        if (l != one && !(d->smoothed[l] <= d->smoothed[best]) && d->smoothed[best] == d->smoothed[best]) best = l;
     return best;
 }
 

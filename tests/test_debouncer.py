@@ -617,6 +617,12 @@ def test_compiled_it_decides_the_same_to_the_last_bit_and_remembers_the_same(win
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
 
 
+def test_nothing_is_ahead_of_a_rival_that_is_no_number():
+    rows, ends = drawn(stop="...9...9...", up="...1...1...")
+    rows[3:6, 3] = np.nan
+    assert run(Debouncer(rules(), LABELS, 1), rows, ends) == [(7, "stop")]
+
+
 def test_more_windows_than_there_is_room_for_at_once_are_judged_all():
     rows, ends = drawn(stop=("9" + "." * 9) * 30)
     assert len(rows) > 2 * compiled_debouncer.AT_ONCE
