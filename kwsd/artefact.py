@@ -130,7 +130,7 @@ def _artefact(path: Path, data: bytes, found: str, *, within: ArtefactInfo | Non
     wrong = [label for label, threshold in info.thresholds.items() if not 0.0 < threshold <= 1.0]
     if wrong:
         raise ModelError(f"{path}: its threshold of {wrong[0]} is not above 0 and up to 1; export it again")
-    if info.step is not None and info.step < 1:
+    if info.step is not None and not 1 <= info.step <= WINDOW:
         raise ModelError(f"{path}: cannot be advanced by {info.step} samples; export it again")
     if within is not None and (nested is not None or set(info.labels) != set(within.labels)):
         raise ModelError(f"{path}: the second network in it does not fit the first; export it again")

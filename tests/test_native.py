@@ -305,6 +305,12 @@ def test_weights_that_are_no_numbers_are_refused_and_not_taken_for_silence(tmp_p
         load_spotter(path, "cpu")
 
 
+def test_a_step_longer_than_a_window_is_refused_before_room_is_made_for_it(tmp_path):
+    path = changed(MODELS / "commands-fast.onnx", tmp_path / "a.onnx", told(step=10**12))
+    with pytest.raises(ModelError, match="cannot be advanced by 1000000000000 samples; export it again"):
+        load_spotter(path, "cpu")
+
+
 def test_check_says_so_before_a_daemon_starts(kwsd, tmp_path):
     path = changed(MODELS / "commands.onnx", tmp_path / "a.onnx", UNFIT["another network"][1])
     native = ["--set", "engine=native"]
