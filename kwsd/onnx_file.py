@@ -5,6 +5,7 @@ onnx.proto. The library for it takes as long and as much memory to load as all e
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from math import prod
 
 import numpy as np
@@ -17,13 +18,14 @@ DIMS, DATA_TYPE, NAME, RAW_DATA = 1, 2, 8, 9  # of a TensorProto
 FLOAT = 1  # as DATA_TYPE
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # how a value is written
 LONGEST_VARINT = 10  # bytes
+MOST_AXES = 8  # of a weight; those of pictures have four
 
 Value = int | memoryview
 
 
 def metadata(model: bytes) -> dict[bytes, bytes]:
     """By key. Raises ValueError for what is no such message."""
-    entries = (dict(_fields(entry)) for entry in _all(memoryview(model), METADATA_PROPS))
+    entries = (_last(entry, KEY, VALUE) for entry in _all(memoryview(model), METADATA_PROPS))
     return {_bytes(entry.get(KEY, b"")): _bytes(entry.get(VALUE, b"")) for entry in entries}
 
 
@@ -33,9 +35,8 @@ def weights(model: bytes) -> dict[str, NDArray[np.float32]]:
     found = {}
     for graph in _all(memoryview(model), GRAPH):
         for tensor in _all(graph, INITIALIZER):
-            fields = list(_fields(tensor))
-            shape = [size for number, value in fields if number == DIMS for size in _sizes(value)]
-            rest = {number: value for number, value in fields if number != DIMS}
+            shape = _shape(tensor)
+            rest = _last(tensor, DATA_TYPE, NAME, RAW_DATA)
             raw = _bytes(rest.get(RAW_DATA, b""))
             if rest.get(DATA_TYPE) == FLOAT and len(raw) == 4 * prod(shape):
                 found[_bytes(rest.get(NAME, b"")).decode()] = np.frombuffer(raw, "<f4").reshape(shape)
@@ -45,6 +46,20 @@ def weights(model: bytes) -> dict[str, NDArray[np.float32]]:
 def _all(message: memoryview, number: int) -> Iterator[memoryview]:
     """The messages in a field of a message."""
     return (value for field, value in _fields(message) if field == number and isinstance(value, memoryview))
+
+
+def _last(message: memoryview, *numbers: int) -> dict[int, Value]:
+    """Of these fields the last values. What else a file has, it may have millions of."""
+    return {number: value for number, value in _fields(message) if number in numbers}
+
+
+def _shape(tensor: memoryview) -> list[int]:
+    """Of so many axes that their product is soon had. Raises ValueError for more."""
+    sizes = (size for number, value in _fields(tensor) if number == DIMS for size in _sizes(value))
+    shape = list(islice(sizes, MOST_AXES + 1))
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"a weight of more than {MOST_AXES} axes")
+    return shape
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -412,3 +413,25 @@ def test_of_bytes_that_are_no_such_message_nothing_else_is_raised(path_of):
             except ValueError:
                 refused += 1
     assert refused > 100
+
+
+def test_a_weight_of_millions_of_axes_or_fields_is_refused_or_read_in_no_time_and_no_memory():
+    """Their product has as many digits as one has patience."""
+    largest = b"\xff" * 8 + b"\x7f"
+    axes = onnx_field(1, largest * 200_000)
+    with pytest.raises(ValueError, match="a weight of more than 8 axes"):
+        onnx_file.weights(onnx_field(7, onnx_field(5, axes)))
+    tracemalloc.start()
+    assert onnx_file.weights(onnx_field(7, onnx_field(5, onnx_field(15, b"") * 100_000))) == {}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def onnx_field(number, content):
+    """A field of a message, of so many bytes."""
+    size, written = len(content), bytearray([number << 3 | 2])
+    while size > 0x7F:
+        written.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes(written) + bytes([size]) + content
