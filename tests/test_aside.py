@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_asyncio_takes_it_for_a_network_that_is_down():
 
 
 async def told_of(hook, failed):
-    hooks = Hooks(make_hooks([hook], (), None), failed.append)
+    hooks = Hooks(make_hooks([hook], (), Path), failed.append)
     event = Reload(ok=True)
     hooks(event, Stamp().line(event))
     await hooks.close()

@@ -79,6 +79,14 @@ def test_a_program_gets_its_arguments_and_the_fields_of_the_event_without_a_shel
     assert (tmp_path / "words").read_text() == "$HOME; a stop demo\n"
 
 
+def test_relative_paths_in_a_command_start_from_the_folder_of_the_configuration(heard, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    hook = "  - {shell: 'echo $KWSD_EVENT_KEYWORD >> words', keywords: [stop]}\n"
+    daemon = heard(hook, until=lambda _: has_lines(tmp_path / "words"))
+    assert failures(daemon) == []
+
+
 def test_programs_run_for_the_keywords_and_streams_they_are_for(heard, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
     daemon = heard(

@@ -48,6 +48,7 @@ class Hook:
     wish: Subscribe
     command: tuple[str, ...] = ()  # empty: a webhook
     token: str = ""
+    folder: Path = Path()  # where it is started: relative paths in a command are the config's, too
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def make_hooks(configs: Iterable[HookConfig], keywords: Sequence[str], resolve: 
         name = config.name or where
         if name in [hook.name for hook in made]:
             raise ConfigError(f"{where}.name: {name!r} is taken; give every hook a name of its own")
-        made.append(Hook(name, config, wish, _command(config, where, resolve), token))
+        made.append(Hook(name, config, wish, _command(config, where, resolve), token, resolve("")))
     return made
 
 
@@ -229,6 +230,7 @@ async def _run_program(hook: Hook, call: Call) -> None:
             stdout=asyncio.subprocess.DEVNULL,  # ours is for events
             stderr=complaints.fd,
             env=_environment(call.event),
+            cwd=hook.folder,
             start_new_session=True,  # a group of its own, to be ended as a whole
         )
     except (OSError, ValueError, RuntimeError) as error:  # the last: asyncio had no thread to wait for it in
