@@ -205,7 +205,7 @@ def check(words: Sequence[str], speaker: str) -> None:
     if repeated:
         raise ConfigError(f"{', '.join(sorted(repeated))}: is given more than once", exit_code=USAGE)
     if not speaker or "/" in speaker or "_nohash_" in speaker:
-        raise ConfigError(f"--speaker {speaker!r}: a name without a slash", exit_code=USAGE)
+        raise ConfigError(f"--speaker {speaker!r}: a name without a slash or _nohash_", exit_code=USAGE)
 
 
 def _is_good(utterance: Utterance, tell: Callable[[str], None]) -> bool:
