@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+if len(sys.argv) not in (3, 4):
+    raise SystemExit(__doc__)
 name, address, *token_file = sys.argv[1:]
 host, _, port = address.rpartition(":")
 header = {"name": name, "rate": 16000, "format": "s16le"}
