@@ -312,6 +312,18 @@ def test_a_step_longer_than_a_window_is_refused_before_room_is_made_for_it(tmp_p
         load_spotter(path, "cpu")
 
 
+def test_a_normalisation_that_makes_no_numbers_is_refused_and_not_taken_for_silence(tmp_path, path_of):
+    def change(model):
+        variance = called(model, "body.network.blocks.0.frequency.4.norm.running_var")
+        variance.raw_data = np.full(math.prod(variance.dims), -1.0, np.float32).tobytes()
+
+    path = changed(path_of("bcresnet-1"), tmp_path / "a.onnx", change)
+    with pytest.raises(ConfigError, match=r"what it makes of the normalisations is no number; say auto$"):
+        load_spotter(path, "cpu", engine="native")
+    with pytest.raises(ModelError, match="its outputs are not log-probabilities"):
+        load_spotter(path, "cpu")
+
+
 def test_check_says_so_before_a_daemon_starts(kwsd, tmp_path):
     path = changed(MODELS / "commands.onnx", tmp_path / "a.onnx", UNFIT["another network"][1])
     native = ["--set", "engine=native"]

@@ -208,7 +208,9 @@ class Layout:
         common.filters = self._hold(np.concatenate([filters[some, m] for m, some in enumerate(bins)]))
 
     def _hold(self, array: Array) -> int:
-        """Where a copy of it lies, at the beginning of a line of the cache."""
+        """Where a copy of it lies, at the beginning of a line of the cache. Raises UnfitError for what is no number."""
+        if not np.isfinite(array).all():  # as `weight` says
+            raise UnfitError("what it makes of the normalisations is no number")
         room = np.zeros(array.size + LINE // array.itemsize, array.dtype)
         first = -room.ctypes.data % LINE // array.itemsize
         held = room[first : first + array.size]

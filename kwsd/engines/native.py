@@ -65,7 +65,8 @@ def load(artefact: Artefact) -> NativeSpotter:
     except ValueError as error:
         raise UnfitError(f"it cannot read the weights: {error}") from None
     try:
-        layout = family.lay_out(weights, len(info.labels))
+        with np.errstate(all="ignore"):  # it looks at what comes of it
+            layout = family.lay_out(weights, len(info.labels))
     except ValueError as error:
         raise UnfitError(f"its weights are of no shape that it knows: {error}") from None
     return NativeSpotter(info, family, layout)
