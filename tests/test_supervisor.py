@@ -5,7 +5,7 @@ import pytest
 
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.config import CaptureConfig
-from kwsd.errors import IO, AudioError
+from kwsd.errors import IO, OK, AudioError
 from kwsd.inlet import Inlet
 from kwsd.ring import RingBuffer
 from kwsd.supervisor import FIRST_AFTER_S, LOST_AFTER_S, Supervisor
@@ -154,6 +154,41 @@ def test_a_source_that_cannot_be_opened_again_ends_and_is_told_once(monkeypatch)
     assert room.told == ["AudioLost"]
     assert room.inlet.ended and str(room.supervisor.failure) == "the file broke off"
     assert not room.supervisor.waits
+
+
+def test_what_has_ended_is_told_once_and_is_not_lost_where_that_is_all(monkeypatch):
+    room = Room(monkeypatch, device=False).deliver(2.0)
+    room.source.failure = AudioError("ended inside a sample", exit_code=OK)
+    room.wait(5.0)
+    assert room.told == ["AudioLost"]
+    assert not room.supervisor.is_lost(0) and not room.supervisor.goes_on
+
+
+def test_who_is_not_heard_is_known_and_since_when(room):
+    assert room.deliver(3.0).supervisor.silences() == {}
+    heard_at = room.now
+    assert room.wait(2.0).supervisor.silences() == {"mic": heard_at}
+    room.inlet.reopen(SAMPLE_RATE, 1)
+    assert room.deliver(1.0).supervisor.silences() == {}
+
+
+@pytest.mark.parametrize(("live", "ailment"), [(True, None), (False, "lost")])
+def test_a_pipe_that_takes_the_place_of_another_is_lost_until_somebody_writes(room, live, ailment):
+    room.source.live = live
+    since = room.now - 1.5
+    room.supervisor.start({"mic": since})
+    assert (room.supervisor.ailment(0), room.supervisor.silences()) == (ailment, {"mic": since})
+    room.deliver(1.0)
+    assert (room.supervisor.ailment(0), room.supervisor.silences()) == (None, {})
+
+
+def test_what_counts_as_deaf_may_change_at_any_time(room):
+    room.deliver(10.0)
+    room.supervisor.adopt(CaptureConfig(dead_after_s=2.0, floor_dbfs=-10.0))
+    room.deliver(4.0)
+    assert room.told == ["AudioFault"] and room.supervisor.ailment(0) == "quiet"
+    room.supervisor.adopt(CaptureConfig(dead_after_s=0.0))
+    assert room.supervisor.ailment(0) is None
 
 
 def test_a_muted_microphone_is_told_once_and_once_when_it_hears(room):
