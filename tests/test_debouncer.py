@@ -740,6 +740,8 @@ def missed(rules, **lines):
         ),
         (rules(refractory=10 * HOP), {"stop": "9...9...."}, [(5, "stop", 4, 0.9, "refractory")]),
         (rules(), {"stop": "..6|..."}, []),  # nobody knows what was in the gap
+        (rules(), {"stop": "..9|.6.."}, [(5, "stop", 4, 0.6, "threshold")]),  # not the word that was told before it
+        (rules(min_hits=2), {"stop": "..9|.6.."}, [(5, "stop", 4, 0.6, "threshold")]),  # nor as far as before it
         (rules(smoothing=3), {"stop": "..XX....."}, [(5, "stop", 3, 0.67, "threshold")]),
     ],
 )
