@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -373,6 +374,9 @@ def _check_hook(hook: HookConfig, where: str, place: SettingsFile) -> None:
         raise place.error(f"{where}.events", "a hook that fails would start itself; leave hook_failed out")
     if hook.token_file is not None and hook.post is None:
         raise place.error(f"{where}.token_file", "is for post; a program reads its secrets itself")
+    if hook.post is not None and re.match("[^/]*//[^/?#]*@", hook.post):  # which is not repeated here
+        what = "has a user or a password in it; put a token into a file of its own, and name that in token_file"
+        raise place.error(f"{where}.post", what)
     if hook.post is not None and not _is_url(hook.post, ("http", "https")):
         raise place.error(f"{where}.post", f"{hook.post} is no address; write http://HOST/PATH or https://HOST/PATH")
 

@@ -681,6 +681,7 @@ def test_a_broker_that_refuses_us_or_that_nobody_vouches_for_is_told_of(
         ("{broker: localhost}", "sinks.mqtt.broker: localhost is no broker"),
         ("{broker: 'mqtt://me:pw@localhost'}", "put each into a file of its own"),
         ("{broker: 'mqtt://h:x'}", "is no broker"),
+        ("{broker: 'mqtt://:1883'}", "is no broker"),
         ("{broker: 'mqtt://h', ca_file: x}", "sinks.mqtt.ca_file: is for TLS"),
         ("{broker: 'mqtts://h', key_file: x}", "belongs to a cert_file"),
         ("{broker: 'mqtt://h', password_file: x}", "belongs to a user_file"),
