@@ -70,7 +70,8 @@ def test_one_that_hears_is_left_alone(name):
 
 
 @pytest.mark.parametrize(
-    ("share", "peak", "fault"), [(0.01, 1.0, None), (0.0101, 1.0, CLIPPING), (0.2, 0.99, CLIPPING), (0.2, 0.989, None)]
+    ("share", "peak", "fault"),
+    [(0.01, 1.0, None), (0.0101, 1.0, CLIPPING), (0.2, 0.99, CLIPPING), (0.2, 0.989, None), (0.2, -1.0, CLIPPING)],
 )
 def test_clipped_is_what_is_nearly_at_full_scale_for_more_than_a_hundredth_of_the_time(share, peak, fault):
     samples = np.clip(noise(-30), -0.5, 0.5)
