@@ -17,9 +17,10 @@ from kwsd.event import (
     RunnerUp,
     Shutdown,
     StreamJoined,
+    StreamState,
 )
 from kwsd.load import LagMeter
-from kwsd.metrics import COUNTED, LAG_BUCKETS_S, MOST_LABELS, Counters, Metric, lag_histogram, lines
+from kwsd.metrics import COUNTED, LAG_BUCKETS_S, MOST_LABELS, Counters, Metric, lag_histogram, lines, stream_gauges
 
 ADDED = st.lists(st.tuples(st.sampled_from(["mic", "tap"]), st.integers(0, 5)), max_size=20)
 
@@ -47,9 +48,10 @@ def test_names_without_end_are_counted_together():
     counters = Counters()
     for n in range(2 * MOST_LABELS):
         counters.add("losses", f"room {n}")
+    counters.add("losses", "room 0")
     values = counted(counters, "losses")
-    assert len(values) == MOST_LABELS + 1 and sum(values.values()) == 2 * MOST_LABELS
-    assert values["other",] == MOST_LABELS
+    assert len(values) == MOST_LABELS + 1 and sum(values.values()) == 2 * MOST_LABELS + 1
+    assert values["other",] == MOST_LABELS and values["room 0",] == 2
 
 
 MIC = ("mic",)
@@ -117,6 +119,20 @@ def test_meters_add_up():
     other.note([0.3])
     one.take_in(other)
     assert (one.windows, one.within_ms(200), one.total_s) == (3, 2, pytest.approx(0.6))
+
+
+def test_how_streams_are_is_told_in_seconds_and_decibels_of_those_that_have_any():
+    states = (
+        StreamState(stream="mic", heard_s=9.0, lag_ms=250, level_dbfs=-30.0, floor_dbfs=-60.0),
+        StreamState(stream="tap", heard_s=0.0, lag_ms=4000, level_dbfs=None, ailment="lost"),
+    )
+    assert {metric.name: metric.values for metric in stream_gauges(states, 200.0)} == {
+        "hears": {("mic",): 1.0, ("tap",): 0.0},
+        "audio_age_seconds": {("mic",): 0.25, ("tap",): 4.0},
+        "level_dbfs": {("mic",): -30.0},
+        "noise_floor_dbfs": {("mic",): -60.0},
+        "hop_seconds": {(): 0.2},
+    }
 
 
 def test_people_get_a_line_for_each_value():
