@@ -89,6 +89,15 @@ def test_for_some_time_after_a_syllable_as_loud_as_the_noise_no_window_waits(lou
     assert said.count(False) == LATELY and said[said.index(False) :].index(True) == LATELY
 
 
+def test_who_speaks_at_once_stands_out_from_the_quietest_that_was_heard():
+    (inlet,) = inlets(1)
+    quiet, said = Quiet([inlet]), []
+    for sound in (np.r_[noise(LOOK_S / 2, 1e-3), tone(LOOK_S / 2, 0.1)], noise(LOOK_S, 1e-3), noise(LOOK_S, 1e-3)):
+        write(inlet, sound)
+        said.append(quiet.look(LONG_S))
+    assert said == [False, False, True]
+
+
 def test_a_constant_is_no_sound():
     assert all(looks(noise(10, 1e-3) + np.float32(0.5)))
 
