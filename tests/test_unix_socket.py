@@ -262,6 +262,7 @@ def test_there_are_no_more_readers_than_descriptors_for_all_else(tmp_path, monke
         sink = await opened(tmp_path / "s")
         readers = [await asyncio.open_unix_connection(str(sink.path)) for _ in range(4)]
         kinds = [json.loads(await incoming.readline())["type"] for incoming, _ in readers]
+        assert await asyncio.wait_for(readers[3][0].read(), 10.0) == b"", "who is refused is not kept waiting"
         readers[0][1].close()
         while len(sink._readers) > 2:
             await asyncio.sleep(0.01)
