@@ -11,6 +11,7 @@ from kwsd.cascade import Answers
 from kwsd.config import KeywordConfig, load_config
 from kwsd.engines import load_spotter
 from kwsd.errors import ConfigError
+from kwsd.event import Heard, Rejected
 from kwsd.inlet import Inlet
 from kwsd.pipeline import MOST_TOLD_PER_S, Pipeline, StreamInfo, make_ring, make_rules
 from kwsd.recording import DEMO, read_recording
@@ -124,6 +125,73 @@ def test_of_many_streams_that_lose_audio_each_says_so_less_often_and_none_is_for
     assert overflows == 40 * streams
 
 
+def test_windows_that_were_skipped_are_told_once_and_none_of_them_to_who_comes_next(config, spotter):
+    single = msgspec.structs.replace(config, window=msgspec.structs.replace(config.window, max_batch=1))
+    pipeline, [inlet] = make(single, spotter)
+
+    def skipped(hops, times=1):
+        told = []
+        for _ in range(times):
+            inlet.write(np.zeros((hops * 1600, 1), np.float32))
+            told += [overrun.skipped_windows for overrun in pipeline.advance().overruns]
+        return told
+
+    assert skipped(10) == [] and skipped(3) == [2]
+    assert skipped(3) == [], "not again within a second"
+    assert skipped(1, times=20) == [2]
+    assert skipped(3) == [2] and skipped(3) == []
+    pipeline.forget(0)
+    assert skipped(1, times=12) == []
+
+
+def test_what_one_stream_was_told_is_not_kept_from_who_comes_next(config, spotter):
+    debouncer = msgspec.structs.replace(config.debouncer, refractory_ms=60_000.0)
+    pipeline, inlets = make(msgspec.structs.replace(config, debouncer=debouncer), spotter)
+    for _ in range(2):
+        heard, _ = hear(pipeline, inlets, read_recording(DEMO)[: 4 * RATE])
+        assert [word.keyword for word in heard] == ["stop"]
+        pipeline.forget(0)
+
+
+def test_a_stream_is_scored_to_its_end_only_with_the_window_that_ends_there(config, spotter):
+    pipeline, [inlet] = make(config, spotter)
+    inlet.write(np.zeros((RATE, 1), np.float32))
+    inlet.pump()
+    assert not pipeline.scored_all_of(0)
+    pipeline.advance()
+    assert pipeline.scored_all_of(0)
+
+
+def test_times_are_those_of_the_stream_wherever_it_begins_in_the_ring(config, spotter):
+    keywords = {"all": KeywordConfig(), "stop": KeywordConfig(threshold=1.0)}
+    events = msgspec.structs.replace(config.events, rejected=True)
+    config = msgspec.structs.replace(config, keywords=keywords, events=events)
+
+    def told(begins):
+        ring = make_ring(config, 1)
+        ring.skip(0, begins)
+        inlet = Inlet(ring, 0, RATE, 1, None)
+        pipeline = Pipeline(config, spotter, ring, [inlet], [StreamInfo("room", True, False, origin=inlet.origin)])
+        return hear(pipeline, [inlet], read_recording(DEMO)[: 9 * RATE])[0]
+
+    def times(event):
+        return (event.start_s, event.end_s) if isinstance(event, Heard) else event.at_s
+
+    at_once, later = told(0), told(RATE)
+    assert [times(event) for event in later] == [times(event) for event in at_once]
+    assert {type(event) for event in later} == {Heard, Rejected}
+
+
+def test_a_pipeline_that_takes_over_tells_no_loss_twice(config, spotter):
+    pipeline, [inlet] = make(config, spotter)
+    inlet.overflow()
+    assert [overrun.device_overflows for overrun in pipeline.advance().overruns] == [1]
+    successor = Pipeline(config, spotter, pipeline.ring, [inlet], pipeline.streams)
+    successor.take_over(pipeline)
+    inlet.write(np.zeros((2 * RATE, 1), np.float32))
+    assert successor.advance().overruns == []
+
+
 def test_a_pipeline_that_takes_over_tells_no_word_twice(config, spotter):
     tape = read_recording(DEMO)
     first, inlets = make(config, spotter)
@@ -177,6 +245,18 @@ def test_a_model_that_does_not_know_other_speech_is_judged_by_the_last_second_al
     assert (knows.isolation_speech.tolist(), knows.wary, knows.wary_threshold) == ([19_200], 80_000, 0.9)
     does_not = make_rules(config, msgspec.structs.replace(info, labels=("stop", "go")))
     assert (does_not.isolation_speech.tolist(), does_not.wary) == ([-1], 0)
+
+
+def test_where_nothing_is_looked_back_on_other_speech_is_no_matter(config):
+    debouncer = msgspec.structs.replace(config.debouncer, isolation_s=0.0, isolation_speech_s=0.0)
+    rules = make_rules(msgspec.structs.replace(config, debouncer=debouncer), read_info(config.model_path))
+    assert set(rules.isolation_speech.tolist()) == {-1}
+
+
+def test_of_less_than_a_hop_no_mean_is_taken(config):
+    debouncer = msgspec.structs.replace(config.debouncer, smoothing_ms=10.0)
+    rules = make_rules(msgspec.structs.replace(config, debouncer=debouncer), read_info(config.model_path))
+    assert rules.smoothing == 1
 
 
 def test_with_all_among_the_keywords_the_others_are_listened_for_too():

@@ -12,7 +12,7 @@ import pytest
 from kwsd.control import Command
 from kwsd.door import events_path
 from kwsd.errors import NO_PERMISSION, ConfigError, KwsdError
-from kwsd.event import Answer, Heard, Reload, RunnerUp, Scores
+from kwsd.event import Answer, Heard, Reload, RunnerUp, Scores, Shutdown
 from kwsd.sinks.unix_socket import UnixSocket
 
 EVENT = Reload(ok=True)
@@ -253,6 +253,45 @@ def test_commands_are_answered_in_order_where_readers_may_give_them(tmp_path, ma
     answers = asyncio.run(scenario())
     assert [(answer["to"], answer["id"], answer["ok"]) for answer in answers] == [("mute", n, may) for n in range(3)]
     assert may or ("control is false" in answers[0]["error"] and answers[0]["exit_code"] == NO_PERMISSION)
+
+
+def test_at_the_end_who_has_its_answer_is_told_of_the_end_and_no_more(tmp_path):
+    async def obey(command: Command):
+        return Answer(to="mute", ok=True, id=command.id)
+
+    async def scenario():
+        sink = await UnixSocket.open(tmp_path / "s", 16, lambda: HELLO, obey=obey)
+        readers = [await asyncio.open_unix_connection(str(sink.path)) for _ in range(2)]
+        assert [await incoming.readline() for incoming, _ in readers] == [HELLO, HELLO]
+        (obeyed, outgoing), (_, leaving) = readers
+        outgoing.write(b'{"command":"mute","id":1}\n')
+        assert json.loads(await obeyed.readline())["ok"]
+        sink(Shutdown(reason="SIGTERM", detections=0), LINE % 1)
+        await sink.close()
+        told = [await incoming.read() for incoming, _ in readers]
+        outgoing.close()
+        leaving.close()
+        return told
+
+    assert asyncio.run(scenario()) == [LINE % 1, LINE % 1]
+
+
+@pytest.mark.parametrize(("reads", "flush_s"), [(True, 60.0), (False, 0.1)])
+def test_close_waits_shortly_for_who_does_not_read_and_no_longer_for_who_does(reads, flush_s, tmp_path, monkeypatch):
+    monkeypatch.setattr("kwsd.sinks.unix_socket.FLUSH_S", flush_s)
+
+    async def scenario():
+        sink = await opened(tmp_path / "s")
+        reader = connect(sink.path)
+        while not sink._readers:
+            await asyncio.sleep(0.01)
+        for n in range(0 if reads else 5_000):  # more than the kernel takes
+            sink(EVENT, LINE % n)
+            await asyncio.sleep(0)
+        await asyncio.wait_for(sink.close(), 20.0)
+        reader.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_command_that_is_too_long_is_answered(tmp_path):
