@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kwsd.config import FileConfig, PcmConfig, load_config
 from kwsd.engines import load_spotter
 from kwsd.listening import Listening, Reports
-from kwsd.load import CALM_LOOKS, LONGEST_CALM, LONGEST_MS, LagMeter, Overload
+from kwsd.load import CALM_LOOKS, LONGEST_CALM, LONGEST_MS, TOGETHER_S, Arrival, LagMeter, Load, Overload
 from kwsd.recording import DEMO, read_recording
 from kwsd.rest import LATE_S, SLACK_S, wait_s
 
@@ -117,6 +117,52 @@ def test_after_a_try_that_lasted_the_next_one_comes_as_soon_as_the_first():
 
 def test_where_no_audio_comes_the_hop_is_shortened_again():
     assert stretches([(0.99, 900.0)] + [(0.0, None)] * CALM_LOOKS)[-1] == 1
+
+
+# --- when audio came, and what scoring it comes to ---
+
+
+def test_the_last_lump_came_at_once_and_what_was_before_it_in_real_time():
+    arrival = Arrival()
+    arrival.note(0, 10.0)
+    arrival.note(1600, 10.1)
+    assert [arrival.of(sample) for sample in (800, 1600, 1601, 3200)] == pytest.approx([9.95, 10.0, 10.1, 10.1])
+    arrival.note(3200, 10.1 + TOGETHER_S / 2)
+    arrival.note(4800, 10.1 + TOGETHER_S)
+    assert arrival.of(1600) == pytest.approx(10.0) and arrival.of(3200) == arrival.of(6400) == arrival.at
+
+
+def test_a_second_that_was_full_and_late_stretches_the_hop_and_counts_for_no_other():
+    load = Load(100.0, 0.0)
+    load.note(3, 0.0, 0.95)
+    load.note_lags(np.array([0.9] * 3))
+    assert not load.look(0.99)
+    assert load.look(1.0) and (load.overload.stretch, load.lag_ms, load.lags_ever.windows) == (2, 900, 3)
+    assert [load.look(1.0 + second) for second in range(1, CALM_LOOKS + 1)] == [False] * (CALM_LOOKS - 1) + [True]
+    assert (load.overload.stretch, load.lag_ms, load.lags_ever.windows) == (1, None, 3)
+
+
+def test_how_busy_it_was_is_a_share_of_the_time_since_the_last_look():
+    load = Load(100.0, 0.0)
+    load.note(3, 0.0, 1.2)
+    load.note_lags(np.array([0.9]))
+    assert not load.look(2.0)
+
+
+def test_a_turn_that_found_no_window_has_scored_none():
+    load = Load(100.0, 1.0)
+    load.note(0, 1.0, 5.0)
+    assert (load.windows, load.scored_at) == (0, 1.0)
+    load.note(2, 5.0, 6.0)
+    assert (load.windows, load.scored_at) == (2, 6.0)
+
+
+def test_whoever_asks_for_lags_gets_those_since_it_was_asked_before():
+    load = Load(100.0, 0.0)
+    load.note(3, 0.0, 0.1)
+    load.note_lags(np.array([0.1, 0.2]))
+    asked = [load.lags(), load.lags()]
+    assert [(lags.scored, lags.windows) for lags in asked] == [(3, 2), (0, 0)]
 
 
 # --- a block that is late ---

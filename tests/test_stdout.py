@@ -75,6 +75,20 @@ def test_a_thread_of_ours_that_is_held_up_is_waited_for_longer_than_a_reader(mon
     os.close(out)
 
 
+def test_a_reader_that_does_not_read_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(stdout, "MOST_S", 60.0)
+    out, into = os.pipe()
+    sink = Stdout(lambda error: None, into)
+    for _ in range(500):  # more than a pipe holds
+        sink(EVENT, b"x" * 1000 + b"\n")
+    begun = time.monotonic()
+    asyncio.run(sink.close())
+    assert time.monotonic() - begun < 30.0
+    os.close(out)
+    sink._thread.join()
+    os.close(into)
+
+
 def test_a_pipe_that_does_not_wait_is_waited_for():
     out, into = os.pipe()
     os.set_blocking(into, False)
