@@ -337,6 +337,14 @@ def test_an_inlet_knows_when_the_block_it_waits_for_is_due(monkeypatch):
     assert stream.inlet.due_in(0.02) == pytest.approx(-0.01)  # late
 
 
+def test_who_waits_for_more_is_not_woken_by_what_is_there():
+    stream = Stream().write(ramp(0, 8_000))
+    stream.inlet.want_more(0.25)
+    assert not stream.inlet.wanted
+    assert not stream.write(ramp(8_000, 11_999)).inlet.wanted
+    assert stream.write(ramp(11_999, 12_000)).inlet.wanted
+
+
 # --- the source is lost and opened again ---
 
 
@@ -417,6 +425,49 @@ def test_what_a_writer_wrote_at_once_began_before_it_was_written(came_s, monkeyp
             stream.write(ramp(0, 4_000)).pump()
     assert stream.inlet.silences == [pytest.approx(2.0 - came_s)] * 4
     assert stream.written == pytest.approx((clock.now - begun) * SAMPLE_RATE, abs=4)
+
+
+def test_what_began_at_a_known_time_did_however_much_is_written_before_anybody_looks(monkeypatch):
+    clock = Clock(monkeypatch)
+    stream = Stream().write(ramp(0, 16_000)).pump()
+    stream.inlet.reopen(SAMPLE_RATE, 1)
+    clock.now += 2.0
+    stream.inlet.is_back(0.25)
+    stream.write(ramp(0, 20_000)).pump()
+    assert stream.inlet.silences == [pytest.approx(1.75)]
+
+
+def test_silence_that_was_written_already_is_none_that_is_missing(monkeypatch):
+    clock = Clock(monkeypatch)
+    stream = Stream().write(ramp(0, 16_000)).write(np.zeros((16_000, 1), np.float32)).pump()
+    stream.inlet.reopen(SAMPLE_RATE, 1, ahead_s=1.0)
+    clock.now += 3.0
+    stream.inlet.reopen(SAMPLE_RATE, 1)
+    stream.write(ramp(0, 1_600)).pump()
+    assert stream.inlet.silences == [pytest.approx(2.9)]
+    assert stream.whole_from == 32_000 + round(1.9 * SAMPLE_RATE)
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_an_overflow_soon_after_it_was_opened_again_parts_what_came_since(looked, monkeypatch):
+    clock = Clock(monkeypatch)
+    stream = Stream().write(ramp(0, 8_000)).pump().overflow().write(ramp(8_000, 16_000)).pump()
+    stream.inlet.reopen(SAMPLE_RATE, 1)
+    clock.now += 2.0
+    stream.write(ramp(0, 1_600))
+    if looked:
+        stream.pump()
+    stream.write(ramp(1_600, 3_200)).overflow().write(ramp(3_200, 4_800)).end()
+    assert stream.inlet.overflows == 2
+    assert not looked or stream.inlet.lost == 0
+    assert np.array_equal(stream.samples(), ramp(3_200, 4_800)[:, 0])
+
+
+def test_what_is_written_after_it_was_opened_again_takes_room_though_nobody_looked_yet():
+    stream = Stream().write(ramp(0, 16_000)).pump()
+    stream.inlet.reopen(48_000, 1)
+    stream.write(tone(48_000, 0, 1))
+    assert stream.inlet.room == SECONDS - 1.0
 
 
 @settings(deadline=None, max_examples=50)
