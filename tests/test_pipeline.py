@@ -59,16 +59,6 @@ def test_every_stream_hears_what_it_would_hear_alone(config, spotter):
         assert here == [(h.keyword, h.start_s, h.end_s) for h in alone]
 
 
-def test_what_is_told_of_a_stream_counts_from_its_own_first_sample(config, spotter):
-    times = []
-    for origin in (0, -RATE):
-        pipeline, inlets = make(config, spotter)
-        pipeline.streams = [StreamInfo("later", True, False, origin)]
-        [stop, *_], _ = hear(pipeline, inlets, read_recording(DEMO)[: 4 * RATE])
-        times.append((stop.start_s, stop.end_s))
-    assert times[0] == (2.0, 2.44) and times[1] == (3.0, 3.44)
-
-
 @pytest.mark.parametrize("block", [1600, 500, 7_000], ids=lambda block: f"blocks of {block}")
 def test_hop_by_hop_the_same_is_heard_as_in_whole_windows(config, spotter, block):
     tape = read_recording(DEMO)

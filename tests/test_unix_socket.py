@@ -116,20 +116,6 @@ def test_a_frozen_reader_loses_its_oldest_lines_and_is_told_how_many(tmp_path, m
     assert kept == sorted(kept) and newest == list(range(2000))[-len(newest) :] != [], "it is the oldest that go"
 
 
-def test_a_reader_that_does_not_read_holds_up_no_end(tmp_path):
-    async def scenario():
-        sink = await opened(tmp_path / "s")
-        _, outgoing = await asyncio.open_unix_connection(str(sink.path), limit=1)
-        while not sink._readers:
-            await asyncio.sleep(0.01)
-        sink(EVENT, b"x" * (1 << 22) + b"\n")  # more than a socket holds
-        await asyncio.wait_for(sink.close(), 10.0)
-        assert not sink._readers
-        outgoing.close()
-
-    asyncio.run(scenario())
-
-
 def test_a_reader_that_vanishes_harms_nobody(tmp_path):
     async def scenario():
         sink = await opened(tmp_path / "s")
