@@ -304,7 +304,7 @@ def _keywords(config: Config, info: ArtefactInfo) -> dict[str, KeywordConfig]:
     chosen = config.chosen(real)
     for keyword in chosen:
         if keyword not in real:
-            near = difflib.get_close_matches(keyword, real, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"keywords.{keyword}: the model does not know it; {hint}It knows {', '.join(real)}")
+            near = difflib.get_close_matches(keyword.lower(), real, 1)
+            hint = f"did you mean {near[0]}? It" if near else "it"
+            raise ConfigError(f"keywords.{keyword}: the model does not know it; {hint} knows {', '.join(real)}")
     return chosen

@@ -134,7 +134,9 @@ class SettingsFile:
 
     def error(self, key: str, what: str) -> ConfigError:
         """A complaint about one key, with where it was set."""
-        return ConfigError(f"{place_of(key, self.places) or self.path}: {key}: {what}")
+        inner = [source for part, source in self._sources.items() if part.startswith(f"{key}.")]
+        made = inner[-1] if inner and key not in self.places else None  # a section that only an override has
+        return ConfigError(f"{made or place_of(key, self.places) or self.path}: {key}: {what}")
 
     @property
     def places(self) -> dict[str, str]:
@@ -149,7 +151,7 @@ class SettingsFile:
         if unknown:
             wrong = unknown[1]
             key = self._spelled_out(f"{key}.{wrong}".lstrip("."))
-            return self.error(key, f"unknown key{self._meant(wrong, self._sources.get(key, ''))}")
+            return self.error(key, f"unknown key{self._meant(key, self._sources.get(key, ''))}")
         key = self._spelled_out(key)
         enum = re.match(r"Invalid enum value '(.+)'", message)
         if enum:
@@ -173,17 +175,25 @@ class SettingsFile:
         wanted = re.match(r"Expected (.+), got (\w+)", message)
         kinds = wanted[1].split(" | ") if wanted else []
         hints = [hint for kind, hint in HINTS.items() if kind in kinds and wanted and kind != wanted[2]]
-        hint = f"; {hints[0]}" if hints else ""
+        dashed = ", or leave out the - before its key" if key[-1:].isdecimal() and message.endswith("got keys") else ""
+        hint = f"; {hints[0]}{dashed}" if hints else ""
         return self.error(key or "config", f"{message[0].lower()}{message[1:]}{hint}")
 
-    def _meant(self, wrong: str, source: str) -> str:
-        """What may have been meant by a key that is unknown, and was set there."""
-        for path in _paths(self.schema):
+    def _meant(self, key: str, source: str) -> str:
+        """What may have been meant by a key that is unknown, and was set there: one of its section, or of another."""
+        section, _, wrong = key.rpartition(".")
+        paths = [path for path in _paths(self.schema) if path[0] not in self.hidden]
+        for path in paths:
             if len(path) > 1 and "_".join(path) == wrong and source.endswith(wrong.upper()):
                 variable = source.removesuffix(wrong.upper()) + "__".join(path).upper()
                 return f"; two underscores part a section from its key: {variable}"
-        near = difflib.get_close_matches(wrong, sorted(set(_known_keys(self.schema)) - {wrong, *self.hidden}), 1)
-        return f"; did you mean {near[0]}?" if near else ""
+        there = {path[-1] for path in paths if ".".join(path[:-1]) == section} or _known_keys(self.schema, section)
+        near = difflib.get_close_matches(wrong, sorted(there - {wrong}), 1)
+        if not near:
+            others = [path for path in paths if len(path) > 1 and path[0] != section.partition(".")[0]]
+            nearest = difflib.get_close_matches(wrong, sorted({path[-1] for path in others}), 1, 0.8)
+            near = [".".join(path) for path in others if path[-1:] == tuple(nearest)]
+        return f"; did you mean {near[0]}?" if len(near) == 1 else ""
 
     def _spelled_out(self, key: str) -> str:
         """msgspec writes `keywords[...].margin` for any keyword: the one that is meant, where only one can be."""
@@ -257,5 +267,7 @@ def _paths(kind: Any) -> Iterator[tuple[str, ...]]:
                 yield from ((field.encode_name, *path) for path in _paths(field.type))
 
 
-def _known_keys(schema: type[msgspec.Struct]) -> Iterator[str]:
-    return (field.encode_name for section in structs(schema) for field in msgspec.structs.fields(section))
+def _known_keys(schema: type[msgspec.Struct], section: str) -> set[str]:
+    """The keys of all that may be in a section that is a list, or has names of its own."""
+    inner = [field.type for field in msgspec.structs.fields(schema) if field.encode_name == section.partition(".")[0]]
+    return {field.encode_name for kind in inner for each in structs(kind) for field in msgspec.structs.fields(each)}

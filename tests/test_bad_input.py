@@ -92,6 +92,17 @@ CONFIGS = {
         "keywords:\n  stop: {}\n  go: {marign: 0.5}\n",
         "kwsd.yaml:3: keywords.go.marign: unknown key; did you mean margin?",
     ),
+    "a key of another section": ("threshold: 0.5\n", "threshold: unknown key; did you mean debouncer.threshold?"),
+    "a key that no keyword has of its own": (
+        "keywords:\n  stop: {hop_ms: 50}\n",
+        "kwsd.yaml:2: keywords.stop.hop_ms: unknown key; did you mean window.hop_ms?",
+    ),
+    "keywords as a list of keys": (
+        "keywords:\n  - stop: {threshold: 0.5}\n",
+        "kwsd.yaml:2: keywords.0: expected str, got keys; put it in quotes, or leave out the - before its key",
+    ),
+    "a keyword in capitals": ("keywords: [On]\n", "keywords.On: the model does not know it; did you mean on? It knows"),
+    "a keyword like no other": ("keywords: [marvin]\n", "keywords.marvin: the model does not know it; it knows yes,"),
     "a boolean as YAML 1.1 had it": ("sinks: {stdout: yes}\n", "expected bool, got str; write true or false"),
     "an address that is no list": ("listen: {on: 'unix:in'}\n", "expected list, got str; write a list, such as [a, b]"),
     "a stream that cannot be": (
@@ -177,6 +188,11 @@ def test_a_bad_config_is_refused_with_its_line_and_key(text, words, kwsd, tmp_pa
     assert result.out == ""
 
 
+def test_a_key_that_is_a_little_like_one_elsewhere_is_not_taken_for_it(kwsd, tmp_path):
+    result = kwsd("check", "--config", write_config(tmp_path, "sinks: {mqtt: {port: 1883}}\n"))
+    assert result.err.endswith("kwsd.yaml:1: sinks.mqtt.port: unknown key\n")
+
+
 def test_run_refuses_a_bad_config_as_check_does(kwsd, tmp_path):
     result = kwsd("run", "--config", write_config(tmp_path, "window: {hop: 1}\n"))
     result.refused(CONFIG, "kwsd.yaml:1: window.hop: unknown key; did you mean hop_ms?")
@@ -196,6 +212,7 @@ def test_a_folder_as_config_is_refused(kwsd, tmp_path):
     [
         ("debouncer.threshold", "--set debouncer.threshold: write it as KEY=VALUE"),
         ("debouncer.treshold=0.5", "--set debouncer.treshold=0.5: debouncer.treshold: unknown key; did you mean"),
+        ("socket.path=x", "--set socket.path=x: socket: unknown key; did you mean sinks.socket?"),
         ("window.hop_ms=-1", "--set window.hop_ms=-1: window.hop_ms: expected float >= 10.0"),
         ("window=[", "--set window=[: '[' is not valid YAML"),
         ("model_sha256=abc", "model_sha256: expected text of another form (config.yaml says which)"),
