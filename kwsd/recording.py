@@ -43,6 +43,10 @@ def open_recording(path: Path) -> Recording:
     try:
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: is empty (0 bytes); record it again")
+        if path.suffix.lower() == ".raw":  # by which soundfile goes, whatever is in it
+            raise AudioError(
+                f"{path}: raw samples do not say their rate; make it a WAV, or pipe it into kwsd run --source -"
+            )
         recording = Recording(os.fsencode(path))  # a text would have to be UTF-8
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file") from None

@@ -776,6 +776,18 @@ def test_replay_refuses_a_bad_file_before_it_begins_with_the_good_ones(kwsd, mod
     assert result.out == ""
 
 
+def test_raw_samples_are_refused_where_a_recording_is_wanted(kwsd, tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(64000))
+    for command in (
+        ("replay", "a.raw"),
+        ("run", "--source", "a.raw"),
+        ("record", "words", "stop", "--source", "a.raw"),
+    ):
+        kwsd(*command).refused(
+            NO_INPUT, "a.raw: raw samples do not say their rate; make it a WAV, or pipe it into kwsd"
+        )
+
+
 # --- the command line ---------------------------------------------------------------------------------------
 
 
