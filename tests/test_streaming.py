@@ -19,7 +19,7 @@ from kwsd.errors import AudioError
 from kwsd.pipeline import make_rules
 from kwsd.recording import DEMO
 from kwsd.replay import Trace, replay, trace
-from kwsd.training.report import table, write
+from kwsd.training.report import heard_everywhere, table, write
 from kwsd.training.streaming import (
     EVERYTHING,
     LOOKING_BACK,
@@ -388,6 +388,17 @@ def test_the_command_prints_json(kwsd, config):
     assert result.code == 0
     assert figures["words"]["words"] == sum(word["of"] for word in figures["per_word"].values()) > 0
     assert [point["threshold"] for point in figures["curve"]] == list(THRESHOLDS)
+
+
+def test_a_model_that_would_hear_words_everywhere_with_the_thresholds_of_a_budget_is_told_of(rules):
+    labels = (*rules.keywords, "_unknown_", "_silence_")
+    restless = a_trace(*(("yes", until_s) for until_s in np.arange(8, 40, 4)), seconds=40.0, labels=labels)
+    silence = restless.posteriors[:, labels.index("_silence_")] == 1.0
+    restless.posteriors[silence, labels.index("yes")] = 0.3
+    restless.posteriors[~silence, labels.index("yes")] = 0.75
+    said = [Word(until_s - 0.5, until_s, "yes") for until_s in np.arange(8.0, 40.0, 4.0)]
+    evaluation = StreamEvaluation(rules, labels, Material([restless], [said]), Material([restless], [[]]), 0)
+    assert heard_everywhere(evaluation, 0.5) and not heard_everywhere(evaluation)
 
 
 def test_the_command_names_thresholds_for_a_budget_and_writes_a_page(kwsd, config, tmp_path):

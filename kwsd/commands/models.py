@@ -139,6 +139,12 @@ def _evaluate_stream(options: argparse.Namespace) -> int:
         few = streaming.said_seldom(evaluation)
         if within and few:
             say(f"said fewer than {streaming.FEW_WORDS} times, so that their misses did not count: {', '.join(few)}")
+        lowest = min(within.values(), default=None)
+        if report.heard_everywhere(evaluation, lowest) and not report.heard_everywhere(
+            evaluation
+        ):  # else it stands above
+            missed = evaluation.at(lowest)[0].missed()
+            say(f"with {lowest:g}, {missed.right} of {missed.of} words are missed: {report.EVERYWHERE}")
     if options.report:
         try:
             report.write(evaluation, options.report)

@@ -29,6 +29,7 @@ CURVE_COLUMNS = (
     *itertools.chain(*((f"without {rule}: missed, %", "false per hour") for rule in LOOKING_BACK)),
 )  # fmt: skip
 MANY = 0.05  # of the words: more than so many that wariness costs say that the model hears them everywhere
+EVERYWHERE = "this model hears words everywhere: train it longer, with more talk"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 :root { color-scheme: light dark }
@@ -85,9 +86,14 @@ def _summary(evaluation: StreamEvaluation) -> str:
 
 
 def _missed_without(evaluation: StreamEvaluation, rule: str) -> str:
-    with_it, without = (evaluation.at(without=name)[0].missed() for name in (None, rule))
-    many = rule == "wariness" and with_it.value - without.value > MANY
-    return f"{without}{'; this model hears words everywhere: train it longer, with more talk' if many else ''}"
+    many = rule == "wariness" and heard_everywhere(evaluation)
+    return f"{evaluation.at(without=rule)[0].missed()}{f'; {EVERYWHERE}' if many else ''}"
+
+
+def heard_everywhere(evaluation: StreamEvaluation, threshold: float | None = None) -> bool:
+    """Whether wariness costs many words, with the model's own thresholds or the same for all."""
+    wary, without = (evaluation.at(threshold, without=rule)[0].missed() for rule in (None, "wariness"))
+    return wary.value - without.value > MANY
 
 
 def as_dict(evaluation: StreamEvaluation) -> dict[str, Any]:
