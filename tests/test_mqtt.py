@@ -591,10 +591,15 @@ def test_a_satellite_that_left_before_the_broker_had_confirmed_it_is_unavailable
     with Running(*options, environment=environment) as daemon, socket.socket(socket.AF_UNIX) as satellite:
         everything.has(f"{BASE}/availability", "online")
         daemon.wait_for_log("listening on")
+        told = -1
+        while told != len(everything.messages):  # else the broker has yet to confirm what comes before the satellite
+            told = len(everything.messages)
+            time.sleep(1.0)
         broker.hang()
         satellite.connect(str(door))
         satellite.sendall(b'{"name": "attic"}\n' + bytes(32_000))
         daemon.wait_for("stream_joined")
+        time.sleep(1.0)  # who is gone at once is never announced
         satellite.close()
         daemon.wait_for("stream_left")
         broker.go_on()
