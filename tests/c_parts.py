@@ -52,6 +52,6 @@ def walk_with_guards(folder, sources, walk, *arguments):
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", walk, *arguments],
-        capture_output=True, check=False, text=True, env=environment, timeout=100,
+        capture_output=True, check=False, text=True, env=environment, timeout=400,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "walked\n"), done.stderr
