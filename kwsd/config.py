@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -37,6 +38,7 @@ Seconds = Annotated[float, Meta(ge=0.0, le=60.0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
 Names = Annotated[tuple[str, ...], Meta(min_length=1)]
+Group = Annotated[tuple[Name, ...], Meta(min_length=1)]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +147,14 @@ class DebouncerConfig(_Section, frozen=True, kw_only=True):
     wary_threshold: Share = 0.85
 
 
+class ArbitrationConfig(_Section, frozen=True, kw_only=True):
+    """Which of the streams that hear one another's words tells of one."""
+
+    groups: tuple[Group, ...] = ()
+    wait_ms: Annotated[float, Meta(ge=0.0, le=2000.0)] = 300.0
+    gain_db: dict[str, Annotated[float, Meta(ge=-60.0, le=60.0)]] = {}
+
+
 class SocketConfig(_Section, frozen=True, kw_only=True):
     """The UNIX socket for readers of events."""
 
@@ -224,6 +234,7 @@ class Config(_Section, frozen=True, kw_only=True):
     capture: CaptureConfig = CaptureConfig()
     window: WindowConfig = WindowConfig()
     debouncer: DebouncerConfig = DebouncerConfig()
+    arbitration: ArbitrationConfig = ArbitrationConfig()
     events: EventsConfig = EventsConfig()
     sinks: SinksConfig = SinksConfig()
     hooks: tuple[HookConfig, ...] = ()
@@ -350,6 +361,7 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     _check_addresses(config, place)
     _check_mqtt(config.sinks.mqtt, place)
     _check_zeroconf(config, place)
+    _check_arbitration(config, place)
     for i, hook in enumerate(config.hooks):
         _check_hook(hook, f"hooks.{i}", place)
         strangers = [stream for stream in hook.streams or () if stream not in names]
@@ -360,6 +372,41 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
     if len(stdin) > 1:
         raise place.error(f"streams.{stdin[1]}", "only one stream can read stdin")
+
+
+def _check_arbitration(config: Config, place: SettingsFile) -> None:
+    names = [stream.name for stream in config.streams]
+    taken: dict[str, int] = {}
+    for i, group in enumerate(config.arbitration.groups):
+        where = f"arbitration.groups.{i}"
+        members = [name for name in names if is_among(name, group)]
+        if twice := next((name for name in members if name in taken), None):
+            raise place.error(where, f"{twice!r} is in groups.{taken[twice]} as well; a stream is in one group at most")
+        taken |= dict.fromkeys(members, i)
+        if not config.has_satellites:
+            _check_names(group, names, where, place)
+            if len(members) < 2:
+                raise place.error(
+                    where, f"{', '.join(members)} is alone in it; name those that hear the same words, or leave it out"
+                )
+    for i, stream in enumerate(config.streams):
+        if isinstance(stream, FileConfig) and not stream.realtime and stream.name in taken:
+            what = f"faster than time nothing is at one time with others, of arbitration.groups.{taken[stream.name]}"
+            raise place.error(f"streams.{i}.realtime", f"{what}; say true, or take {stream.name!r} out of that")
+    if not config.has_satellites:
+        _check_names(config.arbitration.gain_db, names, "arbitration.gain_db", place)
+
+
+def _check_names(patterns: Iterable[str], names: list[str], where: str, place: SettingsFile) -> None:
+    """Raises ConfigError for one that no stream has."""
+    for pattern in patterns:
+        if not any(is_among(name, (pattern,)) for name in names):
+            raise place.error(where, f"no stream is called {pattern!r}; there are {', '.join(names)}")
+
+
+def is_among(stream: str, group: Iterable[str]) -> bool:
+    """Whether a group names a stream: as it is called, or by a pattern as for files."""
+    return any(stream == name or fnmatchcase(stream, name) for name in group)
 
 
 def _check_hook(hook: HookConfig, where: str, place: SettingsFile) -> None:

@@ -10,12 +10,13 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
 
+from kwsd.arbiter import Arbiter, Ruling
 from kwsd.artefact import Artefact, read_artefact
 from kwsd.aside import SOUND_S, Loop, NoThread, hangs, start
 from kwsd.config import Config
@@ -105,6 +106,8 @@ class Daemon:
         )
         self._outlets = Outlets(self._state, deeds)
         self.loading = False
+        self._arbiter = Arbiter(config.arbitration)
+        self._next_ruling: asyncio.TimerHandle | None = None
         self._notifier = Notifier()
         self._stamp = Stamp()
         self._passing: set[str] = set()  # streams of clients of the moment
@@ -210,7 +213,7 @@ class Daemon:
             overload=functools.partial(self._report, self._on_overload),
             scores=functools.partial(self._report, self._on_scores),
             idle=idle,
-            then=self._report,
+            then=functools.partial(self._report, self._on_parting),
             behind=lambda: self._reported - self._dealt_with > MOST_REPORTS,
         )
 
@@ -281,17 +284,56 @@ class Daemon:
                 overrun.device_overflows,
             )
             self._emit(overrun)
-        for heard, sound in zip(progress.heard, progress.sounds, strict=True):
-            if heard.stream in self._state.adjustments.muting:
+        for verdict, sound in zip(progress.heard, progress.sounds, strict=True):
+            if verdict.stream in self._state.adjustments.muting:
                 continue
-            if isinstance(heard, Heard):
-                self._state.detections += 1
-                self._state.last_heard = f"; last heard: {heard.keyword}"
-                self._tell_status()
-            if isinstance(heard, Heard) or self._state.config.events.rejected:
-                self._emit(heard, sound)
+            if isinstance(verdict, Heard):
+                self._arbitrate(verdict, sound)
             else:
-                self._state.counters.note(heard)
+                self._pronounce([Ruling(verdict, sound)])
+
+    def _arbitrate(self, heard: Heard, sound: Samples | None) -> None:
+        """What a stream heard, where others may have heard it, too."""
+        now = time.monotonic()
+        at = now - (heard.latency_ms or 0) / 1000
+        self._pronounce(self._arbiter.hear(heard, sound, at, now, self._hearing()))
+        self._settle_later(now)
+
+    def _hearing(self) -> Iterator[str]:
+        """The streams of which something can be heard."""
+        muting, ailments = self._state.adjustments.muting, self._running().ailments()
+        return (name for name in self._state.names if name not in muting and name not in ailments)
+
+    def _settle_later(self, now: float) -> None:
+        """When the next word has waited for other streams long enough; called again when that changes."""
+        if self._next_ruling is not None:
+            self._next_ruling.cancel()
+            self._next_ruling = None
+        if self._arbiter.next_at is not None:
+            self._next_ruling = self._loop.call_later(max(0.0, self._arbiter.next_at - now), self._settle)
+
+    def _settle(self) -> None:
+        now = time.monotonic()
+        self._pronounce(self._arbiter.settle(now))
+        self._settle_later(now)
+
+    def _settle_all(self) -> None:
+        """Nothing that was heard waits any longer: how things are is about to change."""
+        now = time.monotonic()
+        self._pronounce(self._arbiter.settle(now, at_once=True))
+        self._settle_later(now)
+
+    def _pronounce(self, rulings: list[Ruling]) -> None:
+        for ruling in rulings:
+            verdict = ruling.verdict
+            if isinstance(verdict, Heard):
+                self._state.detections += 1
+                self._state.last_heard = f"; last heard: {verdict.keyword}"
+                self._tell_status()
+            if isinstance(verdict, Heard) or self._state.config.events.rejected:
+                self._emit(verdict, ruling.sound)
+            else:
+                self._state.counters.note(verdict)
 
     def _now_ready(self) -> None:
         """Audio reached the model, or satellites may come."""
@@ -365,6 +407,11 @@ class Daemon:
         if isinstance(event, StreamJoined) and event.stream in self._state.adjustments.muting:
             self._emit(Muted(stream=event.stream, muted=True))
         self._tell_status()
+
+    def _on_parting(self, let_go: Callable[[], None]) -> None:
+        """A satellite goes, and is still there to be told what was heard of it."""
+        self._settle_all()
+        let_go()
 
     def _on_overload(self, event: Overload) -> None:
         log.warning("a window every %g ms now; the last second's were up to %s ms late", event.hop_ms, event.lag_ms)
@@ -543,6 +590,9 @@ class Daemon:
             await self._or_end(self._outlets.open(before, secret_before), refusal)
             raise
         self._outlets.adopt(config, hooks)
+        if config.arbitration != before.arbitration:
+            self._settle_all()
+            self._arbiter = Arbiter(config.arbitration)
         self._spotter, state.config, state.artefact = spotter, config, artefact
         state.adjustments = Adjustments(state.adjustments.muting)  # thresholds are the file's again
         if config.events.heartbeat_s != before.events.heartbeat_s:
@@ -647,6 +697,7 @@ class Daemon:
         """Raises ConfigError for a stream that is not there."""
         names = self._state.names
         check_known(streams or (), names, "stream")
+        self._settle_all()
         before = self._state.adjustments.muting
         muting = before.changed(streams, muted)
         self._state.adjustments = replace(self._state.adjustments, muting=muting)
@@ -697,6 +748,7 @@ class Daemon:
         if self._state.listening is not None:
             await self._stop_listening(self._state.listening)
             await asyncio.sleep(0)  # what the inference thread reported last
+        self._settle_all()
         if self._outlets.are_open:
             self._emit(Shutdown(reason=self._reason, detections=self._state.detections))
         await self._outlets.close()

@@ -19,6 +19,15 @@ class RunnerUp(msgspec.Struct, frozen=True):
     score: float
 
 
+class AlsoHeard(msgspec.Struct, frozen=True):
+    """What another stream heard of the same word."""
+
+    stream: str
+    keyword: str
+    score: float
+    level_dbfs: float
+
+
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
     """What every event carries besides its own fields; `stamp` fills it in."""
 
@@ -36,6 +45,7 @@ class Heard(_Event, frozen=True, kw_only=True, tag="detection"):
     latency_ms: int | None = None  # arrival of the deciding window's last sample → event; if it comes in real time
     level_dbfs: float  # of the word
     model: str
+    also_heard: tuple[AlsoHeard, ...] = ()  # of streams that hear one another's words: the others, the loudest first
 
 
 class Rejected(_Event, frozen=True, kw_only=True, tag="rejected"):
@@ -45,8 +55,8 @@ class Rejected(_Event, frozen=True, kw_only=True, tag="rejected"):
     keyword: str
     score: float  # the best it reached
     threshold: float
-    reason: str  # the setting that was in the way: threshold, margin, min_hits, isolation, or refractory
-    at_s: float  # end of the window that scored best, on the stream's own time axis
+    reason: str  # the setting that was in the way: threshold, margin, min_hits, isolation, refractory, or arbitration
+    at_s: float  # end of the window that scored best, or for arbitration of the word, on the stream's own time axis
 
 
 class Ready(_Event, frozen=True, kw_only=True, tag="ready"):

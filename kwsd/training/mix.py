@@ -84,7 +84,7 @@ def mix(
         say(f"some recordings come several times, and are no further evidence: {', '.join(again)}")
     recording = np.concatenate([*pieces, np.zeros(2 * SAMPLE_RATE, np.float32)])
     if mixture.snr_db is not None:
-        background = _background(Noise(data, noise).part(subset), recording.size, rng)
+        background = background_of(Noise(data, noise).part(subset), recording.size, rng)
         recording += background * _amplitude(WORD_DBFS - mixture.snr_db)
     recording += rng.standard_normal(recording.size).astype(np.float32) * _amplitude(HISS_DBFS)
     return np.clip(recording, -1.0, 1.0), truth
@@ -193,7 +193,7 @@ def _clip(clips: Clips, row: int, mixture: Mixture, generator: torch.Generator) 
     return np.asarray(sound[0].numpy())
 
 
-def _background(noise: NDArray[np.int16], size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def background_of(noise: NDArray[np.int16], size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Pieces of noise end to end, each at a root-mean-square amplitude of 1: (size,)."""
     length = min(samples(PIECE_S), noise.size)
     pieces = []
