@@ -300,9 +300,9 @@ class Daemon:
         self._settle_later(now)
 
     def _hearing(self) -> Iterator[str]:
-        """The streams of which something can be heard."""
+        """The streams of which something can be heard; found out only when somebody asks."""
         muting, ailments = self._state.adjustments.muting, self._running().ailments()
-        return (name for name in self._state.names if name not in muting and name not in ailments)
+        yield from (name for name in self._state.names if name not in muting and name not in ailments)
 
     def _settle_later(self, now: float) -> None:
         """When the next word has waited for other streams long enough; called again when that changes."""

@@ -182,7 +182,8 @@ def bar(share: float, mark: float | None = None) -> str:
 def describe(event: dict[str, Any]) -> str:
     """An event in one line."""
     if event["type"] == "detection":
-        return f"{event['stream']}: {event['keyword']}  {event['score']:.2f} (threshold {event['threshold']:.2f})"
+        also = "".join(f", also {other['stream']}" for other in event.get("also_heard", ()))
+        return f"{event['stream']}: {event['keyword']}  {event['score']:.2f} (threshold {event['threshold']:.2f}){also}"
     hidden = {"v", "type", "id", "seq", "time", "model", "keywords"}
     fields = [f"{name} {value}" for name, value in event.items() if name not in hidden and value not in (None, "")]
     return f"{event['type']}: {', '.join(fields)}"

@@ -69,6 +69,11 @@ def test_the_screen_has_level_scores_thresholds_events_and_lag():
     assert "  mic: yes  0.91 (threshold 0.70)" in screen
 
 
+def test_a_word_that_other_rooms_heard_as_well_says_so():
+    others = {"also_heard": [{"stream": "hall", "keyword": "yes"}, {"stream": "bath", "keyword": "yes"}]}
+    assert "  mic: yes  0.91 (threshold 0.70), also hall, also bath" in drawn(told(HEARD | others))
+
+
 def test_times_are_those_of_the_clock_on_the_wall(monkeypatch):
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("TZ", "IST-5:30")

@@ -98,6 +98,16 @@ def test_words_said_into_the_microphone_appear(page, tmp_path, three_words):
 
 
 @in_browser
+def test_a_word_that_another_room_heard_as_well_says_so(page, environment):
+    rooms = ", ".join(f"{{source: file, path: {DEMO}, name: {name}}}" for name in ("kitchen", "hall"))
+    settings = ("--set", f"streams=[{rooms}]", "--set", "arbitration={groups: [['*']], gain_db: {kitchen: 6}}")
+    with Running(*settings, *serving(), environment=environment) as daemon:
+        page.goto(f"http://{address_of(daemon)}/")
+        page.locator("#events li.detection").first.wait_for()
+        assert page.locator("#events li.detection").last.inner_text().endswith("kitchen, 0.90 ≥ 0.70, also hall")
+
+
+@in_browser
 def test_a_slider_changes_the_threshold_and_the_suggestion_can_be_used(page, daemon, tmp_path):
     page.goto(f"http://{daemon.address}/")
     slider = page.get_by_label("Threshold of stop")

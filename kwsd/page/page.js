@@ -247,7 +247,10 @@ function note(event) {
 }
 
 function describe(event) {
-  if (event.type === "detection") return `${event.stream}, ${event.score.toFixed(2)} ≥ ${event.threshold.toFixed(2)}`;
+  if (event.type === "detection") {
+    const also = (event.also_heard ?? []).map((other) => `, also ${other.stream}`).join("");
+    return `${event.stream}, ${event.score.toFixed(2)} ≥ ${event.threshold.toFixed(2)}${also}`;
+  }
   if (event.type === "mute") return `${event.stream} ${event.muted ? "is muted" : "is heard again"}`;
   if (event.type === "threshold") return `${event.keyword} counts from ${event.threshold} on`;
   const hidden = new Set(["v", "type", "id", "seq", "time", "model", "keywords"]);
