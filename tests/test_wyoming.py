@@ -135,6 +135,18 @@ def test_a_word_in_the_last_moment_of_the_audio_is_heard(service):
     assert [event.type for event in answers] == ["detection"]
 
 
+def test_where_rooms_hear_one_another_the_nearest_client_alone_is_told(service):
+    async def body(uri):
+        async def one(gain):
+            async with AsyncClient.from_uri(uri) as client:
+                return [event.type for event in await heard(client, gain * STOP, realtime=True)]
+
+        return await asyncio.gather(one(0.2), one(1.0))
+
+    with service("arbitration={groups: [['wyoming *']], wait_ms: 1000}") as daemon:
+        assert asyncio.run(body(daemon.uri)) == [["not-detected"], ["detection"]]
+
+
 def test_many_satellites_stream_at_once_and_each_gets_its_own(service):
     async def body(uri):
         async def one(number):
