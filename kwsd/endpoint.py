@@ -11,17 +11,19 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from kwsd.address import Address
+from kwsd.artefact import UNKNOWN
 from kwsd.control import Subscribe, parse
 from kwsd.door import Doors
-from kwsd.errors import UNAVAILABLE, ConfigError
+from kwsd.errors import UNAVAILABLE, ConfigError, KwsdError
 from kwsd.event import Answer, Event, Line, Scores, StatusNow, unnumbered
 from kwsd.metrics import Histogram, Metric
+from kwsd.sinks.clips import Clips
 from kwsd.sinks.reader import Reader
 from kwsd.sinks.unix_socket import REOPENED, Obey
 
@@ -40,6 +42,7 @@ KEEP_S = 5.0  # between two requests on one connection
 LINGER_S = 1.0  # for whoever still sends to see what was answered
 VANISHED_MS = 45_000  # a reader of events whose network is gone is let go after three signs of life
 LONGEST_COMMAND = 4096  # bytes
+MOST_CLIPS = 50  # shown
 ALIVE_S = 15.0  # a comment so often shows both sides that the other is there
 FOLDER = Path(__file__).with_name("page")
 PAGE = {
@@ -57,6 +60,7 @@ SAFE = {
     "Cache-Control": "no-store",
 }
 
+T = TypeVar("T")
 Metrics = Callable[[], Iterable[Metric | Histogram]]
 Problems = Callable[[], Sequence[str]]  # none: all is well
 Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
@@ -73,6 +77,8 @@ class Host:
     suggestion: Callable[[], str] = str
     obey: Obey | None = None
     watched: Callable[[], None] = lambda: None  # `Endpoint.watched` may have changed
+    clips: Callable[[], Clips | None] = lambda: None  # None: none are kept
+    keywords: Callable[[], Sequence[str]] = tuple
 
 
 def check_libraries() -> None:
@@ -120,6 +126,9 @@ class Endpoint:
                 web.get("/events", endpoint._events, allow_head=False),
                 web.get("/status", endpoint._status),
                 web.get("/suggestion", endpoint._suggestion),
+                web.get("/clips", endpoint._list_clips),
+                web.get("/clips/{place:.+}", endpoint._play_clip),
+                web.post("/clips", endpoint._sort_clip),
                 web.post("/command", endpoint._command),
                 web.get("/login", _to_the_page),  # which is what a browser shows after a wrong secret
                 web.post("/login", endpoint._login),
@@ -265,10 +274,7 @@ class Endpoint:
         """The same commands as on the socket, but for `subscribe`: that is /events."""
         from aiohttp import web
 
-        if request.content_type != "application/json":  # which no page from elsewhere can send unasked
-            raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
-        async with _in_time():
-            body = await request.read()
+        body = await _json_of(request)
         try:
             command = parse(body)
         except ConfigError as error:
@@ -287,6 +293,52 @@ class Endpoint:
             raise web.HTTPServiceUnavailable(text=f"{REOPENED}\n")
         answer = obeying.result()
         return _json(unnumbered(answer).decode(), 200 if answer.ok else 400)
+
+    async def _list_clips(self, _: "web.Request") -> "web.Response":
+        """The newest, and what they may have been; null where none are kept."""
+        from aiohttp import web
+
+        clips = self._host.clips()
+        try:
+            latest = await asyncio.to_thread(clips.latest, MOST_CLIPS) if clips is not None else None
+        except OSError as error:
+            raise web.HTTPServiceUnavailable(text=f"the clips cannot be seen now ({error.strerror})\n") from None
+        return _json(msgspec.json.encode({"clips": latest, "words": self._words()}).decode() + "\n")
+
+    def _words(self) -> tuple[str, ...]:
+        return (*self._host.keywords(), UNKNOWN)
+
+    async def _play_clip(self, request: "web.Request") -> "web.StreamResponse":
+        from aiohttp import web
+
+        path = self._clip(lambda clips: clips.path_of(request.match_info["place"]))
+        return web.FileResponse(path, headers={"Content-Type": "audio/wav"} | SAFE)
+
+    async def _sort_clip(self, request: "web.Request") -> "web.Response":
+        """`{"clip": "heard/stop/….wav", "word": "stop"}`, or _unknown_: none of the words."""
+        from aiohttp import web
+
+        body = await _json_of(request)
+        try:
+            wish = msgspec.json.decode(body, type=_Sorting)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise web.HTTPBadRequest(text=f'not understood ({error}); send {{"clip": …, "word": …}}\n') from None
+        if wish.word not in self._words():
+            raise web.HTTPBadRequest(text=f"{wish.word!r}: one of {', '.join(self._words())}\n")
+        self._clip(lambda clips: clips.sort(wish.clip, wish.word))
+        return _json('{"ok": true}\n')
+
+    def _clip(self, ask: Callable[[Clips], T]) -> T:
+        """What the clips say. Raises HTTPException where there are none, or not that one."""
+        from aiohttp import web
+
+        clips = self._host.clips()
+        try:
+            if clips is None:
+                raise KwsdError("no clips are kept; name a folder in sinks.clips.folder")
+            return ask(clips)
+        except KwsdError as error:
+            raise web.HTTPNotFound(text=f"{error}\n") from None
 
     async def _events(self, request: "web.Request") -> "web.StreamResponse":
         """Server-sent events: `?types=detection&streams=kitchen&keywords=stop&scores=1`, commas between several."""
@@ -325,6 +377,16 @@ async def _in_time() -> AsyncIterator[None]:
         raise web.HTTPRequestTimeout(text=f"send all of it within {HEADER_S:g} s\n") from None
 
 
+async def _json_of(request: "web.Request") -> bytes:
+    """The body. Raises HTTPException for another type, or where it does not come."""
+    from aiohttp import web
+
+    if request.content_type != "application/json":  # which no page from elsewhere can send unasked
+        raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
+    async with _in_time():
+        return await request.read()
+
+
 async def _stream(reader: Reader, answer: "web.StreamResponse") -> None:
     """Lines as events, and signs of life in between."""
     lines = reader.lines()
@@ -347,6 +409,11 @@ async def _stream(reader: Reader, answer: "web.StreamResponse") -> None:
 
 class _Typed(msgspec.Struct):
     type: str
+
+
+class _Sorting(msgspec.Struct, forbid_unknown_fields=True):
+    clip: str
+    word: str
 
 
 def _wish(request: "web.Request") -> Subscribe:

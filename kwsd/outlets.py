@@ -234,7 +234,10 @@ class Outlets:
 
             state, deeds = self._state, self._deeds
             page = self.status if config.http.page else None
-            host = Host(state.metrics, state.problems, state.hello, page, state.suggestion, deeds.obey, deeds.watched)
+            host = Host(
+                state.metrics, state.problems, state.hello, page, state.suggestion, deeds.obey, deeds.watched,
+                lambda: self._clips, lambda: state.keywords,
+            )  # fmt: skip
             self._endpoint = await Endpoint.open(config.http_addresses, config.http.group, host, secret)
             log.info("%smetrics and health on %s", "page, " if page else "", ", ".join(self._endpoint.addresses))
         self._served, self.secret = config.http, secret

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import soundfile
 from running import PATIENCE_S, Running
 
 from kwsd.audio_format import WINDOW
-from kwsd.errors import IO
+from kwsd.errors import IO, KwsdError
 from kwsd.event import Heard, Rejected, RunnerUp, Stamp, id_of
 from kwsd.recording import DEMO, read_recording
 from kwsd.sinks import clips
@@ -255,3 +256,86 @@ def test_a_disk_that_hangs_holds_up_nobody_and_the_oldest_clips_are_lost(tmp_pat
     lost, *written = paths_of(more)
     assert set(written) <= set(kept(tmp_path))
     assert lost not in kept(tmp_path)
+
+
+# --- sorting them ---
+
+
+def near_miss(keyword="stop", stream="mic"):
+    miss = Rejected(stream=stream, keyword=keyword, score=0.6, threshold=0.7, reason="threshold", at_s=1.0)
+    return miss, STAMP.line(miss)
+
+
+def holding(folder, *kinds, most=10**6):
+    """A sink with clips of these, made one after the other."""
+    sink = Clips(folder, most)
+    for make, keyword, stream in kinds:
+        keep(sink, make(keyword, stream))
+        time.sleep(0.002)  # ids of one millisecond are in no order
+    wait_until(lambda: len(sink.latest(9)) == len(kinds))
+    return sink
+
+
+def test_the_latest_are_listed_newest_first_and_say_what_they_are(tmp_path):
+    sink = holding(tmp_path, (detection, "stop", "a/b"), (near_miss, "go", ".50 %"), (detection, "stop", "mic"))
+    newest, missed, oldest = sink.latest(9)
+    assert (newest.stream, newest.keyword, newest.told) == ("mic", "stop", True)
+    assert (missed.stream, missed.keyword, missed.told) == (".50 %", "go", False)
+    assert (oldest.stream, oldest.keyword, oldest.told) == ("a/b", "stop", True)
+    assert abs(datetime.fromisoformat(newest.time).timestamp() - time.time()) < 60
+    assert sink.latest(1) == [newest]
+    assert sink.path_of(oldest.clip).is_file()
+
+
+def test_a_clip_that_is_sorted_is_where_training_looks_for_it_and_stays(tmp_path):
+    sink = holding(tmp_path, (detection, "stop", "mic"), (detection, "go", "mic"), most=3 * CLIP)
+    go, stop = sink.latest(9)
+    sink.sort(stop.clip, "stop")
+    sink.sort(go.clip, "_unknown_")
+    assert sink.latest(9) == []
+    keep(sink, *(detection("yes") for _ in range(9)))
+    close(sink)
+    assert 1 <= len(kept(tmp_path / "heard")) <= 3  # the oldest went
+    assert sorted(path.parent.name for path in (tmp_path / "sorted").rglob("*.wav")) == ["_unknown_", "stop"]
+    parts = [load_words(tmp_path / "sorted", subset) for subset in ("training", "validation", "testing")]
+    assert sorted(word for part in parts for word in part.words) == ["_unknown_", "stop"]
+
+
+NAME = "mic_nohash_01M8R1EVP55P1N5B8ZK5E1RGMM.wav"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "",
+        f"/heard/stop/{NAME}",
+        "heard",
+        "heard/stop",
+        "heard/stop/mic.wav",
+        f"heard/../{NAME}",
+        f"heard/stop/../../{NAME}",
+        f"sorted/stop/{NAME}",
+        f"heard/stop/{NAME}",
+        f"heard/stop/\0{NAME}",
+        f"heard/\ud800/{NAME}",
+        f"heard/{'x' * 300}/{NAME}",
+    ],
+)
+def test_what_is_no_clip_is_neither_shown_nor_moved(place, tmp_path):
+    for other in (f"clips/sorted/stop/{NAME}", f"clips/{NAME}", NAME):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).write_text("not to be had")
+    before, sink = kept(tmp_path), Clips(tmp_path / "clips", 10**6)
+    for ask in (sink.path_of, lambda place: sink.sort(place, "stop")):
+        with pytest.raises(KwsdError, match="no such clip"):
+            ask(place)
+    assert kept(tmp_path) == before
+
+
+def test_a_clip_that_cannot_be_moved_says_why_and_stays(tmp_path):
+    sink = holding(tmp_path, (detection, "stop", "mic"))
+    (tmp_path / "sorted").write_text("in the way")
+    [clip] = sink.latest(9)
+    with pytest.raises(KwsdError, match=r"cannot be moved to .*sorted/stop \(Not a directory\)"):
+        sink.sort(clip.clip, "stop")
+    assert sink.latest(9) == [clip]

@@ -108,6 +108,36 @@ def test_a_word_that_another_room_heard_as_well_says_so(page, environment):
 
 
 @in_browser
+def test_clips_can_be_listened_to_and_sorted(page, environment, tmp_path):
+    stream = f"streams=[{{source: file, path: {DEMO}, name: a/b}}]"
+    settings = ("--set", stream, "--set", f"sinks.clips.folder={tmp_path}/clips")
+    with Running(*settings, *serving(), environment=environment) as daemon:
+        page.goto(f"http://{address_of(daemon)}/")
+        stop = page.locator("#clips li[data-clip^='heard/stop/']")
+        stop.wait_for()
+        assert stop.locator(".where").inner_text() == "a/b"
+        stop.get_by_label("Listen to stop in a/b").click()
+        stop.locator(".play.playing").wait_for()
+        stop.locator(".play:not(.playing)").wait_for()  # a second later it is over
+        stop.get_by_label("What it was").select_option("stop")
+        stop.wait_for(state="detached")
+        other = page.locator("#clips li[data-clip^='heard/yes/']")
+        other.wait_for()
+        other.get_by_label("What it was").select_option("none of the words")
+        other.wait_for(state="detached")
+        daemon.stop()
+    kept = {path.parent.name: path.name for path in (tmp_path / "clips/sorted").rglob("*.wav")}
+    assert set(kept) == {"stop", "_unknown_"} and all(name.startswith("a%2Fb_nohash_") for name in kept.values())
+
+
+@in_browser
+def test_where_no_clips_are_kept_there_is_nothing_of_them(page, daemon):
+    page.goto(f"http://{daemon.address}/")
+    page.locator("#events li.detection").first.wait_for()
+    assert page.locator("#clips-section").is_hidden()
+
+
+@in_browser
 def test_a_slider_changes_the_threshold_and_the_suggestion_can_be_used(page, daemon, tmp_path):
     page.goto(f"http://{daemon.address}/")
     slider = page.get_by_label("Threshold of stop")
@@ -375,6 +405,33 @@ def test_commands_are_those_of_the_socket(daemon):
     assert order(daemon.address, command="subscribe")[0] == 400
     assert ask(daemon.address, "/command", b"x" * 100_000, Content_Type="application/json")[0] == 413
     assert json.loads(ask(daemon.address, "/status")[1])["streams"][0]["muted"] is True
+
+
+def test_clips_for_scripts(environment, tmp_path):
+    settings = ("--set", f"streams=[{{source: file, path: {DEMO}}}]", "--set", f"sinks.clips.folder={tmp_path}/clips")
+    with Running(*settings, *serving(), environment=environment) as daemon:
+        address = address_of(daemon)
+        daemon.wait_for("detection")
+        while not (found := json.loads(ask(address, "/clips")[1]))["clips"]:
+            time.sleep(0.05)
+        [clip] = found["clips"]
+        assert (clip["stream"], clip["keyword"], clip["told"]) == ("file", "stop", True)
+        assert found["words"][-2:] == ["go", "_unknown_"]
+        with urllib.request.urlopen(f"http://{address}/clips/{clip['clip']}") as answer:
+            assert answer.headers["Content-Type"] == "audio/wav"
+            assert answer.read() == (tmp_path / "clips" / clip["clip"]).read_bytes()
+        for path in ("heard", "heard/stop/mic.wav", "..%2F..%2Fetc%2Fpasswd", f"sorted/../{clip['clip']}"):
+            assert ask(address, f"/clips/{path}")[0] == 404
+        for said, status in (
+            ({"clip": clip["clip"], "word": "lamp"}, 400),
+            ({"clip": clip["clip"]}, 400),
+            ({"clip": "heard/stop/x.wav", "word": "stop"}, 404),
+            ({"clip": clip["clip"], "word": "stop"}, 200),
+            ({"clip": clip["clip"], "word": "stop"}, 404),
+        ):
+            assert ask(address, "/clips", json.dumps(said).encode(), Content_Type="application/json")[0] == status, said
+        assert ask(address, "/clips", b"clip=x&word=stop")[0] == 415  # as a page from elsewhere would send
+    assert (tmp_path / "clips/sorted/stop" / Path(clip["clip"]).name).is_file()
 
 
 def test_a_page_from_elsewhere_can_do_nothing(daemon):

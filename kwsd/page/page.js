@@ -8,6 +8,8 @@ const HEARD_MS = 2500;     // a word that was heard stays green
 const STATUS_MS = 5000;    // levels and ailments of streams nobody scores, uptime
 const SILENT_MS = 4000;    // without scores a stream's bars say nothing
 const ANSWER_MS = 10000;   // a request has so long
+const WRITTEN_MS = 500;    // after its event a clip is on the disk
+const UNKNOWN = "_unknown_";
 
 const byId = (id) => document.getElementById(id);
 const streams = new Map();    // name → {element, words, peaks, heard, seen}
@@ -41,23 +43,27 @@ async function askForStatus() {
   showStatus();
 }
 
-async function command(said, answered = () => {}) {
+async function post(path, said) {  // what is wrong with it, or null
   try {
-    const answer = await fetch("command", {
+    const answer = await fetch(path, {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(said),
     });
     const told = answer.headers.get("Content-Type").startsWith("application/json") ? (await answer.json()).error : await answer.text();
-    if (!answer.ok) note({type: "refused", time: new Date().toISOString(), reason: told});
+    return answer.ok ? null : told;
   } catch {
-    note({type: "refused", time: new Date().toISOString(), reason: "the daemon does not answer"});
+    return "the daemon does not answer";
   }
+}
+
+async function command(said, answered = () => {}) {
+  noteRefusal(await post("command", said));
   answered();
   await fetchStatus();
 }
 
 function connect() {
   const source = new EventSource("events?scores=1");
-  source.onopen = () => { setState("good", "listening"); fetchStatus(); showSuggestion(); };
+  source.onopen = () => { setState("good", "listening"); fetchStatus(); showSuggestion(); showClips(); };
   source.onerror = () => {
     setState("bad", "connection lost; trying again …");
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 2000);
@@ -74,10 +80,12 @@ const TOLD = ["detection", "rejected", "ready", "overrun", "overload", "audio_lo
 function take(event) {
   if (event.type === "shutdown") setState("bad", `stopped: ${event.reason}`);
   if (event.type === "detection") markHeard(event);
+  if (event.type === "detection" || event.type === "rejected") showClipsSoon();
   if (event.type === "rejected" || event.type === "hello") return;
   note(event);
   if (event.type !== "detection") fetchStatus();
   if (event.type === "threshold" || event.type === "reload") showSuggestion();
+  if (event.type === "reload") showClips();
 }
 
 // --- showing ---
@@ -229,6 +237,10 @@ async function showSuggestion() {
   if (text !== null) byId("yaml").textContent = text;
 }
 
+function noteRefusal(reason) {
+  if (reason !== null) note({type: "refused", time: new Date().toISOString(), reason});
+}
+
 function note(event) {
   const list = byId("events");
   list.querySelector(".none")?.remove();
@@ -256,6 +268,66 @@ function describe(event) {
   const hidden = new Set(["v", "type", "id", "seq", "time", "model", "keywords"]);
   return Object.entries(event).filter(([name]) => !hidden.has(name))
     .map(([name, value]) => `${name} ${Array.isArray(value) ? value.join(", ") : value}`).join(", ");
+}
+
+// --- clips ---
+
+const clips = new Map();  // place → element
+const player = new Audio();
+let playing = null;  // its button
+let coming = null;   // the timer of one that is being written
+
+function showClipsSoon() {
+  if (!byId("clips-section").hidden) coming ??= setTimeout(() => { coming = null; showClips(); }, WRITTEN_MS);
+}
+
+async function showClips() {
+  const text = await get("clips");
+  if (text === null) return;
+  const {clips: latest, words} = JSON.parse(text);
+  byId("clips-section").hidden = latest === null;
+  const places = new Set((latest ?? []).map(({clip}) => clip));
+  for (const [place, element] of clips) if (!places.has(place)) { element.remove(); clips.delete(place); }
+  for (const clip of (latest ?? []).toReversed()) {  // those that are new come to the top
+    if (!clips.has(clip.clip)) byId("clips").prepend(shownClip(clip, words));
+  }
+}
+
+function shownClip(clip, words) {
+  const element = byId("clip-template").content.firstElementChild.cloneNode(true);
+  element.dataset.clip = clip.clip;
+  const [play, time, head, where, was] = [".play", "time", "b", ".where", "select"].map((part) => element.querySelector(part));
+  const at = new Date(clip.time);
+  time.dateTime = clip.time;
+  time.textContent = at.toLocaleString([], {month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23"});
+  head.textContent = clip.keyword;
+  where.textContent = clip.told ? clip.stream : `${clip.stream}, not told`;
+  element.classList.toggle("told", clip.told);
+  play.setAttribute("aria-label", `Listen to ${clip.keyword} in ${clip.stream}`);
+  play.addEventListener("click", () => playClip(play, clip));
+  was.setAttribute("aria-label", `What it was that was taken for ${clip.keyword}`);
+  for (const word of [clip.keyword, ...words.filter((word) => word !== clip.keyword)]) {
+    if (words.includes(word)) was.append(new Option(word === UNKNOWN ? "none of the words" : word, word));
+  }
+  was.addEventListener("change", () => sortClip(was, clip));
+  clips.set(clip.clip, element);
+  return element;
+}
+
+function playClip(button, clip) {
+  playing?.classList.remove("playing");
+  playing = button;
+  player.src = `clips/${clip.clip.split("/").map(encodeURIComponent).join("/")}`;
+  player.play().then(() => button.classList.add("playing"), () => {});  // where it is gone, the list says so
+  player.onended = () => button.classList.remove("playing");
+}
+
+async function sortClip(was, clip) {
+  if (was.value === "") return;
+  was.disabled = true;
+  noteRefusal(await post("clips", {clip: clip.clip, word: was.value}));
+  await showClips();
+  was.disabled = false;
 }
 
 byId("copy").addEventListener("click", async () => {

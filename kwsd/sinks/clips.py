@@ -1,7 +1,8 @@
-"""What was heard, kept as recordings of a second each: to listen to, and to train on."""
+"""What was heard, kept as recordings of a second each: to listen to, to sort, and to train on."""
 
 import asyncio
 import errno
+import heapq
 import logging
 import os
 import re
@@ -13,24 +14,30 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
+import msgspec
 import numpy as np
 
 from kwsd.aside import start
 from kwsd.audio_format import SAMPLE_RATE
-from kwsd.errors import IO, NO_PERMISSION, ConfigError
-from kwsd.event import Heard, Line, Verdict, id_of
+from kwsd.errors import IO, NO_PERMISSION, ConfigError, KwsdError
+from kwsd.event import Heard, Line, Verdict, born, id_of, iso
+from kwsd.paths import FILE, kind_of
 from kwsd.ring import Samples
 
 log = logging.getLogger("kwsd")
 
 HEARD, REJECTED = "heard", "rejected"  # folders for what was told, and for near misses
+SORTED = "sorted"  # for what somebody listened to: it stays, however much it becomes
 QUEUE = 64  # clips kept for a disk that is slow; then the oldest go
 CLOSE_S = 1.0  # how long `close` waits for the disk
 LOOK_S = 0.005
 ROOM = 0.95  # share that remains where it was too much, so that not every clip has us look through the folder
+SHOWN = 120  # characters of what is no clip
 LONGEST_NAME = 120  # bytes of a stream's or a keyword's name: a file's may have 255
-OURS = re.compile(r".*_nohash_([0-9A-HJKMNP-TV-Z]{26})\.wav", re.DOTALL)  # files that we may delete, and their ids
+OURS = re.compile(r"(.*)_nohash_([0-9A-HJKMNP-TV-Z]{26})\.wav", re.DOTALL)  # files that we may delete: stream, id
+PLACE = re.compile(rf"({HEARD}|{REJECTED})/([^/.][^/]*)/([^/.][^/]*)", re.DOTALL)  # of one, below the folder
 SIXTEEN_BITS = 32768.0
 
 
@@ -40,6 +47,16 @@ class Kept(NamedTuple):
     id: str
     size: int  # bytes
     path: Path
+
+
+class Clip(msgspec.Struct, frozen=True, kw_only=True):
+    """One to listen to."""
+
+    clip: str  # its place: heard/stop/mic_nohash_….wav
+    time: str
+    stream: str
+    keyword: str
+    told: bool  # else it is a near miss
 
 
 class Clips:
@@ -68,6 +85,29 @@ class Clips:
                 self._fail(path, "the disk is too slow")
             self._queue.append((self._folder / kind / _part(verdict.keyword) / name, window))
             self._ready.notify()
+
+    def latest(self, count: int) -> list[Clip]:
+        """Those that nobody has sorted yet, the newest first. Looks through the folder."""
+        newest = heapq.nlargest(count, _kept_in(self._folder))
+        return [_described(kept.path) for kept in newest]
+
+    def path_of(self, place: str) -> Path:
+        """Where a clip of `latest` is. Raises KwsdError for what is none, or not there any more."""
+        found = PLACE.fullmatch(place)
+        path = self._folder / place
+        if found is None or OURS.fullmatch(found[3]) is None or kind_of(path) != FILE:
+            raise KwsdError(f"{place[:SHOWN]}: no such clip; perhaps it was sorted, or deleted as the oldest")
+        return path
+
+    def sort(self, place: str, word: str) -> None:
+        """Put a clip where `kwsd train --words` looks for this word. Raises KwsdError if that cannot be."""
+        path = self.path_of(place)
+        folder = self._folder / SORTED / _part(word)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(folder / path.name)
+        except OSError as error:
+            raise KwsdError(f"{place}: cannot be moved to {folder} ({error.strerror})", exit_code=IO) from None
 
     async def close(self) -> None:
         """Write what is queued, but do not wait long for a disk that hangs."""
@@ -130,7 +170,20 @@ def _kept_in(folder: Path) -> Iterator[Kept]:
         ours = OURS.fullmatch(path.name)
         if ours is not None:
             with suppress(OSError):  # somebody was faster
-                yield Kept(ours[1], path.stat().st_size, path)
+                yield Kept(ours[2], path.stat().st_size, path)
+
+
+def _described(path: Path) -> Clip:
+    kind, keyword, name = path.parts[-3:]
+    ours = OURS.fullmatch(name)
+    assert ours is not None
+    return Clip(
+        clip=f"{kind}/{keyword}/{name}",
+        time=iso(born(ours[2])),
+        stream=unquote(ours[1]),
+        keyword=unquote(keyword),
+        told=kind == HEARD,
+    )
 
 
 def _write(path: Path, window: Samples) -> int:
