@@ -18,9 +18,11 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 demo: $(VENV)/.installed
 	@sh tests/demo.sh $(BIN)/kwsd
 
+# They start kwsd some two thousand times: where Python is told to write no bytecode, each would compile all of it.
 # They hear in real time, beside each other: where one fails, a machine that stood still may be to blame. What fails
 # alone as well is at fault.
 test: $(VENV)/.tested
+	@$(BIN)/python -m compileall -q kwsd
 	@$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder || { \
 		status=$$?; test $$status = 1 || exit $$status; \
 		echo 'make test: what failed, once more and alone'; \
