@@ -91,6 +91,15 @@ def test_all_that_wait_can_be_told_at_once():
     assert judge.next_at is None
 
 
+def test_where_nobody_is_waited_for_whoever_hears_it_first_tells_of_it():
+    judge = arbiter(wait_ms=0.0)
+    assert hear(judge, 5.0, word("hall", -40.0)) == []
+    assert judge.next_at == 5.0
+    assert told(judge.settle(5.0)) == [("hall", "stop")]
+    assert hear(judge, 5.1, word("kitchen", -10.0)) == []
+    assert judge.next_at is None
+
+
 def test_the_wait_is_part_of_the_latency_of_who_can_be_late():
     judge = arbiter()
     judge.hear(word("hall", latency=40), None, 5.0, 5.04, ROOMS)
