@@ -296,13 +296,8 @@ class Endpoint:
 
     async def _list_clips(self, _: "web.Request") -> "web.Response":
         """The newest, and what they may have been; null where none are kept."""
-        from aiohttp import web
-
-        clips = self._host.clips()
-        try:
-            latest = await asyncio.to_thread(clips.latest, MOST_CLIPS) if clips is not None else None
-        except OSError as error:
-            raise web.HTTPServiceUnavailable(text=f"the clips cannot be seen now ({error.strerror})\n") from None
+        kept = self._host.clips() is not None
+        latest = await self._of_clips(lambda clips: clips.latest(MOST_CLIPS)) if kept else None
         return _json(msgspec.json.encode({"clips": latest, "words": self._words()}).decode() + "\n")
 
     def _words(self) -> tuple[str, ...]:
@@ -311,7 +306,7 @@ class Endpoint:
     async def _play_clip(self, request: "web.Request") -> "web.StreamResponse":
         from aiohttp import web
 
-        path = self._clip(lambda clips: clips.path_of(request.match_info["place"]))
+        path = await self._of_clips(lambda clips: clips.path_of(request.match_info["place"]))
         return web.FileResponse(path, headers={"Content-Type": "audio/wav"} | SAFE)
 
     async def _sort_clip(self, request: "web.Request") -> "web.Response":
@@ -325,20 +320,23 @@ class Endpoint:
             raise web.HTTPBadRequest(text=f'not understood ({error}); send {{"clip": …, "word": …}}\n') from None
         if wish.word not in self._words():
             raise web.HTTPBadRequest(text=f"{wish.word!r}: one of {', '.join(self._words())}\n")
-        self._clip(lambda clips: clips.sort(wish.clip, wish.word))
+        await self._of_clips(lambda clips: clips.sort(wish.clip, wish.word))
         return _json('{"ok": true}\n')
 
-    def _clip(self, ask: Callable[[Clips], T]) -> T:
-        """What the clips say. Raises HTTPException where there are none, or not that one."""
+    async def _of_clips(self, ask: Callable[[Clips], T]) -> T:
+        """What the clips say, aside, as their disk may hang. Raises HTTPException where there are none, or not that
+        one."""
         from aiohttp import web
 
         clips = self._host.clips()
         try:
             if clips is None:
                 raise KwsdError("no clips are kept; name a folder in sinks.clips.folder")
-            return ask(clips)
+            return await asyncio.to_thread(ask, clips)
         except KwsdError as error:
             raise web.HTTPNotFound(text=f"{error}\n") from None
+        except OSError as error:
+            raise web.HTTPServiceUnavailable(text=f"nobody can look for clips now ({error.strerror})\n") from None
 
     async def _events(self, request: "web.Request") -> "web.StreamResponse":
         """Server-sent events: `?types=detection&streams=kitchen&keywords=stop&scores=1`, commas between several."""

@@ -331,11 +331,3 @@ def ulid(now: float) -> str:
     """A sortable unique id: 48 bits of milliseconds, 80 random bits, in Crockford's base 32."""
     number = int(now * 1000) << 80 | secrets.randbits(80)
     return "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
-
-
-def born(identifier: str) -> float:
-    """When a ULID was made: seconds since the epoch, to the millisecond."""
-    number = 0
-    for sign in identifier[:10]:
-        number = number << 5 | CROCKFORD.index(sign)
-    return number / 1000

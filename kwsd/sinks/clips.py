@@ -22,7 +22,7 @@ import numpy as np
 from kwsd.aside import start
 from kwsd.audio_format import SAMPLE_RATE
 from kwsd.errors import IO, NO_PERMISSION, ConfigError, KwsdError
-from kwsd.event import Heard, Line, Verdict, born, id_of, iso
+from kwsd.event import Heard, Line, Verdict, id_of, iso
 from kwsd.paths import FILE, kind_of
 from kwsd.ring import Samples
 
@@ -36,7 +36,7 @@ LOOK_S = 0.005
 ROOM = 0.95  # share that remains where it was too much, so that not every clip has us look through the folder
 SHOWN = 120  # characters of what is no clip
 LONGEST_NAME = 120  # bytes of a stream's or a keyword's name: a file's may have 255
-OURS = re.compile(r"(.*)_nohash_([0-9A-HJKMNP-TV-Z]{26})\.wav", re.DOTALL)  # files that we may delete: stream, id
+OURS = re.compile(r".*_nohash_([0-9A-HJKMNP-TV-Z]{26})\.wav", re.DOTALL)  # files that we may delete, and their ids
 PLACE = re.compile(rf"({HEARD}|{REJECTED})/([^/.][^/]*)/([^/.][^/]*)", re.DOTALL)  # of one, below the folder
 SIXTEEN_BITS = 32768.0
 
@@ -47,6 +47,7 @@ class Kept(NamedTuple):
     id: str
     size: int  # bytes
     path: Path
+    written: float  # seconds since the epoch
 
 
 class Clip(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +90,7 @@ class Clips:
     def latest(self, count: int) -> list[Clip]:
         """Those that nobody has sorted yet, the newest first. Looks through the folder."""
         newest = heapq.nlargest(count, _kept_in(self._folder))
-        return [_described(kept.path) for kept in newest]
+        return [_described(kept) for kept in newest]
 
     def path_of(self, place: str) -> Path:
         """Where a clip of `latest` is. Raises KwsdError for what is none, or not there any more."""
@@ -170,17 +171,17 @@ def _kept_in(folder: Path) -> Iterator[Kept]:
         ours = OURS.fullmatch(path.name)
         if ours is not None:
             with suppress(OSError):  # somebody was faster
-                yield Kept(ours[2], path.stat().st_size, path)
+                found = path.stat()
+                yield Kept(ours[1], found.st_size, path, found.st_mtime)
 
 
-def _described(path: Path) -> Clip:
-    kind, keyword, name = path.parts[-3:]
-    ours = OURS.fullmatch(name)
-    assert ours is not None
+def _described(kept: Kept) -> Clip:
+    kind, keyword, name = kept.path.parts[-3:]
+    stream = name[: -len(f"_nohash_{kept.id}.wav")]
     return Clip(
         clip=f"{kind}/{keyword}/{name}",
-        time=iso(born(ours[2])),
-        stream=unquote(ours[1]),
+        time=iso(kept.written),
+        stream=unquote(stream),
         keyword=unquote(keyword),
         told=kind == HEARD,
     )
