@@ -32,7 +32,7 @@ class Round:
     group: int
     opened_at: float  # when the first heard it, s
     candidates: list[Candidate] = field(default_factory=list)
-    winner: Heard | None = None  # since it is decided
+    decided: bool = False
 
     @property
     def streams(self) -> set[str]:
@@ -64,21 +64,21 @@ class Arbiter:
     @property
     def next_at(self) -> float | None:
         """When the next word has waited long enough, s; None: none waits."""
-        return min((each.opened_at + self._wait_s for each in self._rounds if each.winner is None), default=None)
+        return min((each.opened_at + self._wait_s for each in self._rounds if not each.decided), default=None)
 
     def hear(self, heard: Heard, sound: Samples | None, at: float, now: float, there: Iterable[str]) -> list[Ruling]:
         """What one of the streams that are `there` heard, in a window that had been said `at` some time, s."""
         group = self.group_of(heard.stream)
         if group is None:
             return [Ruling(heard, sound)]
-        self._rounds = [each for each in self._rounds if each.winner is None or now - each.opened_at <= KEPT_S]
+        self._rounds = [each for each in self._rounds if not each.decided or now - each.opened_at <= KEPT_S]
         candidate = Candidate(heard, sound, at, now)
         found = self._round_of(group, candidate)
         if found is None:
             found = Round(group, at)
             self._rounds.append(found)
         found.candidates.append(candidate)
-        if found.winner is not None:
+        if found.decided:
             return [_overruled(candidate)]
         heard_it = found.streams
         all_have = all(name in heard_it or self.group_of(name) != group for name in there)
@@ -89,7 +89,7 @@ class Arbiter:
         return [
             ruling
             for each in self._rounds
-            if each.winner is None and (at_once or now >= each.opened_at + self._wait_s)
+            if not each.decided and (at_once or now >= each.opened_at + self._wait_s)
             for ruling in self._decide(each, now)
         ]
 
@@ -108,7 +108,7 @@ class Arbiter:
     def _is_same(self, found: Round, candidate: Candidate) -> bool:
         """While the others are waited for, whatever was heard is one word, which some took for another."""
         apart_s = abs(candidate.at - found.opened_at)
-        if found.winner is None and apart_s <= self._wait_s:
+        if not found.decided and apart_s <= self._wait_s:
             return True
         return apart_s <= SAME_S and candidate.heard.keyword in {each.heard.keyword for each in found.candidates}
 
@@ -116,12 +116,13 @@ class Arbiter:
         ranked = sorted(found.candidates, key=self._rank, reverse=True)
         best, others = ranked[0], ranked[1:]
         waited_ms = round((now - best.since) * 1000)
-        found.winner = msgspec.structs.replace(
+        winner = msgspec.structs.replace(
             best.heard,
             also_heard=tuple(_also(each.heard) for each in others),
             latency_ms=None if best.heard.latency_ms is None else best.heard.latency_ms + waited_ms,
         )
-        return [Ruling(found.winner, best.sound), *map(_overruled, others)]
+        found.decided = True
+        return [Ruling(winner, best.sound), *map(_overruled, others)]
 
     def _rank(self, candidate: Candidate) -> tuple[float, float]:
         heard = candidate.heard

@@ -364,11 +364,8 @@ def _check_across_fields(config: Config, place: SettingsFile) -> None:
     _check_arbitration(config, place)
     for i, hook in enumerate(config.hooks):
         _check_hook(hook, f"hooks.{i}", place)
-        strangers = [stream for stream in hook.streams or () if stream not in names]
-        if strangers and not config.has_satellites:
-            raise place.error(
-                f"hooks.{i}.streams", f"no stream is called {strangers[0]!r}; there are {', '.join(names)}"
-            )
+        if not config.has_satellites:
+            _check_names(hook.streams or (), names, f"hooks.{i}.streams", place)
     stdin = [i for i, stream in enumerate(config.streams) if isinstance(stream, PcmConfig) and stream.path == "-"]
     if len(stdin) > 1:
         raise place.error(f"streams.{stdin[1]}", "only one stream can read stdin")
@@ -384,7 +381,8 @@ def _check_arbitration(config: Config, place: SettingsFile) -> None:
             raise place.error(where, f"{twice!r} is in groups.{taken[twice]} as well; a stream is in one group at most")
         taken |= dict.fromkeys(members, i)
         if not config.has_satellites:
-            _check_names(group, names, where, place)
+            fitting_none = [name for name in group if not any(is_among(stream, (name,)) for stream in names)]
+            _check_names(fitting_none, names, where, place)
             if len(members) < 2:
                 raise place.error(
                     where, f"{', '.join(members)} is alone in it; name those that hear the same words, or leave it out"
@@ -397,11 +395,11 @@ def _check_arbitration(config: Config, place: SettingsFile) -> None:
         _check_names(config.arbitration.gain_db, names, "arbitration.gain_db", place)
 
 
-def _check_names(patterns: Iterable[str], names: list[str], where: str, place: SettingsFile) -> None:
+def _check_names(wanted: Iterable[str], names: list[str], where: str, place: SettingsFile) -> None:
     """Raises ConfigError for one that no stream has."""
-    for pattern in patterns:
-        if not any(is_among(name, (pattern,)) for name in names):
-            raise place.error(where, f"no stream is called {pattern!r}; there are {', '.join(names)}")
+    for name in wanted:
+        if name not in names:
+            raise place.error(where, f"no stream is called {name!r}; there are {', '.join(names)}")
 
 
 def is_among(stream: str, group: Iterable[str]) -> bool:

@@ -71,8 +71,9 @@ def test_a_word_that_all_have_heard_is_told_at_once_by_the_loudest(order):
 def test_each_verdict_keeps_the_sound_of_its_own_stream():
     judge, sounds = arbiter(), {room: np.full(2, i, np.float32) for i, room in enumerate(ROOMS)}
     judge.hear(word("hall", -35.0), sounds["hall"], 5.0, 5.0, ROOMS)
-    for ruling in judge.hear(word("kitchen", -20.0), sounds["kitchen"], 5.1, 5.1, ROOMS):
-        assert ruling.sound is sounds[ruling.verdict.stream]
+    rulings = judge.hear(word("kitchen", -20.0), sounds["kitchen"], 5.1, 5.1, ROOMS)
+    assert [ruling.verdict.stream for ruling in rulings] == ["kitchen", "hall"]
+    assert all(ruling.sound is sounds[ruling.verdict.stream] for ruling in rulings)
 
 
 def test_a_word_that_not_all_heard_waits_its_time_and_no_longer():

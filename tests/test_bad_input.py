@@ -62,6 +62,7 @@ def write_config(folder, text):
 
 # --- configuration ------------------------------------------------------------------------------------------
 
+TWO_ROOMS = "streams: [{source: microphone, name: hall}, {source: file, name: kitchen, path: a.wav}]\n"
 CONFIGS = {
     "a YAML syntax error": ("window: {hop_ms: 100\nmodel: x\n", "kwsd.yaml:2: not valid YAML"),
     "a tab": ("window:\n\thop_ms: 100\n", "kwsd.yaml:2: not valid YAML"),
@@ -107,6 +108,29 @@ CONFIGS = {
     "an address that is no list": ("listen: {on: 'unix:in'}\n", "expected list, got str; write a list, such as [a, b]"),
     "a stream that cannot be": (
         "hooks: [{shell: ls, streams: [attic]}]\n", "hooks.0.streams: no stream is called 'attic'; there are mic",
+    ),
+    "a stream to arbitrate that cannot be": (
+        TWO_ROOMS + "arbitration: {groups: [[hall, attic]]}\n",
+        "arbitration.groups.0: no stream is called 'attic'; there are hall, kitchen",
+    ),
+    "a pattern that fits no stream": (
+        TWO_ROOMS + "arbitration: {groups: [['*', 'up *']]}\n",
+        "arbitration.groups.0: no stream is called 'up *'; there are hall, kitchen",
+    ),
+    "a stream alone": (
+        TWO_ROOMS + "arbitration: {groups: [['h*']]}\n", "arbitration.groups.0: hall is alone in it; name those",
+    ),
+    "a stream in two groups": (
+        TWO_ROOMS + "arbitration: {groups: [[hall, kitchen], ['*']]}\n",
+        "arbitration.groups.1: 'hall' is in groups.0 as well; a stream is in one group at most",
+    ),
+    "a pattern where a name is wanted": (
+        TWO_ROOMS + "arbitration: {gain_db: {'h*': 3}}\n",
+        "arbitration.gain_db: no stream is called 'h*'; there are hall, kitchen",
+    ),
+    "faster than time among others": (
+        TWO_ROOMS.replace("a.wav", "a.wav, realtime: false") + "arbitration: {groups: [['*']]}\n",
+        "streams.1.realtime: faster than time nothing is at one time with others, of arbitration.groups.0",
     ),
     "a password in an address": (
         "sinks: {mqtt: {broker: 'mqtt://me:secret@host'}}\n", "sinks.mqtt.broker: has a user or a password in it",
